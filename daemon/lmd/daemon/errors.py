@@ -1,0 +1,162 @@
+"""Errors of the running daemon, beside those of the registry.
+
+LmdError
+├── PermissionDenied          the caller may not do this
+├── UploadRequired            the daemon may not open this caller's files
+├── Draining                  the daemon is shutting down
+├── QueueFull                 too many requests wait already
+├── DeviceMemoryShort         the model does not fit in memory now
+├── ModelIncompatible         the engine refuses the model
+├── RunnerError               a runner ...
+│   ├── RunnerCrashed           ... died
+│   ├── RunnerStartTimeout      ... did not become ready in time
+│   └── RunnerHung              ... stopped answering
+├── Unloaded                  the model was unloaded by force while it answered
+├── ContextLengthExceeded     the prompt is longer than the context
+└── TemplateFailed            the chat template fails or runs over its limits
+"""
+
+from __future__ import annotations
+
+from lmd.registry.errors import LmdError
+
+
+class PermissionDenied(LmdError):
+    """Raised when the caller may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, message: str, *, action: str) -> None:
+        super().__init__(message, metadata={"action": action})
+
+
+class UploadRequired(LmdError):
+    """Raised when the daemon may not open a caller's files: it would read with its own rights, not theirs."""
+
+    reason = "UPLOAD_REQUIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the daemon does not open files of other users; upload the bytes instead")
+
+
+class Draining(LmdError):
+    """Raised for new work while the daemon shuts down."""
+
+    reason = "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is shutting down", hint="try again in a moment")
+
+
+class QueueFull(LmdError):
+    """Raised when too many requests wait already."""
+
+    reason = "QUEUE_FULL"
+
+    def __init__(self, *, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"too many requests wait already (limit {limit})",
+            hint="try again later",
+            metadata={"limit": str(limit)},
+        )
+        self.retry_after_s = retry_after_s
+
+
+class DeviceMemoryShort(LmdError):
+    """Raised when a model does not fit, also after everything idle is evicted."""
+
+    reason = "DEVICE_MEMORY"
+
+    def __init__(self, name: str, *, needed_bytes: int, free_bytes: int, device: str, hint: str = "") -> None:
+        super().__init__(
+            f"model `{name}` does not fit in the memory of {device}: "
+            f"{needed_bytes} bytes needed, {free_bytes} can be freed",
+            hint=hint or "use a smaller quantization or a smaller `num_ctx`, or stop a model with `lm stop`",
+            metadata={
+                "name": name,
+                "needed_bytes": str(needed_bytes),
+                "free_bytes": str(free_bytes),
+                "device": device,
+            },
+        )
+
+
+class ModelIncompatible(LmdError):
+    """Raised when the engine refuses the model; *detail* is the engine's own words."""
+
+    reason = "MODEL_INCOMPATIBLE"
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(f"the engine cannot load model `{name}`: {detail}", metadata={"name": name, "detail": detail})
+
+
+class RunnerError(LmdError):
+    """Base of what can go wrong with a runner process; *log* holds its last lines."""
+
+    def __init__(self, message: str, *, name: str, log: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint, metadata={"name": name, "log": log[-1024:]})
+
+
+class RunnerCrashed(RunnerError):
+    """Raised to exactly the requests a dead runner served."""
+
+    reason = "RUNNER_CRASHED"
+
+    def __init__(self, name: str, *, cause: str, log: str) -> None:
+        super().__init__(
+            f"the runner of model `{name}` died ({cause})", name=name, log=log, hint="run it again to reload"
+        )
+        self.metadata["cause"] = cause
+
+
+class RunnerStartTimeout(RunnerError):
+    """Raised when a runner makes no progress towards ready for the whole load time-out."""
+
+    reason = "RUNNER_START_TIMEOUT"
+
+    def __init__(self, name: str, *, timeout_s: float, log: str) -> None:
+        super().__init__(
+            f"the runner of model `{name}` made no progress for {timeout_s:g} s while loading", name=name, log=log
+        )
+
+
+class RunnerHung(RunnerError):
+    """Raised to exactly the requests of a runner that stopped answering pings."""
+
+    reason = "RUNNER_HUNG"
+
+    def __init__(self, name: str, *, timeout_s: float, log: str) -> None:
+        super().__init__(
+            f"the runner of model `{name}` did not answer for {timeout_s:g} s and was ended", name=name, log=log
+        )
+
+
+class Unloaded(LmdError):
+    """Raised to the running answers of a model that is unloaded by force."""
+
+    reason = "UNLOADED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model `{name}` was unloaded while it answered", metadata={"name": name})
+
+
+class ContextLengthExceeded(LmdError):
+    """Raised when a prompt is longer than the context; nothing is cut silently."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
+
+    def __init__(self, *, prompt_tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, the context holds {context_tokens}",
+            hint="shorten the prompt, or raise `num_ctx`",
+            metadata={"prompt_tokens": str(prompt_tokens), "context_tokens": str(context_tokens)},
+        )
+
+
+class TemplateFailed(LmdError):
+    """Raised when the chat template fails or runs over its limits of time, memory or output."""
+
+    reason = "TEMPLATE_FAILED"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the chat template fails: {detail}", metadata={"detail": detail})

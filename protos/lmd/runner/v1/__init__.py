@@ -1,0 +1,1 @@
+"""The private frames between daemon and runner."""
