@@ -1,17 +1,82 @@
-# Developer commands. `make help` lists them.
+# Developer commands; `make help` lists them. Everything runs in $(VENV), which the first command that needs it makes.
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+PYTHON ?= python3
 PROTO_FILES := $(shell find protos/lmd -name '*.proto' | sort)
+SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
-.PHONY: help protos
+.PHONY: help demo test test-slow check lint types imports protos protos-check fmt dev build clean bench
 .DEFAULT_GOAL := help
 
 help: ## list the commands
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-protos: ## regenerate the stubs from protos/lmd
-	cd protos && PATH="$(BIN):$$PATH" && \
+# The product alone: what a user needs. Editable, so that a checkout runs its own code.
+$(VENV)/.product: pyproject.toml constraints.txt tools/preflight.sh
+	@tools/preflight.sh $(PYTHON)
+	@echo "installing into $(VENV) (the first time this builds llama.cpp: about 7 minutes on two cores)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt pip
+	@$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.product
+	@$(BIN)/python -m pip install -q -c constraints.txt --group test
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@$(BIN)/python -m pip install -q -c constraints.txt --group dev
+	@touch $@
+
+dev: $(VENV)/.dev ## install everything a developer needs
+
+demo: $(VENV)/.test ## a minute's tour on a private daemon that leaves nothing behind
+	@$(BIN)/python -m tools.demo
+
+test: $(VENV)/.test ## run the tests
+	@$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.test ## run all tests, also those that take minutes
+	@$(BIN)/python -m pytest -q -m "not gpu and not network"
+
+check: lint types imports protos-check ## everything CI checks beside the tests
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	@$(BIN)/mypy $(SOURCES)
+
+imports: $(VENV)/.dev
+	@$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## format code and protos
+	@$(BIN)/ruff check --fix-only -q .
+	@$(BIN)/ruff format -q .
+	@cd protos && $(BIN)/buf format -w
+
+protos: $(VENV)/.dev ## regenerate the stubs from protos/lmd
+	@cd protos && PATH="$(BIN):$$PATH" && \
 	  $(BIN)/python -m grpc_tools.protoc -I. --python_out=. --mypy_out=quiet:. $(PROTO_FILES:protos/%=%) && \
 	  $(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. --mypy_grpc_out=quiet:. \
 	    $(filter %_service.proto,$(PROTO_FILES:protos/%=%))
+
+protos-check: $(VENV)/.dev
+	@cd protos && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
+	@tools/protos_drift.sh $(VENV)
+
+build: $(VENV)/.dev ## build the wheel and the source distribution
+	@$(BIN)/python -m pip install -q -c constraints.txt build
+	@$(BIN)/python -m build -o dist .
+
+bench: $(VENV)/.test ## measure against the named peers; run on an idle machine
+	@$(BIN)/python -m bench.cli
+	@$(BIN)/python -m bench.pull
+	@$(BIN)/python -m bench.engine
+	@$(BIN)/python -m bench.memory
+
+clean: ## remove what the other commands made, the environment too
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
