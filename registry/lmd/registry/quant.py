@@ -45,8 +45,8 @@ class RepoFile:
 class Choice:
     """The files of a model.
 
-    *label* is the quantization that the file's name speaks of, in upper case; "" when it has none. *others* are the first
-    files of the models that were not chosen.
+    *label* is the quantization that the file's name speaks of, in upper case; "" when it has none. *others* are the
+    first files of the models that were not chosen.
     """
 
     weights: tuple[RepoFile, ...]
