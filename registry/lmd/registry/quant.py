@@ -12,16 +12,14 @@ Source: ``common/download.cpp`` as vendored in llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from lmd.registry.errors import SourceInvalid, SourceNotFound
+from lmd.registry.filenames import why_hostile
 
 DEFAULT_LABELS = ("Q4_K_M", "Q4", "Q8_0", "Q8")
 """What is taken when nothing is asked for, best first."""
-MAX_NAME_BYTES = 1024
 MAX_SHARDS = 1024
 
 _OTHER_PURPOSES = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
@@ -109,7 +107,7 @@ def check_name(name: str, *, ref: str = "") -> None:
     Raises:
         SourceInvalid: naming the file with its strange characters escaped.
     """
-    why = _hostile(name)
+    why = why_hostile(name)
     if why:
         shown = ascii(name[:100])[1:-1]
         raise SourceInvalid(
@@ -117,24 +115,6 @@ def check_name(name: str, *, ref: str = "") -> None:
             ref=ref,
             hint="do not trust this repository; nothing was fetched from it",
         )
-
-
-def _hostile(name: str) -> str:
-    if not name:
-        return "is empty"
-    if "\\" in name:
-        return "has a backslash"
-    if any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in name):
-        return "has control or invisible characters"
-    if len(name.encode("utf-8")) > MAX_NAME_BYTES or any(len(p.encode("utf-8")) > 255 for p in name.split("/")):
-        return "is too long"
-    decoded = unquote(name, errors="replace")
-    for part in (*name.split("/"), *decoded.split("/")):
-        if part in ("", ".", ".."):
-            return "is not a plain relative path"
-    if decoded.count("/") != name.count("/") or "\\" in decoded or "\0" in decoded:
-        return "hides a separator behind percent signs"
-    return ""
 
 
 def _label(stem: str) -> str:
