@@ -49,9 +49,9 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A token and the only origin it may be sent to."""
+    """The value of an Authorization header and the only origin it may be sent to."""
 
-    token: str = field(repr=False)
+    authorization: str = field(repr=False)
     origin: Origin
 
 
@@ -233,7 +233,7 @@ class Http:
             **(headers or {}),
         }
         if credentials is not None and credentials.origin == origin:
-            sent["Authorization"] = f"Bearer {credentials.token}"
+            sent["Authorization"] = credentials.authorization
         while True:
             cancel.check()
             connection = self._take(origin, min_zone)

@@ -12,6 +12,7 @@ from lmd.registry.cancel import CancelScope
 from lmd.registry.errors import InvalidRequest, SourceInvalid, SourceUnavailable
 from lmd.registry.http import Credentials, Http, Reply
 from lmd.registry.http_headers import git_sha1_from_etag, parse_length, sha256_from_etag
+from lmd.registry.quant import check_name
 from lmd.registry.sources.refusals import blamed_on, refusal
 
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -68,7 +69,7 @@ class HubSource:
             return None
         if _TOKEN.fullmatch(token) is None:
             raise InvalidRequest("the token holds spaces or characters that are not ASCII", field="token")
-        return Credentials(token, self._origin)
+        return Credentials(f"Bearer {token}", self._origin)
 
     def page(self, repo_id: str) -> str:
         """Return where people read about a repository."""
@@ -78,11 +79,9 @@ class HubSource:
         """Return where the bytes of a file are, pinned to the commit that was looked at.
 
         Raises:
-            SourceInvalid: *name* would lead elsewhere once dots and slashes are resolved, as clients do.
+            SourceInvalid: *name* could lead elsewhere: clients resolve dots and slashes in URLs.
         """
-        parts = name.split("/")
-        if any(part in ("", ".", "..") for part in parts) or any(ord(c) < 0x20 or c in '\\%?#"' for c in name):
-            raise SourceInvalid(f"the repository holds a file name that leads elsewhere: {name!r}", ref=model.repo_id)
+        check_name(name, ref=model.repo_id)
         return f"{self.endpoint}/{model.repo_id}/resolve/{model.commit}/{quote(name)}"
 
     def describe(self, org: str, repo: str, *, ref: str, token: str | None, cancel: CancelScope) -> HubModel:
@@ -122,23 +121,24 @@ class HubSource:
     def complete(
         self, model: HubModel, entry: HubEntry, *, ref: str, credentials: Credentials | None, cancel: CancelScope
     ) -> HubEntry:
-        """Fill in what the API left out about a file, from the headers of its resolve reply.
+        """Ask for what the API left out about a file: the headers of its resolve reply say more.
 
         Raises:
-            SourceError: the source refuses, fails, or announces neither size nor digest.
+            SourceError: the source refuses or fails.
             PullCancelled: cancelled.
         """
-        announced: list[Reply] = []
+        hops: list[Reply] = []
         with blamed_on(ref):
             reply = self._http.follow(
                 "HEAD",
                 self.file_url(model, entry.name),
                 cancel=cancel,
                 credentials=credentials,
-                on_redirect=announced.append,
+                on_redirect=hops.append,
             )
             reply.close()
-        if reply.status >= 400 and not announced:
+        linked = next((hop.headers for hop in hops if "x-linked-size" in hop.headers), None)
+        if linked is None and reply.status >= 400:
             raise refusal(
                 reply.status,
                 reply.headers,
@@ -147,14 +147,14 @@ class HubSource:
                 has_token=credentials is not None,
                 page=self.page(model.repo_id),
             )
-        head = next((r.headers for r in announced if "x-linked-size" in r.headers), reply.headers)
-        size_bytes = parse_length(head.get("x-linked-size") or head.get("content-length"))
-        return HubEntry(
-            entry.name,
-            entry.size_bytes if entry.size_bytes is not None else size_bytes,
-            entry.sha256 or sha256_from_etag(head.get("x-linked-etag")),
-            entry.git_sha1 or git_sha1_from_etag(head.get("etag")),
-        )
+        if linked is not None:
+            # The ETag of such a reply, like the API's blob id, is that of an LFS pointer and not of the bytes.
+            size_bytes, git_sha1 = parse_length(linked["x-linked-size"]), None
+        else:
+            size_bytes = parse_length(reply.headers.get("content-length"))
+            git_sha1 = git_sha1_from_etag(reply.headers.get("etag"))
+        sha256 = sha256_from_etag((linked or {}).get("x-linked-etag"))
+        return HubEntry(entry.name, size_bytes if size_bytes is not None else entry.size_bytes, sha256, git_sha1)
 
 
 def _model(org: str, repo: str, info: Any, ref: str) -> HubModel:

@@ -21,7 +21,7 @@ from lmd.registry.http import Http, ReplyRefused
 #: What `model_info` of a repository with tens of thousands of files takes, several times over.
 MAX_REPLY_BYTES = 32 << 20
 
-_FORWARDED = ("authorization", "user-agent", "accept", "x-amzn-trace-id")
+_FORWARDED = ("authorization", "accept")
 
 
 @dataclass(frozen=True, slots=True)
