@@ -273,8 +273,9 @@ def _add_vocab(writer: gguf.GGUFWriter, vocab: Vocab, chat_template: str | None,
     writer.add_tokenizer_model("llama")
     writer.add_token_list(list(vocab.pieces))
     # Longer pieces win, so that a known word becomes one token.
-    writer.add_token_scores([float(len(piece)) if index >= _BYTE_0 + 256 else 0.0 for index, piece in
-                             enumerate(vocab.pieces)])
+    writer.add_token_scores(
+        [float(len(piece)) if index >= _BYTE_0 + 256 else 0.0 for index, piece in enumerate(vocab.pieces)]
+    )
     writer.add_token_types([int(kind) for kind in kinds])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
