@@ -17,21 +17,27 @@ class Batch:
     def __init__(self, llama: Any, capacity: int, sequences: int) -> None:
         self.capacity = capacity
         self.size = 0
-        self._tokens = (ctypes.c_int32 * capacity)()
-        self._positions = (ctypes.c_int32 * capacity)()
-        self._counts = (ctypes.c_int32 * capacity)(*([1] * capacity))
-        self._outputs = (ctypes.c_int8 * capacity)()
-        self._sequences = (ctypes.c_size_t * capacity)()
+        tokens = (ctypes.c_int32 * capacity)()
+        positions = (ctypes.c_int32 * capacity)()
+        counts = (ctypes.c_int32 * capacity)(*([1] * capacity))
+        outputs = (ctypes.c_int8 * capacity)()
+        pointers = (ctypes.c_uint64 * capacity)()
         self._table = (ctypes.c_int32 * sequences)(*range(sequences))
         table = ctypes.addressof(self._table)
         self._addresses = [table + index * ctypes.sizeof(ctypes.c_int32) for index in range(sequences)]
+        # Views copy whole arrays at once and keep the memory behind them alive.
+        self._tokens = memoryview(tokens).cast("B").cast("i")
+        self._positions = memoryview(positions).cast("B").cast("i")
+        self._outputs = memoryview(outputs).cast("B").cast("b")
+        self._pointers = memoryview(pointers).cast("B").cast("Q")
+        self._counts = counts
         int32_p = ctypes.POINTER(ctypes.c_int32)
         self.native = llama.llama_batch()
-        self.native.token = ctypes.cast(self._tokens, int32_p)
-        self.native.pos = ctypes.cast(self._positions, int32_p)
-        self.native.n_seq_id = ctypes.cast(self._counts, int32_p)
-        self.native.seq_id = ctypes.cast(self._sequences, ctypes.POINTER(int32_p))
-        self.native.logits = ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8))
+        self.native.token = ctypes.cast(tokens, int32_p)
+        self.native.pos = ctypes.cast(positions, int32_p)
+        self.native.n_seq_id = ctypes.cast(counts, int32_p)
+        self.native.seq_id = ctypes.cast(pointers, ctypes.POINTER(int32_p))
+        self.native.logits = ctypes.cast(outputs, ctypes.POINTER(ctypes.c_int8))
 
     def clear(self) -> None:
         """Empty it."""
@@ -42,7 +48,7 @@ class Batch:
         index = self.size
         self._tokens[index] = token
         self._positions[index] = position
-        self._sequences[index] = self._addresses[sequence]
+        self._pointers[index] = self._addresses[sequence]
         self._outputs[index] = 1
         self.size = index + 1
         return index
@@ -52,9 +58,9 @@ class Batch:
         start, count = self.size, len(tokens)
         end = start + count
         self._tokens[start:end] = tokens
-        self._positions[start:end] = range(position, position + count)
-        self._sequences[start:end] = [self._addresses[sequence]] * count
-        ctypes.memset(ctypes.addressof(self._outputs) + start, 0, count)
+        self._positions[start:end] = array("i", range(position, position + count))
+        self._pointers[start:end] = array("Q", [self._addresses[sequence]]) * count
+        self._outputs[start:end] = array("b", bytes(count))
         self._outputs[end - 1] = int(sample)
         self.size = end
         return end - 1

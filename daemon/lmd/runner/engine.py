@@ -58,8 +58,7 @@ class Engine:
             WireError: it broke the protocol.
         """
         while not (self._draining and not self._known and not self._channel.has_unsent):
-            working = bool(self._reading or self._generating)
-            self._wait(0.0 if working else self._idle_timeout_s())
+            self._wait(self._timeout_s())
             for message in self._channel.receive() if not self._channel.congested else ():
                 self._handle(message)
             self._prepared(self._prompts.advance())
@@ -96,7 +95,10 @@ class Engine:
         for fileno, events in interest.items():
             self._poll.register(fileno, events)
 
-    def _idle_timeout_s(self) -> float:
+    def _timeout_s(self) -> float:
+        """Return how long there is nothing to do if nothing arrives; negative is for ever."""
+        if self._reading or self._generating or (self._queue and not self._channel.congested):
+            return 0.0
         templates = self._prompts.templates
         if templates is None or templates.deadline is None:
             return -1.0

@@ -12,6 +12,8 @@ from typing import Any
 _INFO, _WARN, _ERROR, _CONTINUED = 2, 3, 4, 5
 
 _KEPT_ERRORS = 4
+# A warning about the context being longer than the model's: it is shared by all slots, each of which keeps to its part.
+_SHARED_CONTEXT = b"possible training context overflow"
 _BUFFER = re.compile(rb"(\S+)\s+(model|KV|RS|compute|output)(?: state)? buffer size\s*=\s*([0-9.]+) MiB")
 _OFFLOADED = re.compile(rb"offloaded (\d+)/\d+ layers to GPU")
 _OUT_OF_MEMORY = re.compile(rb"out of memory|unable to allocate|failed to allocate|bad_alloc|cannot allocate", re.I)
@@ -53,6 +55,8 @@ class EngineLog:
                 self._read_buffer(text)
             elif match := _OFFLOADED.search(text):
                 self.gpu_layers = int(match[1])
+            return
+        if _SHARED_CONTEXT in text:
             return
         with contextlib.suppress(OSError):
             os.write(2, text)

@@ -73,7 +73,7 @@ class Renderer:
             lstrip_blocks=True,
             extensions=[_IgnoreGeneration, jinja2.ext.loopcontrols],
             # A template's output is a prompt, not a page.
-            autoescape=False,  # noqa: S701
+            autoescape=False,
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Protocol
 
-# Keeping a slot's other tokens is worth a copy unless the new prompt continues most of them anyway.
+# A prompt that shares this part of a slot's tokens is taken for their continuation.
 _CONTINUES = 0.5
 
 
@@ -78,7 +78,7 @@ class Slots:
         if source is None:
             slot = oldest
             self._reset(slot)
-        elif not source.busy and (source is oldest or shared >= _CONTINUES * len(source.tokens)):
+        elif not source.busy and (source is oldest or _supersedes(prompt, source, shared)):
             slot = source
             kept = self._memory.keep(slot.sequence, shared)
             slot.tokens = slot.tokens[:shared] if kept else array("i")
@@ -123,6 +123,14 @@ class Slots:
                 if shared >= longest and shared > 0:
                     best, longest = slot, shared
         return best, longest
+
+
+def _supersedes(prompt: array[int], slot: Slot, shared: int) -> bool:
+    """Tell whether a prompt leaves little use for the tokens of a slot beyond those they share.
+
+    It does when it goes on from most of them, or when it was asked before: then the rest is an answer given once.
+    """
+    return shared >= _CONTINUES * len(slot.tokens) or shared == len(prompt) - 1
 
 
 def common_prefix(one: array[int], other: array[int], limit: int) -> int:

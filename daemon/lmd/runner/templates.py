@@ -129,7 +129,8 @@ class TemplateClient:
             yield from self._exchange()
         except (WireClosed, WireError):
             yield from self._give_up("its process died; it may have used too much memory")
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        due = self._deadline is not None and time.monotonic() >= self._deadline
+        if due and self._state is not _State.ABSENT:
             limit_s = _START_TIMEOUT_S if self._state is _State.STARTING else self._setup.timeout_s
             yield from self._give_up(f"it takes longer than {limit_s:g} s")
         while self._broken and self._waiting:
@@ -195,7 +196,7 @@ class TemplateClient:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this program's own interpreter
                 [sys.executable, "-P", "-m", "lmd.runner.render", "--fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
