@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -207,6 +208,37 @@ async def test_a_client_that_hangs_up_runs_the_handlers_cleanup_at_once(tmp_path
             call.cancel()
             async with asyncio.timeout(10):
                 await cleaned.wait()
+    assert logs == []
+
+
+async def test_a_client_that_hung_up_before_a_write_is_no_defect(tmp_path: Path) -> None:
+    """gRPC fails such a write with an internal error of its own; each one filled the log with a traceback."""
+    running, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def finish_first() -> None:
+        await go_on.wait()
+
+    async def handler(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"first"
+        running.set()
+        finishing = asyncio.create_task(finish_first())
+        while not finishing.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(finishing)
+            go_on.set()
+        try:
+            yield b"too late"
+        finally:
+            ended.set()
+
+    with structlog.testing.capture_logs() as logs:
+        async with serving(tmp_path, handler, stream=True) as client:
+            call = client.stream()
+            assert await call.read() == b"first"
+            await running.wait()
+            call.cancel()
+            async with asyncio.timeout(10):
+                await ended.wait()
     assert logs == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -47,7 +48,10 @@ def _wrap(inner: Callable[[Any, Any], Any], around: Around, method: str) -> Call
             # for the garbage collector. Written this way it runs at once.
             async with around(method, context), aclosing(inner(request, context)) as messages:
                 async for message in messages:
-                    await context.write(message)
+                    try:
+                        await context.write(message)
+                    except grpc.aio.InternalError:  # what gRPC says when the client has hung up before the write
+                        raise asyncio.CancelledError from None
 
         return stream
     if inspect.iscoroutinefunction(inner):
