@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -22,8 +23,9 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from lmd.daemon.blocking import BlockingPool
-from lmd.daemon.dropin_folder import DropInFolder, Timing
+from lmd.daemon.dropin_folder import DropInFolder
 from lmd.daemon.names import Names
+from lmd.daemon.settling import Timing
 from lmd.registry.errors import LmdError
 from lmd.registry.store import Store
 
@@ -70,12 +72,12 @@ class DropIn:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def problems(self) -> dict[str, str]:
+    def problems(self) -> Mapping[str, str]:
         """Why files in the folder are no models, by their path below it."""
         return self._models.problems
 
     @property
-    def waiting(self) -> dict[str, str]:
+    def waiting(self) -> Mapping[str, str]:
         """What files in the folder wait for, by their path below it."""
         return self._models.waiting
 

@@ -6,26 +6,26 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
-from lmd.daemon.dropin_scan import Entry, FileMark, irregular, mark_of, scan
+from lmd.daemon.dropin_scan import Entry, irregular, mark_of, scan
 from lmd.daemon.dropin_state import DropInState, Made, Marks
 from lmd.daemon.names import Names
-from lmd.daemon.writers import has_writer
+from lmd.daemon.settling import NotYet, Settling, Timing
 from lmd.registry.create import create_model
 from lmd.registry.digest import Digest
 from lmd.registry.errors import (
-    DiskFull,
     FileChanged,
     FileInvalid,
+    GgufInvalid,
     LmdError,
+    ModelfileSyntax,
     ModelNotFound,
     PullCancelled,
-    StoreError,
 )
 from lmd.registry.modelfile import From, Modelfile, decode_modelfile, parse_modelfile
 from lmd.registry.ref import DEFAULT_TAG, name_from_filename
@@ -34,28 +34,6 @@ from lmd.registry.store import Store, TagRecord
 log = structlog.get_logger(__name__)
 
 MAX_MODELFILE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long to wait for what, in seconds.
-
-    A file that nobody has open for writing must be as it is for *settle_s*: some tools close and reopen. Where the
-    system cannot tell whether somebody writes, it must be *blind_settle_s*. Something that failed for a reason that
-    may pass is tried again after *rescan_s*, which is also how often the folder is looked at without an event.
-    """
-
-    settle_s: float = 1.0
-    blind_settle_s: float = 10.0
-    rescan_s: float = 60.0
-
-
-class NotYet(Exception):
-    """Raised when an entry has to wait; *wait_s* is when to look again."""
-
-    def __init__(self, why: str, wait_s: float) -> None:
-        super().__init__(why)
-        self.wait_s = wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +65,13 @@ class DropInFolder:
         self._timing = timing
         self._clock = clock
         self._state = DropInState(store, folder)
-        self._since: dict[Path, tuple[FileMark, float]] = {}
+        self._settling = Settling(timing, clock)
         self._absent: dict[str, float] = {}
         self._problems: dict[str, Problem] = {}
-        self._waiting: dict[str, str] = {}
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Why entries are no models, by their path below the folder."""
-        return {key: problem.message for key, problem in self._problems.items()}
-
-    @property
-    def waiting(self) -> dict[str, str]:
-        """What entries wait for, by their path below the folder."""
-        return dict(self._waiting)
+        #: Why entries are no models, and what others wait for, by their path below the folder. Replaced as a whole
+        #: at the end of a look, so any thread may read them.
+        self.problems: Mapping[str, str] = {}
+        self.waiting: Mapping[str, str] = {}
 
     def reconcile(self, cancelled: threading.Event) -> float:
         """Make, replace and remove models; return after how many seconds to look again.
@@ -126,8 +97,9 @@ class DropInFolder:
                 return wait_s
         keys = {entry.key for entry in entries}
         wait_s = min([wait_s, *self._remove_gone(keys, inode)])
-        self._forget_all_but(keys, entries)
-        self._waiting = waiting
+        self._forget_all_but(keys)
+        self.waiting = waiting
+        self.problems = {key: problem.message for key, problem in self._problems.items()}
         return wait_s
 
     def _look_at(self, entry: Entry, inode: int, makers: dict[str, str], cancelled: threading.Event) -> None:
@@ -146,29 +118,25 @@ class DropInFolder:
             raise NotYet("it changed while it was read", self._timing.settle_s) from error
 
     def _make_if_new(self, entry: Entry, name: str, inode: int, cancelled: threading.Event) -> None:
-        marks = self._marks(entry.files)
         made = self._state.made.get(entry.key)
-        recipe: Modelfile | None = None
+        if made is not None and self._is_current(made):
+            self._problems.pop(entry.key, None)
+            self._state.put(entry.key, replace(made, folder_inode=inode))
+            return
+        marks = self._marks(entry.files)
         try:
-            if entry.is_modelfile:
-                if made is None or not _contains(made.marks, marks):
-                    self._settle(entry.files)
-                recipe = self._read(entry.files[0])
-                marks |= self._marks(self._from_files(entry, recipe))
-            if made is not None and made.marks == marks:
-                self._problems.pop(entry.key, None)
-                self._state.put(entry.key, replace(made, folder_inode=inode))
-                return
+            files, recipe = self._recipe(entry)
+            marks |= self._marks(files)
             problem = self._problems.get(entry.key)
             if problem is not None and problem.marks == marks and self._clock() < problem.retry_at:
                 return
-            files = self._from_files(entry, recipe) if recipe else list(entry.files)
-            self._settle(files)
-            tag = self._make(entry, name, inode, recipe or _recipe_for(files), cancelled)
+            self._settling.check(files)
+            tag = self._make(entry, name, inode, recipe, cancelled)
+        except (PullCancelled, FileChanged):
+            raise
         except LmdError as error:
-            if isinstance(error, PullCancelled | FileChanged):
-                raise
-            self._report(entry, marks, error.message, may_pass=_may_pass(error))
+            lasting = isinstance(error, GgufInvalid | ModelfileSyntax)
+            self._report(entry, marks, error.message, may_pass=not lasting)
             return
         except OSError as error:
             self._report(entry, marks, f"cannot read it: {error.strerror}", may_pass=True)
@@ -177,9 +145,18 @@ class DropInFolder:
         self._state.put(entry.key, Made(tag.name, str(tag.manifest), marks, inode))
         log.info("dropin_model_made", file=entry.key, name=tag.name, digest=str(tag.manifest))
 
-    def _make(
-        self, entry: Entry, name: str, inode: int, recipe: Modelfile, cancelled: threading.Event
-    ) -> TagRecord:
+    def _is_current(self, made: Made) -> bool:
+        return all(mark_of(self._folder / path) == mark for path, mark in made.marks.items()) and bool(made.marks)
+
+    def _recipe(self, entry: Entry) -> tuple[list[Path], Modelfile]:
+        """Return the GGUF files of an entry and the Modelfile it is or, for bare files, stands for."""
+        if entry.is_modelfile:
+            self._settling.check(entry.files)
+            recipe = self._read(entry.files[0])
+            return [self._from_path(entry, source.value) for source in recipe.from_ if _is_file(source.value)], recipe
+        return list(entry.files), Modelfile(from_=tuple(From(path.name, 1, 1) for path in entry.files))
+
+    def _make(self, entry: Entry, name: str, inode: int, recipe: Modelfile, cancelled: threading.Event) -> TagRecord:
         existing = self._store.get_tag(name)
         if existing is not None and not self._state.owns(existing.name, str(existing.manifest)):
             raise FileInvalid(entry.key, f"the name `{name}` belongs to a model from elsewhere; rename the file")
@@ -209,16 +186,11 @@ class DropInFolder:
             raise FileInvalid(path.name, "a Modelfile has at most 1 MiB")
         return parse_modelfile(decode_modelfile(data))
 
-    def _from_files(self, entry: Entry, recipe: Modelfile) -> list[Path]:
-        return [self._from_path(entry, source.value) for source in recipe.from_ if _is_file(source.value)]
-
     def _from_path(self, entry: Entry, value: str) -> Path:
         """Return the file a FROM names: it lies beside the Modelfile or elsewhere in the folder, never outside.
 
         The daemon opens it with its own rights, which may be more than those of who wrote the Modelfile.
         """
-        if not entry.is_modelfile:
-            return Path(value)
         path = Path(os.path.normpath(entry.files[0].parent / value.removeprefix("file:")))
         parent = path.parent
         inside = parent == self._folder or (parent.parent == self._folder and not parent.is_symlink())
@@ -231,33 +203,14 @@ class DropInFolder:
             raise NotYet(f"{value} is not there yet", self._timing.rescan_s)
         return path
 
-    def _marks(self, paths: list[Path] | tuple[Path, ...]) -> Marks:
+    def _marks(self, paths: Sequence[Path]) -> Marks:
         marks: Marks = {}
         for path in paths:
             mark = mark_of(path)
             if mark is None:
-                raise NotYet(f"{path.name} is gone again", self._timing.settle_s)
+                raise NotYet(f"{path.name} is not there", self._timing.settle_s)
             marks[str(path.relative_to(self._folder))] = mark
         return marks
-
-    def _settle(self, paths: list[Path] | tuple[Path, ...]) -> None:
-        """Raise NotYet unless all *paths* are written completely, as far as one can know."""
-        now = self._clock()
-        for path in paths:
-            mark = mark_of(path)
-            if mark is None:
-                raise NotYet(f"{path.name} is gone again", self._timing.settle_s)
-            known, since = self._since.setdefault(path, (mark, now))
-            if known != mark:
-                self._since[path] = (mark, since := now)
-            writer = has_writer(path)
-            if writer:
-                self._since[path] = (mark, now)
-                raise NotYet(f"{path.name} is being written", self._timing.blind_settle_s)
-            needed_s = self._timing.blind_settle_s if writer is None else self._timing.settle_s
-            left_s = since + needed_s - now
-            if left_s > 0:
-                raise NotYet(f"{path.name} was just written", left_s)
 
     def _remove_gone(self, keys: set[str], inode: int) -> Iterator[float]:
         """Remove the models of entries that are gone for good; yield the waits for those that may come back.
@@ -274,18 +227,24 @@ class DropInFolder:
                 continue
             tag = self._store.get_tag(made.name)
             if tag is not None and str(tag.manifest) == made.manifest:
-                self._names.remove(tag)
-                log.info("dropin_model_removed", file=key, name=tag.name)
+                self._remove(tag, key)
             self._state.drop(key)
+            del self._absent[key]
 
-    def _forget_all_but(self, keys: set[str], entries: list[Entry]) -> None:
-        for known in (self._problems.keys() - keys, self._absent.keys() & keys):
-            for key in known:
-                self._problems.pop(key, None)
+    def _remove(self, tag: TagRecord, key: str) -> None:
+        try:
+            self._names.remove(tag)
+        except ModelNotFound:
+            log.debug("dropin_model_gone_already", file=key, name=tag.name)
+        else:
+            log.info("dropin_model_removed", file=key, name=tag.name)
+
+    def _forget_all_but(self, keys: set[str]) -> None:
+        for key in self._problems.keys() - keys:
+            del self._problems[key]
         for key in self._absent.keys() & keys:
             del self._absent[key]
-        there = {path for path in self._since if path.exists()}
-        self._since = {path: since for path, since in self._since.items() if path in there}
+        self._settling.forget_missing()
 
     def _report(self, entry: Entry, marks: Marks, message: str, *, may_pass: bool = False) -> None:
         known = self._problems.get(entry.key)
@@ -295,19 +254,5 @@ class DropInFolder:
             log.warning("dropin_file_refused", file=entry.key, reason=message)
 
 
-def _contains(marks: Marks, part: Marks) -> bool:
-    return part.items() <= marks.items()
-
-
-def _recipe_for(files: list[Path]) -> Modelfile:
-    """Return the Modelfile that a bare GGUF, or its shards, stands for."""
-    return Modelfile(from_=tuple(From(str(path), 1, 1) for path in files))
-
-
 def _is_file(value: str) -> bool:
     return value.startswith(("/", "./", "../", "file:")) or ("/" not in value and value.lower().endswith(".gguf"))
-
-
-def _may_pass(error: LmdError) -> bool:
-    """Return whether time or the user can mend it without touching the file."""
-    return isinstance(error, DiskFull | StoreError | ModelNotFound)

@@ -121,9 +121,7 @@ class Pulls:
         loop = asyncio.get_running_loop()
         self._active[job.key] = job
         log.info("pull_started", pull_id=job.pull_id, name=ref.name, detached=detach)
-        job.work = self._threads.submit(
-            self._puller.pull, ref, token=token, on_event=job.note, cancelled=job.cancelled
-        )
+        job.work = self._threads.submit(self._puller.pull, ref, token=token, on_event=job.note, cancelled=job.cancelled)
         job.work.add_done_callback(lambda work: loop.call_soon_threadsafe(self._end, job, work))
         return job
 
