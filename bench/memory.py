@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.hub import serve
+from tests.support.hub import HubServer
 from tests.support.product import installed
 
 IDLE_BAR_MB = 90.0
@@ -30,8 +30,10 @@ def measure(size_bytes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="lm-bench-") as scratch:
         big = Path(scratch) / "big.gguf"
         make_gguf(big, size_bytes)
-        with serve({"bench/big": big}) as hub, installed(Path(scratch) / "home", HF_ENDPOINT=hub.endpoint) as product:
-            product.home.mkdir()
+        home = Path(scratch) / "home"
+        home.mkdir()
+        with HubServer() as hub, installed(home, HF_ENDPOINT=hub.endpoint) as product:
+            hub.add_repo("bench/big", {big.name: big})
             daemon = product.start()
             idle = rss_mb(daemon.pid)
             product.lm("ls")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import HubServer, serve
+from tests.support.hub import HubServer
 from tests.support.product import Product, installed
 from tests.support.tiny_models import make_tiny_llama
 
@@ -28,7 +28,9 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(tiny_chat: Path) -> Iterator[HubServer]:
     """A Hub with a trained model without a template, and a random one with a template."""
-    with serve({"test/stories": STORIES, "test/chat": tiny_chat}) as server:
+    with HubServer() as server:
+        server.add_repo("test/stories", {STORIES.name: STORIES})
+        server.add_repo("test/chat", {tiny_chat.name: tiny_chat})
         yield server
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.support.hub import HubServer
-from tests.support.product import Product, command, wait_until
+from tests.e2e.conftest import STORIES
+from tests.support.hub import HubServer, Trigger
+from tests.support.product import Product, command
 
 pytestmark = pytest.mark.e2e
 
@@ -76,7 +80,7 @@ def test_file_that_does_not_exist(product: Product) -> None:
 
 
 def test_gated_repository_says_how_to_give_a_token(product: Product, hub: HubServer) -> None:
-    hub.repo("test/stories").gated = True
+    hub.repos["test/stories"].gated = True
     reason, _, hint = error_of(product, "pull", "hf.co/test/stories")
     assert reason == "SOURCE_ACCESS_DENIED"
     assert "HF_TOKEN" in hint
@@ -84,7 +88,7 @@ def test_gated_repository_says_how_to_give_a_token(product: Product, hub: HubSer
 
 
 def test_no_network(product: Product, hub: HubServer) -> None:
-    hub.close()
+    hub.stop()
     reason, _, hint = error_of(product, "pull", "hf.co/test/stories")
     assert reason == "SOURCE_UNAVAILABLE"
     assert hint
@@ -143,8 +147,6 @@ def test_option_that_does_not_exist_or_fit(product: Product) -> None:
 
 
 def test_second_daemon_on_one_store(product: Product) -> None:
-    import subprocess
-
     done = subprocess.run(
         [command("lmd")], env=product.environment(), capture_output=True, text=True, timeout=30, check=False
     )
@@ -154,14 +156,20 @@ def test_second_daemon_on_one_store(product: Product) -> None:
 
 
 def test_interrupted_pull_resumes(product: Product, hub: HubServer) -> None:
-    hub.repo("test/stories").hold_after_bytes = 300_000
+    middle, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        middle.set()
+        go_on.wait(30)
+
+    hub.fault("test/stories", STORIES.name, Trigger(300_000, hold))
     pull = product.spawn_lm("pull", "hf.co/test/stories")
-    wait_until(lambda: hub.held > 0, "the transfer is in the middle")
-    pull.send_signal(2)
+    assert middle.wait(30)
+    pull.send_signal(signal.SIGINT)
     _, err = pull.communicate(timeout=20)
     assert pull.returncode == 130
     assert "resume" in err
-    hub.repo("test/stories").hold_after_bytes = None
+    go_on.set()
     product.lm("pull", "hf.co/test/stories")
     assert orphans(product) == []
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.hub import HubServer, serve
-from tests.support.product import Product, installed, wait_until
+from tests.support.hub import HubServer, Trigger
+from tests.support.product import Daemon, Product, installed
 from tests.support.tiny_models import make_tiny_llama
+
+REPO = "test/big"
 
 pytestmark = [pytest.mark.fault, pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -24,7 +27,8 @@ def big_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(big_model: Path) -> Iterator[HubServer]:
-    with serve({"test/big": big_model}) as server:
+    with HubServer() as server:
+        server.add_repo(REPO, {big_model.name: big_model})
         yield server
 
 
@@ -36,34 +40,32 @@ def product(lmd_home: Path, hub: HubServer) -> Iterator[Product]:
 
 def test_ten_kills_in_one_pull(product: Product, hub: HubServer, big_model: Path) -> None:
     size = big_model.stat().st_size
-    random_moments = random.Random(20261121)
-    repo = hub.repo("test/big")
-    product.start()
-    for step in range(1, 11):
-        sent = hub.bytes_sent
-        # The transfer stands still at a random byte of the next twelfth of the file; there the daemon is killed.
-        repo.hold_after_bytes = random_moments.randrange(size // 24, size // 12)
-        pull = product.spawn_lm("pull", "hf.co/test/big")
-        wait_until(lambda: hub.held > 0, f"transfer {step} is in the middle")
-        product.daemons[-1].kill()
-        pull.communicate(timeout=20)
-        assert pull.returncode == 1
-        assert hub.bytes_sent > sent
-        repo.hold_after_bytes = None
-        hub.release()
-        hub.log.clear()
-        product.start()
+    moments = random.Random(20261121)
+    for _ in range(10):
+        daemon = product.start()
         assert product.json("ls") == []
+        # At a random byte of the next twelfth of the file the server itself kills the daemon.
+        killed = threading.Event()
 
-    product.lm("pull", "hf.co/test/big", timeout_s=120)
-    offsets = [request.range_start for request in hub.log if request.range_start is not None]
+        def kill(daemon: Daemon = daemon, killed: threading.Event = killed) -> None:
+            daemon.kill()
+            killed.set()
+
+        moment = hub.sent_bytes(REPO, big_model.name) + moments.randrange(size // 24, size // 12)
+        hub.fault(REPO, big_model.name, Trigger(moment, kill))
+        pull = product.lm("pull", f"hf.co/{REPO}", code=1)
+        assert killed.wait(10), pull.stderr
+
+    product.start()
+    hub.requests.clear()
+    product.lm("pull", f"hf.co/{REPO}", timeout_s=120)
+    offsets = [request.byte_range[0] for request in hub.data_requests(big_model.name) if request.byte_range]
     assert offsets, "the last pull asked for ranges"
     assert min(offsets) > 0, "and did not start over"
     digest = hashlib.sha256(big_model.read_bytes()).hexdigest()
     blob = product.home / "store" / "blobs" / "sha256" / digest
     assert hashlib.sha256(blob.read_bytes()).hexdigest() == digest
-    report = product.json("gc", "--dry-run", "--grace", "0s")
-    assert report["items"] == []
+    assert product.json("gc", "--dry-run", "--grace", "0s")["items"] == []
 
 
 @pytest.mark.parametrize("verb", ["create", "cp", "rm"])
