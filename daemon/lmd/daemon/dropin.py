@@ -26,6 +26,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.dropin_folder import DropInFolder
 from lmd.daemon.names import Names
 from lmd.daemon.settling import Timing
+from lmd.daemon.tasks import give_up
 from lmd.registry.errors import LmdError
 from lmd.registry.store import Store
 
@@ -90,8 +91,7 @@ class DropIn:
         """Stop watching; an import under way is given up and begins anew at the next start."""
         self._cancelled.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await give_up(self._task)
         await self._pool.run(self._unwatch)
 
     async def _run(self) -> None:
