@@ -56,14 +56,14 @@ class Settling:
             mark = mark_of(path)
             if mark is None:
                 raise NotYet(f"{path.name} is not there", self._timing.settle_s)
-            known, since = self._since.setdefault(path, (mark, now))
             writer = self._has_writer(path)
-            if writer or known != mark:
-                since = now
-                self._since[path] = (mark, now)
             if writer:
+                self._since.pop(path, None)
                 # The event of its closing comes earlier than this, where there are events.
                 raise NotYet(f"{path.name} is being written", self._timing.blind_settle_s)
+            known, since = self._since.setdefault(path, (mark, now))
+            if known != mark:
+                self._since[path] = (mark, since := now)
             needed_s = self._timing.blind_settle_s if writer is None else self._timing.settle_s
             left_s = since + needed_s - now
             if left_s > 0:
