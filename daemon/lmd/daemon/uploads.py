@@ -7,7 +7,6 @@ import hashlib
 import os
 import secrets
 import threading
-import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +69,7 @@ class Uploads:
         self._pool = pool
         self._importing = asyncio.Semaphore(MAX_IMPORTS)
         self._lock = threading.Lock()  # protects the leases, which pool threads change
-        self._leases: dict[Digest, tuple[float, Lease]] = {}
+        self._leases: dict[Digest, Lease] = {}
 
     async def receive(self, chunks: AsyncIterator[Chunk]) -> StoredBlob:
         """Store what *chunks* bring; of an upload that is cut off nothing stays.
@@ -87,7 +86,7 @@ class Uploads:
             async for chunk in chunks:
                 await self._pool.run(reception.take, chunk.data)
             digest = reception.digest()
-            await self._pool.run(self._hold, digest)
+            await self._hold(digest)
             await self._pool.run(reception.commit, digest)
         finally:
             await self._pool.run(reception.close)
@@ -119,7 +118,7 @@ class Uploads:
                 digest, size_bytes = await self._pool.run_cancellable(
                     cancelled, self._store.import_file, path, on_progress=on_progress, cancelled=cancelled
                 )
-                await self._pool.run(self._hold, digest)
+                await self._hold(digest)
             return StoredBlob(digest, size_bytes)
 
         task = asyncio.create_task(work(), name="import")
@@ -140,20 +139,29 @@ class Uploads:
     def release(self, digests: Iterable[Digest]) -> None:
         """Give up the leases of blobs that a model refers to by now. Not for the loop's thread: it writes the index."""
         with self._lock:
-            leases = [self._leases.pop(digest)[1] for digest in set(digests) & self._leases.keys()]
+            leases = [self._leases.pop(digest) for digest in set(digests) & self._leases.keys()]
         for lease in leases:
             lease.release()
 
-    def _hold(self, digest: Digest) -> None:
+    async def _hold(self, digest: Digest) -> None:
+        """Keep *digest*; a lease that nobody holds any more ends by itself."""
+        lease = await self._pool.run(self._lease, digest)
+        asyncio.get_running_loop().call_later(LEASE_S, self._let_go, digest, lease)
+
+    def _lease(self, digest: Digest) -> Lease:
         lease = self._store.lease("upload", LEASE_S)
         lease.add(digest)
-        now = time.monotonic()
         with self._lock:
-            before = self._leases.pop(digest, None)
-            self._leases = {each: held for each, held in self._leases.items() if held[0] > now}
-            self._leases[digest] = (now + LEASE_S, lease)
+            before = self._leases.get(digest)
+            self._leases[digest] = lease
         if before is not None:
-            before[1].release()
+            before.release()
+        return lease
+
+    def _let_go(self, digest: Digest, lease: Lease) -> None:
+        with self._lock:
+            if self._leases.get(digest) is lease:
+                del self._leases[digest]
 
 
 class _Reception:
