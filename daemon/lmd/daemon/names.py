@@ -1,0 +1,119 @@
+"""Finds the model a text means, and takes names away. Synchronous: it reads the index and manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from lmd.registry.aliases import AliasTable
+from lmd.registry.digest import Digest
+from lmd.registry.errors import BlobCorrupt, BlobMissing, ModelNotFound
+from lmd.registry.ref import FileRef, ModelRef, NameRef, parse_ref
+from lmd.registry.store import Store, TagRecord
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What came of a removal; *pending_bytes* follow when the model stops."""
+
+    freed_bytes: int
+    pending_bytes: int
+
+
+class Names:
+    """The names of the store as people write them. Thread-safe, as the store is."""
+
+    def __init__(self, store: Store, aliases: AliasTable) -> None:
+        self._store = store
+        self._aliases = aliases
+
+    def find(self, text: str) -> TagRecord:
+        """Return the tag that *text* means: the name itself, or the repository it is an alias of.
+
+        Raises:
+            InvalidRef: *text* is no model reference.
+            ModelNotFound: there is no such model, or it has another digest than the one asserted.
+        """
+        ref = parse_ref(text)
+        for name in self._equivalents(ref):
+            tag = self._store.get_tag(name)
+            if tag is not None:
+                self._check_digest(ref, tag)
+                return tag
+        raise self._not_found(ref, may_pull=True)
+
+    def find_exactly(self, text: str) -> TagRecord:
+        """Return the tag of this very name: what is changed or removed is never an equivalent.
+
+        Raises: as `find`.
+        """
+        ref = parse_ref(text)
+        tag = self._store.get_tag(ref.name)
+        if tag is None:
+            raise self._not_found(ref, may_pull=False)
+        self._check_digest(ref, tag)
+        return tag
+
+    def remove(self, tag: TagRecord) -> Removal:
+        """Remove a name, and at once the bytes that nothing else needs.
+
+        Raises: ModelNotFound when the name has gone meanwhile.
+        """
+        own = self._exclusive_blobs(tag)
+        if self._store.delete_tag(tag.name) is None:
+            raise ModelNotFound(tag.name)
+        freed_bytes = self._store.sweep_condemned()
+        return Removal(freed_bytes, sum(self._size_if_there(digest) for digest in own))
+
+    def _equivalents(self, ref: ModelRef) -> Iterator[str]:
+        yield ref.name
+        if isinstance(ref, NameRef):
+            target = self._aliases.resolve(ref)
+            if target is not None:
+                yield target.name
+
+    def _check_digest(self, ref: ModelRef, tag: TagRecord) -> None:
+        """A digest asserts the manifest or, as a pull understands it, the only weights file."""
+        if ref.digest is None or ref.digest == tag.manifest:
+            return
+        weights = self._store.get_manifest(tag.manifest).weights
+        if len(weights) == 1 and weights[0].digest == ref.digest:
+            return
+        raise ModelNotFound(
+            f"{ref.name}@{ref.digest}", hint=f"`{tag.name}` is at {tag.manifest}; leave the digest out, or pull again"
+        )
+
+    def _not_found(self, ref: ModelRef, *, may_pull: bool) -> ModelNotFound:
+        stored = [tag.name for tag in self._store.list_tags()]
+        shown = ref.name.removesuffix(":latest") if isinstance(ref, NameRef) else ref.name
+        known = isinstance(ref, NameRef) and self._aliases.resolve(ref) is not None
+        hint = ""
+        if may_pull and (known or not isinstance(ref, NameRef | FileRef)):
+            hint = f"get it with `lm pull {shown}`"
+        suggestions = [name for name in self._aliases.suggest(shown, extra=stored) if name not in (shown, ref.name)]
+        return ModelNotFound(shown, suggestions=suggestions, hint=hint)
+
+    def _exclusive_blobs(self, tag: TagRecord) -> set[Digest]:
+        own = self._blobs(tag)
+        for other in self._store.list_tags():
+            if other.name != tag.name and own:
+                own -= self._blobs(other)
+        return own
+
+    def _blobs(self, tag: TagRecord) -> set[Digest]:
+        try:
+            return {tag.manifest, *self._store.get_manifest(tag.manifest).blob_digests()}
+        except (BlobMissing, BlobCorrupt) as error:
+            # A damaged model can still be removed; its bytes are then garbage for the collector.
+            log.warning("manifest_unreadable", name=tag.name, digest=str(tag.manifest), error=error.message)
+            return set()
+
+    def _size_if_there(self, digest: Digest) -> int:
+        try:
+            return self._store.blob_size(digest)
+        except BlobMissing:
+            return 0

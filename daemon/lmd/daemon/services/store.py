@@ -1,0 +1,72 @@
+"""StoreService over gRPC: translates, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc.aio
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.garbage import Collected, collect
+from lmd.daemon.services.messages import timestamp
+from lmd.registry.errors import InvalidRequest
+from lmd.registry.store import GarbageItem, Store
+from lmd.v1 import store_service_pb2 as pb
+from lmd.v1 import store_service_pb2_grpc as rpc
+
+_KINDS = {
+    "blob": pb.GarbageItem.KIND_BLOB,
+    "ingest": pb.GarbageItem.KIND_INGEST,
+    "quarantined": pb.GarbageItem.KIND_QUARANTINED,
+}
+
+
+class StoreServiceServicer(rpc.StoreServiceServicer):
+    """Looks after the bytes of the store."""
+
+    def __init__(self, store: Store, pool: BlockingPool) -> None:
+        self._store = store
+        self._pool = pool
+
+    async def GetDiskUsage(
+        self, request: pb.GetDiskUsageRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.GetDiskUsageResponse:
+        """Sum up what is stored."""
+        usage = await self._pool.run(self._store.usage)
+        return pb.GetDiskUsageResponse(
+            models=usage.models,
+            blobs=usage.blobs,
+            blob_bytes=usage.blob_bytes,
+            ingests=usage.ingests,
+            ingest_bytes=usage.ingest_bytes,
+            quarantined=usage.quarantined,
+            quarantined_bytes=usage.quarantined_bytes,
+            free_bytes=usage.free_bytes,
+        )
+
+    async def CollectGarbage(
+        self, request: pb.CollectGarbageRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> AsyncIterator[pb.CollectGarbageResponse]:
+        """Remove what nothing needs: one `item` each, then the `summary`."""
+        grace_s = None
+        if request.HasField("grace_period"):
+            grace_s = request.grace_period.seconds + request.grace_period.nanos / 1e9
+            if grace_s < 0:
+                raise InvalidRequest("the grace period is negative", field="grace_period")
+        async with aclosing(collect(self._store, self._pool, dry_run=request.dry_run, grace_s=grace_s)) as events:
+            async for event in events:
+                yield _response(event)
+
+
+def _response(event: GarbageItem | Collected) -> pb.CollectGarbageResponse:
+    if isinstance(event, Collected):
+        summary = pb.GarbageSummary(items=event.items, freed_bytes=event.freed_bytes, spared_items=event.spared_items)
+        return pb.CollectGarbageResponse(summary=summary)
+    item = pb.GarbageItem(
+        kind=_KINDS[event.kind],
+        digest=event.digest_or_name,
+        size_bytes=event.size_bytes,
+        modified_time=timestamp(event.modified_at),
+    )
+    return pb.CollectGarbageResponse(item=item)

@@ -1,0 +1,219 @@
+"""Takes in files for `lm create`: sent by the client, or opened by the daemon where that is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.callers import Caller
+from lmd.daemon.errors import UploadRequired
+from lmd.daemon.latest import Latest
+from lmd.daemon.tasks import give_up
+from lmd.registry.digest import Digest
+from lmd.registry.errors import InvalidRequest
+from lmd.registry.pull import PullEvent, PullState
+from lmd.registry.store import Ingest, Lease, Reservation, Store
+
+log = structlog.get_logger(__name__)
+
+MAX_CHUNK_BYTES = 1 << 20
+#: How long a blob waits for the model that will refer to it.
+LEASE_S = 3600.0
+#: Imports read and write a whole disk's worth: more at once are no faster and take threads from everyone else.
+MAX_IMPORTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """Bytes that are now in the store."""
+
+    digest: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an upload; *size_bytes* is the size of the whole and counts on the first piece."""
+
+    size_bytes: int
+    data: bytes
+
+
+def check_may_open(path: Path, caller: Caller) -> None:
+    """Refuse to open a path for a caller who might not be able to: the daemon reads with its own rights.
+
+    Raises:
+        UploadRequired: the caller is another user.
+        InvalidRequest: the path is relative, and to what only the client knows.
+    """
+    if caller.uid != os.geteuid():
+        raise UploadRequired
+    if not path.is_absolute():
+        raise InvalidRequest(f"the path `{path}` is not absolute", field="path", hint="give the whole path from `/`")
+
+
+class Uploads:
+    """Stores files and keeps each for an hour, so that a model can be made of it."""
+
+    def __init__(self, store: Store, pool: BlockingPool) -> None:
+        self._store = store
+        self._pool = pool
+        self._importing = asyncio.Semaphore(MAX_IMPORTS)
+        self._lock = threading.Lock()  # protects the leases, which pool threads change
+        self._leases: dict[Digest, Lease] = {}
+
+    async def receive(self, chunks: AsyncIterator[Chunk]) -> StoredBlob:
+        """Store what *chunks* bring; of an upload that is cut off nothing stays.
+
+        Raises: InvalidRequest when the sizes are not as announced, DiskFull before the first byte, StoreError.
+        """
+        first = await anext(chunks, None)
+        if first is None or first.size_bytes <= 0:
+            raise InvalidRequest("the first message of an upload must tell its size", field="size_bytes")
+        reception = _Reception(self._store, first.size_bytes)
+        try:
+            await self._pool.run(reception.open)
+            await self._pool.run(reception.take, first.data)
+            async for chunk in chunks:
+                await self._pool.run(reception.take, chunk.data)
+            digest = reception.digest()
+            await self._hold(digest)
+            await self._pool.run(reception.commit, digest)
+        finally:
+            await self._pool.run(reception.close)
+        log.info("upload_stored", digest=str(digest), size_bytes=first.size_bytes)
+        return StoredBlob(digest, first.size_bytes)
+
+    async def import_file(self, path: Path, caller: Caller) -> AsyncIterator[PullEvent | StoredBlob]:
+        """Store the file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
+
+        Raises: UploadRequired, InvalidRequest, FileInvalid, FileChanged, DiskFull, StoreError.
+        """
+        check_may_open(path, caller)
+        wake = asyncio.Event()
+        news: list[PullEvent] = []
+
+        def deliver(_key: str, event: PullEvent) -> None:
+            news[:] = [event]
+            wake.set()
+
+        latest: Latest[PullEvent] = Latest(deliver, urgent=lambda before, after: False)
+        event = PullEvent("", path.name, 0, 0, PullState.DOWNLOADING, 0, "")
+
+        def on_progress(completed_bytes: int, total_bytes: int) -> None:
+            latest.put("", replace(event, completed_bytes=completed_bytes, total_bytes=total_bytes))
+
+        async def work() -> StoredBlob:
+            cancelled = threading.Event()
+            async with self._importing:
+                digest, size_bytes = await self._pool.run_cancellable(
+                    cancelled, self._store.import_file, path, on_progress=on_progress, cancelled=cancelled
+                )
+                await self._hold(digest)
+            return StoredBlob(digest, size_bytes)
+
+        task = asyncio.create_task(work(), name="import")
+        task.add_done_callback(lambda _: wake.set())
+        try:
+            yield event
+            while not task.done():
+                await wake.wait()
+                wake.clear()
+                while news:
+                    yield news.pop()
+            blob = task.result()
+        finally:
+            await give_up(task)
+        yield PullEvent(str(blob.digest), path.name, blob.size_bytes, blob.size_bytes, PullState.DONE, 0, "")
+        yield blob
+
+    def release(self, digests: Iterable[Digest]) -> None:
+        """Give up the leases of blobs that a model refers to by now. Not for the loop's thread: it writes the index."""
+        with self._lock:
+            leases = [self._leases.pop(digest) for digest in set(digests) & self._leases.keys()]
+        for lease in leases:
+            lease.release()
+
+    async def _hold(self, digest: Digest) -> None:
+        """Keep *digest*; a lease that nobody holds any more ends by itself."""
+        lease = await self._pool.run(self._lease, digest)
+        asyncio.get_running_loop().call_later(LEASE_S, self._let_go, digest, lease)
+
+    def _lease(self, digest: Digest) -> Lease:
+        lease = self._store.lease("upload", LEASE_S)
+        lease.add(digest)
+        with self._lock:
+            before = self._leases.get(digest)
+            self._leases[digest] = lease
+        if before is not None:
+            before.release()
+        return lease
+
+    def _let_go(self, digest: Digest, lease: Lease) -> None:
+        with self._lock:
+            if self._leases.get(digest) is lease:
+                del self._leases[digest]
+
+
+class _Reception:
+    """An upload under way. One call at a time, each in some thread of the pool."""
+
+    def __init__(self, store: Store, size_bytes: int) -> None:
+        self._store = store
+        self._size_bytes = size_bytes
+        self._received_bytes = 0
+        self._hash = hashlib.sha256()
+        self._reservation: Reservation | None = None
+        self._ingest: Ingest | None = None
+
+    def open(self) -> None:
+        """Set the space aside, then begin. Raises: DiskFull."""
+        self._reservation = self._store.reserve(self._size_bytes, "upload")
+        self._ingest = self._store.begin_ingest(f"upload-{secrets.token_hex(8)}", total_bytes=self._size_bytes)
+
+    def take(self, data: bytes) -> None:
+        """Append *data*. Raises: InvalidRequest, DiskFull, StoreError."""
+        assert self._ingest is not None, "take() before open()"
+        assert self._reservation is not None, "take() before open()"
+        if len(data) > MAX_CHUNK_BYTES:
+            raise InvalidRequest(f"a piece of an upload has at most {MAX_CHUNK_BYTES} bytes", field="data")
+        if self._received_bytes + len(data) > self._size_bytes:
+            raise InvalidRequest(f"more bytes came than the {self._size_bytes} announced", field="size_bytes")
+        self._ingest.write(self._received_bytes, data)
+        self._hash.update(data)
+        self._received_bytes += len(data)
+        self._reservation.shrink(len(data))
+
+    def digest(self) -> Digest:
+        """Return the digest of the whole. Raises: InvalidRequest when some of it is missing."""
+        if self._received_bytes != self._size_bytes:
+            raise InvalidRequest(
+                f"the upload ended after {self._received_bytes} of {self._size_bytes} bytes", field="size_bytes"
+            )
+        return Digest.from_hex(self._hash.hexdigest())
+
+    def commit(self, digest: Digest) -> None:
+        """Make the whole a blob."""
+        assert self._ingest is not None, "commit() before open()"
+        self._ingest.commit(digest, self._size_bytes)
+        self._ingest = None
+
+    def close(self) -> None:
+        """Discard what is not committed, and give the space back."""
+        ingest, self._ingest = self._ingest, None
+        reservation, self._reservation = self._reservation, None
+        try:
+            if ingest is not None:
+                ingest.discard()
+        finally:
+            if reservation is not None:
+                reservation.release()
