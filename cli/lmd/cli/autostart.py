@@ -54,7 +54,7 @@ def start_daemon(
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         log_start = log.stat().st_size if log.exists() else 0
         child = _spawn(command, env, log)
-        _wait_until_listening(place.own, child, log, log_start, deadline)
+        _wait_until_listening(place, child, log, log_start, deadline)
     palette = palette_for(sys.stderr)
     print(palette.faint(f"started lmd (pid {child.pid}), log in {log}"), file=sys.stderr)  # noqa: T201
     return place.own
@@ -113,19 +113,19 @@ def _spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproc
 def _without_relative_paths(env: Mapping[str, str]) -> dict[str, str]:
     """Return *env* with the paths it may hold made absolute, as the daemon has another working directory."""
     absolute = dict(env)
-    for name in ("LMD_HOME", "PYTHONPATH"):
+    for name in ("LMD_HOME", "LMD_SOCKET", "PYTHONPATH"):
         if env.get(name):
             absolute[name] = os.pathsep.join(os.path.abspath(part) for part in env[name].split(os.pathsep))
     return absolute
 
 
 def _wait_until_listening(
-    path: Path, child: subprocess.Popen[bytes], log: Path, log_start: int, deadline: float
+    place: Place, child: subprocess.Popen[bytes], log: Path, log_start: int, deadline: float
 ) -> None:
     """Wait for the socket. It accepts connections only once the daemon serves, or holds them until it does."""
     ended = False
     for pause_s in _pauses():
-        if path.exists() and probe(path, trust_directory=False) is Answer.LISTENS:
+        if probe(place.own, trust_directory=place.own != place.implicit) is Answer.LISTENS:
             return
         if not ended and child.poll() is not None:
             # The place may be taken by a daemon that is itself about to listen.

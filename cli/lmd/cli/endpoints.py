@@ -36,8 +36,8 @@ class Answer(Enum):
 class Place:
     """Where a client looks for a daemon.
 
-    *own* is where a daemon started by this user listens. *named* says that the user gave the path of the socket;
-    then none is started, as it would listen elsewhere. *implicit* is the one path nobody chose.
+    *own* is where a daemon started by this user listens. *named* says that `--socket` asks for one certain daemon;
+    then none is started. *implicit* is the one path nobody chose.
     """
 
     candidates: tuple[Path, ...]
@@ -49,12 +49,12 @@ class Place:
 def place_from(env: Mapping[str, str], explicit: Path | None) -> Place:
     """Return where to look: the path of `--socket`, or what the environment says."""
     uid = os.getuid()
-    own = user_socket(env, uid)
     if explicit is not None:
-        return Place((explicit.absolute(),), own, named=True)
-    candidates = tuple(client_sockets(env, uid))
+        return Place((explicit.absolute(),), explicit.absolute(), named=True)
+    candidates = tuple(path.absolute() for path in client_sockets(env, uid))
     if env.get("LMD_SOCKET"):
-        return Place(candidates, own, named=True)
+        return Place(candidates, candidates[0])
+    own = user_socket(env, uid)
     return Place(candidates, own, implicit=None if env.get("LMD_HOME") else own)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -153,6 +154,8 @@ def _reader_left() -> int:
 
 def main() -> None:
     """Run the command line of this process."""
+    # Ending through SystemExit leaves the terminal as it was found.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def state_dir(env: Mapping[str, str]) -> Path:
-    """Return the user's state directory: below `LMD_HOME`, else below the XDG state directory."""
+    """Return the user's state directory: `LMD_HOME`, else below the XDG state directory."""
     home = env.get("LMD_HOME", "")
     if home:
-        return Path(home).absolute() / "state"
+        return Path(home).absolute()
     from platformdirs import user_state_path
 
     return user_state_path("lmd")
