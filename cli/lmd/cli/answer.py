@@ -44,7 +44,7 @@ class Request:
         """Whether this is a chat rather than a completion."""
         return "chat" in self.model.model.capabilities and not self.raw
 
-    def send(self, client: Client) -> EventStream[pb.ChatResponse] | EventStream[pb.GenerateResponse]:
+    def send(self, client: Client) -> EventStream[AnswerEvent]:
         """Send it and return the events of the answer."""
         name = self.model.model.name
         if self.chats:
