@@ -12,13 +12,14 @@ from typing import ClassVar, TextIO
 
 from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, MarkdownElement
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.theme import Theme
 
 from lmd.cli.live import LiveRegion
-from lmd.cli.terminal import printable, terminal_size, use_colour
+from lmd.cli.terminal import printable, terminal_size, use_colour, without_colour
 
 #: Lines longer than this are hard to read.
 _WIDEST = 100
@@ -35,6 +36,8 @@ _THEME = Theme(
         "markdown.item.number": "cyan",
         "markdown.block_quote": "dim",
         "markdown.hr": "dim",
+        "markdown.table.border": "dim",
+        "markdown.table.header": "bold",
     }
 )
 
@@ -54,6 +57,20 @@ class _QuietCode(CodeBlock):
         yield Padding(syntax, (0, 0, 0, 2))
 
 
+class _DottedItem(ListItem):
+    """A list item whose number ends with a dot, as it was written."""
+
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
+        """Yield the number before the first line, and as much space before the others."""
+        width = len(str(last_number)) + 3
+        lines = console.render_lines(self.elements, options.update(width=options.max_width - width), style=self.style)
+        style = console.get_style("markdown.item.number", default="none")
+        for row, line in enumerate(lines):
+            yield Segment(f"{number}. ".rjust(width) if row == 0 else " " * width, style)
+            yield from line
+            yield Segment.line()
+
+
 class _QuietMarkdown(Markdown):
     """Markdown without decoration that outweighs the text. Line breaks stay where the model put them."""
 
@@ -62,6 +79,7 @@ class _QuietMarkdown(Markdown):
         "heading_open": _QuietHeading,
         "fence": _QuietCode,
         "code_block": _QuietCode,
+        "list_item_open": _DottedItem,
     }
 
     def __init__(self, markup: str) -> None:
@@ -104,8 +122,12 @@ def render_block(block: str, columns: int, *, colour: bool) -> str:
     )
     with console.capture() as capture:
         console.print(_QuietMarkdown(block))
-    lines = [line.rstrip() for line in capture.get().strip("\n").split("\n")]
-    return "\n".join(lines) + "\n"
+    lines = [line.rstrip() for line in capture.get().split("\n")]
+    while lines and not without_colour(lines[-1]).strip():
+        lines.pop()
+    while lines and not without_colour(lines[0]).strip():
+        lines.pop(0)
+    return "".join(f"{line}\n" for line in lines)
 
 
 class MarkdownBody:

@@ -54,9 +54,14 @@ def terminal_size() -> os.terminal_size:
     return shutil.get_terminal_size((80, 24))
 
 
+def without_colour(text: str) -> str:
+    """Return *text* without the sequences that set colours."""
+    return _SGR.sub("", text)
+
+
 def cell_width(text: str) -> int:
     """Return how many cells *text*, colours aside, takes on a terminal."""
-    plain = _SGR.sub("", text)
+    plain = without_colour(text)
     if plain.isascii():
         return len(plain)
     from rich.cells import cell_len
