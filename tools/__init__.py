@@ -1,0 +1,1 @@
+"""Tools of the repository: the demo and the checks behind `make check`."""

@@ -22,7 +22,7 @@ LM = Path(sys.executable).parent / "lm"
 MODELFILE = '''\
 FROM hf.co/demo/stories
 SYSTEM """Once upon a time"""
-TEMPLATE """{% for message in messages %}{{ message.content }}{{ ", " if message.role == "system" else " " }}{% endfor %}"""
+TEMPLATE """{% for m in messages %}{{ m.content }}{{ ", " if m.role == "system" else " " }}{% endfor %}"""
 PARAMETER temperature 0.6
 PARAMETER seed 7
 PARAMETER num_predict 80

@@ -1,0 +1,156 @@
+"""One answer of a model, from the request to the last character on the screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmd.cli.bodies import Body, HeldBody, RawBody, WrappedBody
+from lmd.cli.errors import ClientError
+from lmd.cli.spinner import Spinner, waiting_text
+from lmd.cli.terminal import can_redraw, is_terminal
+from lmd.cli.ticking import with_ticks
+from lmd.v1 import inference_service_pb2 as pb
+from lmd.v1 import model_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
+    from lmd.cli.client import Client, EventStream
+
+_BEAT_S = 0.1
+
+AnswerEvent = pb.ChatResponse | pb.GenerateResponse
+
+
+@dataclass(slots=True)
+class Request:
+    """What is asked of a model. Chats for a model that chats; otherwise the last message is completed."""
+
+    model: model_pb2.ModelInfo
+    messages: list[model_pb2.Message]
+    system: str | None = None
+    parameters: model_pb2.Parameters | None = None
+    keep_alive: Duration | None = None
+    raw: bool = False
+
+    @property
+    def chats(self) -> bool:
+        """Whether this is a chat rather than a completion."""
+        return "chat" in self.model.model.capabilities and not self.raw
+
+    def send(self, client: Client) -> EventStream[AnswerEvent]:
+        """Send it and return the events of the answer."""
+        name = self.model.model.name
+        if self.chats:
+            system = [model_pb2.Message(role="system", content=self.system)] if self.system is not None else []
+            chat = pb.ChatRequest(
+                model=name,
+                messages=[*system, *self.messages],
+                parameters=self.parameters,
+                keep_alive=self.keep_alive,
+            )
+            return client.stream(client.inference.Chat, chat)
+        generate = pb.GenerateRequest(
+            model=name,
+            prompt=self.messages[-1].content,
+            system=self.system,
+            raw=self.raw,
+            parameters=self.parameters,
+            keep_alive=self.keep_alive,
+        )
+        return client.stream(client.inference.Generate, generate)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back. *done* is unset when the user interrupted it."""
+
+    text: str = ""
+    done: pb.AnswerDone | None = None
+
+    def require_done(self) -> pb.AnswerDone:
+        """Return how the answer ended.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it.
+        """
+        if self.done is None:
+            raise KeyboardInterrupt
+        return self.done
+
+
+def body_for_stdout(*, markdown: bool, wrap: bool) -> Body:
+    """Return what suits stdout: everything untouched into a pipe, and on a terminal what is asked for."""
+    if not is_terminal(sys.stdout):
+        return RawBody(sys.stdout)
+    if markdown and can_redraw(sys.stdout):
+        from lmd.cli.markdown import MarkdownBody
+
+        return MarkdownBody(sys.stdout, time.monotonic)
+    return WrappedBody(sys.stdout) if wrap else RawBody(sys.stdout, clean=True)
+
+
+def receive(client: Client, request: Request, body: Body) -> Answer:
+    """Send *request* and show the answer as it comes. Ctrl-C stops the answer: the result is then not done.
+
+    Raises:
+        ClientError: the answer fails; what came before is on the screen.
+    """
+    answer, interrupted = Answer(), False
+    spinner = Spinner()
+    beating = spinner.visible or not isinstance(body, RawBody | HeldBody)
+    try:
+        with _quiet_keyboard(), request.send(client) as events:
+            for event in with_ticks(events, _BEAT_S) if beating else events:
+                _take(event, answer, request, body, spinner)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        spinner.clear()
+        body.close()
+    if answer.done is None and not interrupted:
+        raise ClientError("the daemon ended the answer without a result", reason="INTERNAL")
+    return answer
+
+
+def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Body, spinner: Spinner) -> None:
+    if event is None:
+        if answer.text:
+            body.refresh()
+        else:
+            spinner.refresh()
+    elif event.HasField("delta"):
+        if not answer.text:
+            spinner.clear()
+        answer.text += event.delta.text
+        body.feed(event.delta.text)
+    elif event.HasField("waiting"):
+        spinner.say(waiting_text(request.model.model.name, event.waiting))
+    elif event.HasField("done"):
+        answer.done = event.done
+
+
+@contextmanager
+def _quiet_keyboard() -> Iterator[None]:
+    """Keep keys typed during an answer off the screen; they reach the next prompt. Ctrl-C works as ever."""
+    # A job in the background would be stopped for touching the terminal.
+    if not is_terminal(sys.stdin) or os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+        yield
+        return
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet = termios.tcgetattr(descriptor)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

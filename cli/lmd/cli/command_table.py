@@ -1,0 +1,32 @@
+"""The commands of `lm`: what `lm --help` says of each without loading it.
+
+A test compares this table with the commands themselves.
+"""
+
+from __future__ import annotations
+
+#: Sections of `lm --help`; for each command its name and short help. The module is `commands/<name>.py`.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Models": {
+        "pull": "Download a model into the store",
+        "ls": "List the models of the store",
+        "show": "Show what a model is",
+        "create": "Create a model from a Modelfile",
+        "cp": "Give a model a second name",
+        "rm": "Remove models",
+    },
+    "Running": {
+        "run": "Chat with a model, or answer one prompt",
+        "ps": "List the models in memory",
+        "stop": "Unload models from memory",
+    },
+    "Daemon": {
+        "serve": "Run the daemon in the foreground",
+        "status": "Show the daemon and its devices",
+        "gc": "Free disk space that nothing needs",
+        "version": "Show the versions of both sides",
+        "completion": "Print a shell's completion script",
+    },
+}
+
+COMMANDS: dict[str, str] = {name: text for section in SECTIONS.values() for name, text in section.items()}

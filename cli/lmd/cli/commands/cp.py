@@ -1,0 +1,29 @@
+"""`lm cp`."""
+
+from __future__ import annotations
+
+import click
+
+from lmd.cli.context import App, announce, pass_app
+from lmd.cli.options import MODEL
+
+
+@click.command("cp", short_help="Give a model a second name")
+@click.argument("source", type=MODEL)
+@click.argument("destination", type=MODEL)
+@pass_app
+def command(app: App, source: str, destination: str) -> None:
+    """Give a model a second name.
+
+    Costs no disk space. A model that has the name DESTINATION already loses it.
+
+    \b
+    Examples:
+      lm cp hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0 qwen
+      lm cp qwen qwen:before-update
+    """
+    from lmd.v1 import model_service_pb2 as pb
+
+    with app.daemon() as client:
+        reply = client.call(client.models.CopyModel, pb.CopyModelRequest(source=source, destination=destination))
+    announce("copied", f"{source} to {reply.model.name}")

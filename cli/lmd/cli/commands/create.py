@@ -1,0 +1,74 @@
+"""`lm create`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lmd.cli.context import App, announce, pass_app
+from lmd.cli.errors import ClientError
+from lmd.cli.options import MODEL
+
+if TYPE_CHECKING:
+    from lmd.cli.client import Client
+
+
+@click.command("create", short_help="Create a model from a Modelfile")
+@click.argument("name", type=MODEL)
+@click.option(
+    "-f",
+    "--file",
+    "modelfile",
+    default="Modelfile",
+    metavar="PATH",
+    help="The Modelfile; - is stdin. Default: ./Modelfile.",
+)
+@pass_app
+def command(app: App, name: str, modelfile: str) -> None:
+    """Create a model from a Modelfile, or replace the one that has the name.
+
+    FROM names a model, which is pulled when it is not here, or a GGUF file; relative paths start at the Modelfile.
+    PARAMETER, TEMPLATE (Jinja), SYSTEM, MESSAGE and LICENSE win over those of the base.
+
+    \b
+    Examples:
+      lm create poet
+      lm create poet -f poet.Modelfile
+      echo "FROM ./model.gguf" | lm create mine -f -
+    """
+    from lmd.cli.modelfiles import read_modelfile
+
+    text = read_modelfile(modelfile)
+    directory = Path.cwd() if modelfile == "-" else Path(modelfile).absolute().parent
+    with app.daemon() as client:
+        created = _create(client, name, text, directory, "stdin" if modelfile == "-" else modelfile)
+    announce("created", created)
+
+
+def _create(client: Client, name: str, text: str, directory: Path, shown_as: str) -> str:
+    from lmd.cli.modelfiles import referred_files, with_places
+    from lmd.cli.progress import reporter_for
+    from lmd.cli.pulling import token_from_environment
+    from lmd.cli.uploads import store_file
+    from lmd.v1 import model_service_pb2 as pb
+
+    try:
+        checked = client.call(client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text))
+    except ClientError as error:
+        raise with_places(error, text, shown_as) from None
+    files = referred_files(getattr(checked, "from"), directory)
+    with closing(reporter_for()) as reporter:
+        digests = {argument: store_file(client, path, reporter) for argument, path in files.items()}
+        request = pb.CreateModelRequest(name=name, modelfile=text, files=digests, token=token_from_environment())
+        with client.stream(client.models.CreateModel, request) as events:
+            for event in events:
+                if event.HasField("status"):
+                    reporter.status(event.status)
+                elif event.HasField("progress"):
+                    reporter.progress(event.progress)
+                elif event.HasField("model"):
+                    return event.model.name
+    raise ClientError("the daemon ended the creation without a result", reason="INTERNAL")

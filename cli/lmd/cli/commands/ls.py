@@ -1,0 +1,58 @@
+"""`lm ls`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from lmd.cli.context import App, pass_app
+from lmd.cli.options import MODEL, json_option
+
+
+@click.command("ls", short_help="List the models of the store")
+@click.argument("prefix", type=MODEL, required=False, default="")
+@json_option
+@pass_app
+def command(app: App, prefix: str, as_json: bool) -> None:
+    """List the models of the store, most recently changed first.
+
+    With PREFIX, only names that start with it.
+
+    \b
+    Examples:
+      lm ls
+      lm ls hf.co/
+      lm ls --json | jq -r '.[].name'
+    """
+    from lmd.cli.output import print_json, print_table
+    from lmd.cli.shapes import model_json, unix_time
+    from lmd.cli.units import format_ago, format_count, format_size
+    from lmd.v1 import model_pb2
+    from lmd.v1 import model_service_pb2 as pb
+
+    models: list[model_pb2.Model] = []
+    with app.daemon() as client:
+        request = pb.ListModelsRequest(prefix=prefix)
+        while True:
+            reply = client.call(client.models.ListModels, request)
+            models.extend(reply.models)
+            if not reply.next_page_token:
+                break
+            request.page_token = reply.next_page_token
+    if as_json:
+        print_json([model_json(model) for model in models])
+        return
+    now = time.time()
+    rows = [
+        (
+            model.name,
+            model.digest.removeprefix("sha256:")[:12],
+            format_count(model.details.parameter_count) if model.details.parameter_count else "",
+            model.details.quantization,
+            format_size(model.size_bytes),
+            format_ago(now - unix_time(model.modified_time)),
+        )
+        for model in models
+    ]
+    print_table(("NAME", "ID", "PARAMS", "QUANT", "SIZE", "MODIFIED"), rows, right=("PARAMS", "SIZE"))

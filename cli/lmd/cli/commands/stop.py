@@ -1,0 +1,62 @@
+"""`lm stop`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lmd.cli.context import App, announce, note, pass_app
+from lmd.cli.errors import BadUsage
+from lmd.cli.options import MODEL
+
+if TYPE_CHECKING:
+    from lmd.cli.client import Client
+
+
+@click.command("stop", short_help="Unload models from memory")
+@click.argument("models", metavar="[MODEL]...", type=MODEL, nargs=-1)
+@click.option("-a", "--all", "stop_all", is_flag=True, help="Unload every model.")
+@click.option("-f", "--force", is_flag=True, help="Cut the answers that are running.")
+@pass_app
+def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool) -> None:
+    """Unload models from memory.
+
+    A model that is answering stops when its answers are done. The model stays in the store and is loaded again when
+    it is used.
+
+    \b
+    Examples:
+      lm stop llama3.2
+      lm stop --all --force
+    """
+    if bool(models) == stop_all:
+        raise BadUsage("name the models to stop, or use `--all`", hint="`lm ps` lists what is in memory")
+    with app.daemon() as client:
+        for model in models or _resident(client):
+            _stop(client, model, force=force)
+
+
+def _resident(client: Client) -> list[str]:
+    from lmd.v1 import runtime_service_pb2 as pb
+
+    gone = (pb.Runner.STATE_DRAINING, pb.Runner.STATE_FAILED)
+    runners = client.call(client.runtime.ListRunners, pb.ListRunnersRequest()).runners
+    names = [runner.name for runner in runners if runner.state not in gone]
+    if not names:
+        note("no model is in memory")
+    return names
+
+
+def _stop(client: Client, model: str, *, force: bool) -> None:
+    from lmd.v1 import runtime_service_pb2 as pb
+
+    reply = client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force))
+    running = reply.running_answers
+    answers = "1 answer" if running == 1 else f"{running} answers"
+    if not running:
+        announce("stopped", model)
+    elif force:
+        announce("stopped", model, f"{answers} cut")
+    else:
+        announce("stopping", model, f"when {answers} are done; `--force` cuts them")

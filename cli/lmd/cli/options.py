@@ -1,0 +1,68 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmd.cli.units import parse_duration
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_COMPLETION_TIMEOUT_S = 0.5
+
+
+class DurationType(click.ParamType[float]):
+    """A duration such as "5m", "1h30m", "90" (seconds) or "-1" (for ever), as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse *value*."""
+        try:
+            return parse_duration(str(value))
+        except ValueError:
+            self.fail(f"`{value}` is no duration; write `30s`, `5m`, `1h30m`, or `-1` for ever", param, ctx)
+
+
+class ModelType(click.ParamType[str]):
+    """The name of a model. Completes to the names a running daemon knows."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Ask a daemon that runs already; start none, wait for none, and say nothing when it fails."""
+        from click.shell_completion import CompletionItem
+
+        from lmd.cli.errors import ClientError
+
+        try:
+            names = _stored_names(ctx.find_root().params.get("socket"), incomplete)
+        except ClientError:
+            return []
+        return [CompletionItem(name) for name in names]
+
+
+def _stored_names(explicit: Path | None, prefix: str) -> list[str]:
+    from lmd.cli.endpoints import find_daemon, place_from
+
+    socket = find_daemon(place_from(os.environ, explicit))
+    if socket is None:
+        return []
+    from lmd.cli.client import Client
+    from lmd.v1 import model_service_pb2 as pb
+
+    with Client.connect(socket, timeout_s=_COMPLETION_TIMEOUT_S) as client:
+        request = pb.ListModelsRequest(prefix=prefix)
+        reply = client.call(lambda message: client.models.ListModels(message, timeout=_COMPLETION_TIMEOUT_S), request)
+    return [model.name for model in reply.models]
+
+
+MODEL = ModelType()
+DURATION = DurationType()
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -1,0 +1,227 @@
+"""The JSON shapes of `--json`, one function per message. Keys are only ever added."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from lmd.cli.units import FOR_EVER, format_until
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from lmd.v1 import inference_service_pb2 as inference_pb
+    from lmd.v1 import model_pb2, model_service_pb2, runtime_service_pb2, store_service_pb2, system_service_pb2
+
+Json = dict[str, object]
+
+
+def time_text(timestamp: Timestamp) -> str | None:
+    """Return RFC 3339 in UTC with milliseconds, or None for a time that is not set."""
+    if not (timestamp.seconds or timestamp.nanos):
+        return None
+    moment = datetime.fromtimestamp(unix_time(timestamp), UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def unix_time(timestamp: Timestamp) -> float:
+    """Return seconds since 1970."""
+    return timestamp.seconds + timestamp.nanos / 1e9
+
+
+def seconds(duration: Duration) -> float:
+    """Return a duration in seconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def enum_text(message: Message, field: str) -> str:
+    """Return the value of an enum field in lower case without its prefix: STATE_READY is "ready".
+
+    A value that this client does not know yet is its number.
+    """
+    descriptor = message.DESCRIPTOR.fields_by_name[field]
+    number = getattr(message, field)
+    enum = descriptor.enum_type
+    assert enum is not None
+    value = enum.values_by_number.get(number)
+    if value is None:
+        return str(number)
+    prefix = next(v.name for v in enum.values if v.number == 0).removesuffix("UNSPECIFIED")
+    return value.name.removeprefix(prefix).lower()
+
+
+def parameters_json(parameters: model_pb2.Parameters) -> Json:
+    """Return the settings that are set, by name."""
+    values: Json = {}
+    for field, value in parameters.ListFields():
+        if field.is_repeated:
+            values[field.name] = list(value)
+        elif field.type == field.TYPE_FLOAT:
+            values[field.name] = float(f"{value:.7g}")  # the wire's 32 bits hold no more digits
+        else:
+            values[field.name] = value
+    return values
+
+
+def model_json(model: model_pb2.Model) -> Json:
+    """Return one entry of `lm ls --json`."""
+    details = model.details
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "size_bytes": model.size_bytes,
+        "modified_at": time_text(model.modified_time),
+        "architecture": details.architecture,
+        "parameter_count": details.parameter_count,
+        "quantization": details.quantization,
+        "context_length": details.context_length,
+        "capabilities": list(model.capabilities),
+    }
+
+
+def model_info_json(info: model_pb2.ModelInfo) -> Json:
+    """Return `lm show --json`."""
+    details = info.model.details
+    return {
+        **model_json(info.model),
+        "embedding_length": details.embedding_length,
+        "block_count": details.block_count,
+        "vocabulary_size": details.vocabulary_size,
+        "title": details.title,
+        "template": info.template,
+        "system": info.system,
+        "parameters": parameters_json(info.parameters),
+        "messages": [{"role": m.role, "content": m.content} for m in info.messages],
+        "licenses": list(info.licenses),
+        "origin": {
+            "ref": info.origin.ref,
+            "commit": info.origin.commit,
+            "pulled_at": time_text(info.origin.pulled_time),
+        },
+        "files": [
+            {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes} for f in info.files
+        ],
+        "modelfile": info.modelfile,
+        "metadata": dict(sorted(info.metadata.items())),
+    }
+
+
+def runner_json(runner: runtime_service_pb2.Runner) -> Json:
+    """Return one entry of `lm ps --json`."""
+    return {
+        "name": runner.name,
+        "digest": runner.digest,
+        "state": enum_text(runner, "state"),
+        "reason": runner.reason,
+        "memory_bytes": runner.memory_bytes,
+        "vram_bytes": runner.vram_bytes,
+        "device": runner.device,
+        "context_length": runner.context_length,
+        "slots": runner.slots,
+        "slots_busy": runner.slots_busy,
+        "queued": runner.queued,
+        "expires_at": time_text(runner.expire_time),
+        "keep_forever": runner.keep_forever,
+        "pid": runner.pid,
+        "loaded_at": time_text(runner.load_time),
+        "load_seconds": seconds(runner.load_duration),
+    }
+
+
+def until_text(runner: runtime_service_pb2.Runner, now: float) -> str:
+    """Return when a runner unloads, for people."""
+    if runner.keep_forever:
+        return FOR_EVER
+    if runner.HasField("expire_time"):
+        return format_until(unix_time(runner.expire_time) - now)
+    return "in use" if runner.slots_busy or runner.queued else ""
+
+
+def status_json(status: system_service_pb2.GetStatusResponse) -> Json:
+    """Return the daemon's part of `lm status --json`."""
+    return {
+        "pid": status.pid,
+        "version": status.version,
+        "api_version": status.api_version,
+        "uid": status.uid,
+        "socket": status.socket,
+        "http": status.http,
+        "http_detail": status.http_detail,
+        "store": status.store,
+        "config_file": status.config_file,
+        "dropin": status.dropin,
+        "started_at": time_text(status.start_time),
+        "engine_version": status.engine_version,
+        "rss_bytes": status.rss_bytes,
+        "draining": status.draining,
+        "devices": [
+            {"id": d.id, "description": d.description, "total_bytes": d.total_bytes, "free_bytes": d.free_bytes}
+            for d in status.devices
+        ],
+    }
+
+
+def usage_json(usage: store_service_pb2.GetDiskUsageResponse) -> Json:
+    """Return the store's part of `lm status --json`."""
+    return {field.name: getattr(usage, field.name) for field in usage.DESCRIPTOR.fields}
+
+
+def progress_json(progress: model_service_pb2.PullProgress) -> Json:
+    """Return a progress event of `lm pull --json`."""
+    return {
+        "event": "progress",
+        "state": enum_text(progress, "state"),
+        "digest": progress.digest,
+        "filename": progress.filename,
+        "completed_bytes": progress.completed_bytes,
+        "total_bytes": progress.total_bytes,
+        "resumed_bytes": progress.resumed_bytes,
+        "detail": progress.detail,
+    }
+
+
+def pull_json(pull: model_service_pb2.Pull) -> Json:
+    """Return one entry of `lm pull --list --json`."""
+    return {
+        "pull_id": pull.pull_id,
+        "ref": pull.ref,
+        "name": pull.name,
+        "state": enum_text(pull, "state"),
+        "completed_bytes": pull.completed_bytes,
+        "total_bytes": pull.total_bytes,
+        "started_at": time_text(pull.start_time),
+        "detached": pull.detached,
+        "watchers": pull.watchers,
+        "error_message": pull.error_message,
+    }
+
+
+def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
+    """Return `lm run --json`."""
+    return {
+        "model": model,
+        "response": text,
+        "finish_reason": enum_text(done, "finish_reason"),
+        "prompt_tokens": done.prompt_tokens,
+        "cached_tokens": done.cached_tokens,
+        "generated_tokens": done.generated_tokens,
+        "total_seconds": seconds(done.total_duration),
+        "load_seconds": seconds(done.load_duration),
+        "queue_seconds": seconds(done.queue_duration),
+        "prompt_seconds": seconds(done.prompt_duration),
+        "generate_seconds": seconds(done.generate_duration),
+        "seed": done.seed,
+        "stop": done.stop,
+    }
+
+
+def garbage_json(item: store_service_pb2.GarbageItem) -> Json:
+    """Return one item of `lm gc --json`."""
+    return {
+        "kind": enum_text(item, "kind"),
+        "digest": item.digest,
+        "size_bytes": item.size_bytes,
+        "modified_at": time_text(item.modified_time),
+    }

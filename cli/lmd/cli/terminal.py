@@ -1,0 +1,108 @@
+"""What may be written to a terminal: colours, widths, and nothing that steers it.
+
+Names, licences, error texts and answers come from strangers. A terminal obeys escape sequences in them, so
+everything that is shown to a person passes `printable`; data for pipes is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import TextIO
+
+# C0 without tab and line feed, DEL, C1, and the characters that reorder or hide text around them.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def printable(text: str) -> str:
+    """Return *text* without the characters that steer a terminal; tabs and line feeds stay."""
+    return _STEERING.sub("", text)
+
+
+def one_line(text: str) -> str:
+    """Return *text* on one line, ready for a table cell or a progress line."""
+    return " ".join(printable(text).split())
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a person reads *stream*; a closed or missing stream is not a terminal."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def can_redraw(stream: TextIO | None) -> bool:
+    """Return whether lines on *stream* can be drawn over: a terminal that is not dumb."""
+    return is_terminal(stream) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def progress_wanted() -> bool:
+    """Return whether progress may be shown; `LMD_NO_PROGRESS` (any value but 0) forbids it."""
+    return os.environ.get("LMD_NO_PROGRESS", "") in ("", "0")
+
+
+def use_colour(stream: TextIO | None) -> bool:
+    """Return whether *stream* gets colours: a capable terminal, and no `NO_COLOR` (no-color.org)."""
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def terminal_size() -> os.terminal_size:
+    """Return columns and rows, 80 by 24 when nothing knows better."""
+    return shutil.get_terminal_size((80, 24))
+
+
+def without_colour(text: str) -> str:
+    """Return *text* without the sequences that set colours."""
+    return _SGR.sub("", text)
+
+
+def cell_width(text: str) -> int:
+    """Return how many cells *text*, colours aside, takes on a terminal."""
+    plain = without_colour(text)
+    if plain.isascii():
+        return len(plain)
+    from rich.cells import cell_len
+
+    return cell_len(plain)
+
+
+class Palette:
+    """One meaning per colour; every text reads the same without them."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.enabled and text else text
+
+    def error(self, text: str) -> str:
+        """Something failed."""
+        return self._paint("1;31", text)
+
+    def warning(self, text: str) -> str:
+        """Something may surprise."""
+        return self._paint("1;33", text)
+
+    def hint(self, text: str) -> str:
+        """What to do next."""
+        return self._paint("36", text)
+
+    def good(self, text: str) -> str:
+        """Something is done, or well."""
+        return self._paint("32", text)
+
+    def strong(self, text: str) -> str:
+        """A heading."""
+        return self._paint("1", text)
+
+    def faint(self, text: str) -> str:
+        """Less important than what stands beside it."""
+        return self._paint("2", text)
+
+
+def palette_for(stream: TextIO | None) -> Palette:
+    """Return the palette for *stream*."""
+    return Palette(use_colour(stream))

@@ -1,0 +1,100 @@
+"""Bringing a local file into the store: the daemon opens it itself where it may, or gets the bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from lmd.cli.errors import ClientError
+from lmd.cli.progress import Reporter
+from lmd.cli.wire import client_error
+from lmd.v1 import model_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from lmd.cli.client import Client
+
+_PIECE_BYTES = 1024 * 1024
+_BEAT_S = 0.1
+
+
+def store_file(client: Client, path: Path, reporter: Reporter) -> str:
+    """Store the file and return its digest.
+
+    Raises:
+        ClientError: it cannot be read or stored.
+    """
+    if client.status.uid == os.getuid():
+        try:
+            return _import(client, path, reporter)
+        except ClientError as error:
+            if error.reason != "UPLOAD_REQUIRED":
+                raise
+    return _upload(client, path, reporter)
+
+
+def _import(client: Client, path: Path, reporter: Reporter) -> str:
+    with client.stream(client.models.ImportFile, pb.ImportFileRequest(path=str(path))) as events:
+        for event in events:
+            if event.HasField("progress"):
+                reporter.progress(event.progress)
+            elif event.HasField("blob"):
+                return event.blob.digest
+    raise ClientError("the daemon ended the import without a result", reason="INTERNAL")
+
+
+class _Pieces:
+    """The messages of one upload. gRPC takes them in a thread of its own, so errors wait here for the caller."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._size_bytes = size_bytes
+        self.sent_bytes = 0
+        self.failure: ClientError | None = None
+
+    def __iter__(self) -> Iterator[pb.UploadBlobRequest]:
+        yield pb.UploadBlobRequest(size_bytes=self._size_bytes)
+        while self.sent_bytes < self._size_bytes:
+            data = os.pread(self._descriptor, min(_PIECE_BYTES, self._size_bytes - self.sent_bytes), self.sent_bytes)
+            if not data:
+                self.failure = ClientError(
+                    "the file became shorter while it was read",
+                    reason="FILE_CHANGED",
+                    hint="wait until its writer is done, then try again",
+                )
+                raise self.failure
+            self.sent_bytes += len(data)
+            yield pb.UploadBlobRequest(data=data)
+
+
+def _upload(client: Client, path: Path, reporter: Reporter) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ClientError(f"cannot read {path}: {error.strerror}", reason="FILE_INVALID") from error
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        pieces = _Pieces(descriptor, size_bytes)
+        call = client.models.UploadBlob.future(iter(pieces))
+        progress = pb.PullProgress(filename=path.name, total_bytes=size_bytes, state=pb.PullProgress.STATE_DOWNLOADING)
+        try:
+            while True:
+                progress.completed_bytes = pieces.sent_bytes
+                reporter.progress(progress)
+                try:
+                    digest = call.result(timeout=_BEAT_S).blob.digest
+                    break
+                except grpc.FutureTimeoutError:
+                    continue
+        except grpc.RpcError as error:
+            raise pieces.failure or client_error(error) from None
+        finally:
+            call.cancel()
+        progress.completed_bytes, progress.state = size_bytes, pb.PullProgress.STATE_DONE
+        reporter.progress(progress)
+        return digest
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,283 @@
+"""The daemon's settings: one frozen value, checked once at start.
+
+The text of each field is also the reference documentation (`config_docs.py`), so it is written for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic.config import JsonDict
+
+from lmd.daemon.places import Dirs
+from lmd.daemon.quantities import DURATION_FORM, FOR_EVER, SIZE_FORM, format_duration, parse_duration, parse_size
+
+LOOPBACK_NAMES = ("localhost", "::1")
+
+
+def setting(default: Any, doc: str, legal: str, *, shown: str | None = None, **bounds: Any) -> Any:
+    """Declare a field: its default, what it does, what may be written; *shown* replaces a default nobody can type."""
+    extra: JsonDict = {"legal": legal}
+    if shown is not None:
+        extra["shown"] = shown
+    return Field(default, description=doc, json_schema_extra=extra, **bounds)
+
+
+def duration_between(minimum: str, maximum: str, *, for_ever: bool = False) -> tuple[BeforeValidator, str]:
+    """Return a validator of durations, and the words for what it takes."""
+    low, high = parse_duration(minimum), parse_duration(maximum)
+
+    def check(value: object) -> timedelta:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"a duration is text, not {type(value).__name__}")
+        duration = parse_duration(value)
+        if duration == FOR_EVER and for_ever:
+            return duration
+        if not low <= duration <= high:
+            raise ValueError(f"out of range {minimum} to {maximum}")
+        return duration
+
+    endless = ', or "-1" for ever' if for_ever else ""
+    return BeforeValidator(check), f"{DURATION_FORM}, from {minimum} to {maximum}{endless}"
+
+
+def check_size(value: object) -> int:
+    """Read a size given as text, or as a number of bytes."""
+    if isinstance(value, str):
+        return parse_size(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"a size is text or a whole number of bytes, not {type(value).__name__}")
+
+
+def check_path(value: object, info: ValidationInfo) -> Path:
+    """Read an absolute path; a leading `~/` is the home directory of the daemon's user."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("not a path")
+    if value.startswith("~/") and info.context:
+        return Path(info.context["user_home"]) / value[2:]
+    if not value.startswith("/"):
+        raise ValueError("not an absolute path")
+    return Path(value)
+
+
+def check_endpoint(value: object) -> str:
+    """Read the address of a Hub: https, or http on this machine, where nobody in between can read the token."""
+    if not isinstance(value, str):
+        raise ValueError("not a URL")
+    parts = urlsplit(value)
+    host = parts.hostname or ""
+    if parts.scheme not in ("https", "http") or not host or parts.query or parts.fragment:
+        raise ValueError("not an http(s) URL")
+    if parts.username is not None:
+        raise ValueError("a URL with a user name or password in it ends up in logs; use HF_TOKEN")
+    if parts.scheme == "http" and not (host in LOOPBACK_NAMES or host.startswith("127.")):
+        raise ValueError("http without TLS is only for this machine")
+    return value.rstrip("/")
+
+
+ABSOLUTE_PATH = 'an absolute path; a leading "~/" is the home directory'
+TRUTH = "true or false"
+AnyPath = Annotated[Path, BeforeValidator(check_path)]
+Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
+SizeBytes = Annotated[int, BeforeValidator(check_size)]
+
+_grace, GRACE = duration_between("0s", "365d")
+_stall, STALL = duration_between("1s", "1h")
+_keep, KEEP = duration_between("0s", "365d", for_ever=True)
+_load, LOAD = duration_between("1s", "24h")
+_drain, DRAIN = duration_between("0s", "1h")
+
+
+class Section(BaseModel):
+    """A table of the configuration file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ServerConfig(Section):
+    """How clients reach the daemon."""
+
+    socket: AnyPath = setting(
+        ...,
+        "The public socket. Ignored under systemd socket activation, where the unit names it.",
+        "an absolute path of at most 107 bytes",
+        shown="`lmd.sock` in the runtime directory",
+    )
+    max_connections_per_user: int = setting(
+        64,
+        "Connections that one user may have open at once; more are closed at once.",
+        "a whole number from 1 to 4096",
+        ge=1,
+        le=4096,
+    )
+
+
+class StoreConfig(Section):
+    """Where models are kept."""
+
+    path: AnyPath = setting(..., "The directory of the store.", ABSOLUTE_PATH, shown="`store` in the state directory")
+    grace_period: Annotated[timedelta, _grace] = setting(
+        timedelta(hours=1), "How long garbage collection spares what nothing refers to.", GRACE
+    )
+
+
+class PullConfig(Section):
+    """How models arrive."""
+
+    endpoint: Endpoint = setting(
+        "https://huggingface.co",
+        "The Hub that models are pulled from. `HF_ENDPOINT` overrides it.",
+        "an https URL, or an http URL on this machine",
+    )
+    connections: int = setting(
+        4, "Ranges of one large file that are fetched at the same time.", "a whole number from 1 to 16", ge=1, le=16
+    )
+    stall_timeout: Annotated[timedelta, _stall] = setting(
+        timedelta(seconds=30), "A connection that delivers nothing for so long is given up and retried.", STALL
+    )
+    token_file: AnyPath | None = setting(
+        None,
+        "A file that holds the Hub token, readable by the daemon's user alone. `HF_TOKEN` and the systemd credential "
+        "`hf_token` come first. The token itself cannot be written here.",
+        ABSOLUTE_PATH,
+        shown="none",
+    )
+    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+
+
+class RuntimeConfig(Section):
+    """How models are loaded and served."""
+
+    keep_alive: Annotated[timedelta, _keep] = setting(
+        timedelta(minutes=5), "How long a model stays loaded after its last use.", KEEP
+    )
+    slots: int = setting(
+        4, "Requests that one model answers at the same time.", "a whole number from 1 to 64", ge=1, le=64
+    )
+    num_ctx: int = setting(
+        4096,
+        "Tokens of context for each request, unless the model or the request says otherwise.",
+        "a whole number from 16 to 16777216",
+        ge=16,
+        le=16_777_216,
+    )
+    load_timeout: Annotated[timedelta, _load] = setting(
+        timedelta(minutes=5), "A load that makes no progress for so long is ended.", LOAD
+    )
+    drain_timeout: Annotated[timedelta, _drain] = setting(
+        timedelta(seconds=30), "How long running answers may go on when the daemon is told to stop.", DRAIN
+    )
+    max_queue: int = setting(
+        512, "Requests that may wait for one model; more are refused.", "a whole number from 1 to 65536", ge=1, le=65536
+    )
+    memory_reserve_bytes: SizeBytes = setting(
+        512 << 20,
+        "Memory of each device that models leave free for everything else.",
+        f"{SIZE_FORM}, up to 1TiB",
+        shown='"512MiB"',
+        ge=0,
+        le=1 << 40,
+    )
+
+
+class DropinConfig(Section):
+    """The folder whose files become models."""
+
+    enabled: bool = setting(True, "Whether the folder is watched.", TRUTH)
+    path: AnyPath = setting(
+        ...,
+        "The folder. A GGUF file or Modelfile put there becomes a model; removing it removes the model.",
+        ABSOLUTE_PATH,
+        shown="`dropin` in the state directory",
+    )
+
+
+class LogConfig(Section):
+    """What the daemon tells about itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "The least important events that are logged.", '"debug", "info", "warning" or "error"'
+    )
+    format: Literal["auto", "console", "json", "journal"] = setting(
+        "auto",
+        'How events are written. "auto" is "console" on a terminal, "journal" under systemd, "json" elsewhere.',
+        '"auto", "console", "json" or "journal"',
+    )
+    file: AnyPath | None = setting(
+        None,
+        "A file to log to instead of standard error; rotated at 10 MiB, three old ones are kept. "
+        "When standard error is the null device, `lmd.log` in the log directory is used without asking.",
+        ABSOLUTE_PATH,
+        shown="standard error",
+    )
+
+
+class Config(Section):
+    """Everything that steers the daemon."""
+
+    server: ServerConfig
+    store: StoreConfig
+    pull: PullConfig
+    runtime: RuntimeConfig
+    dropin: DropinConfig
+    log: LogConfig
+    aliases_file: AnyPath | None = setting(
+        None,
+        "More short names for models, in the format of the built-in list.",
+        ABSOLUTE_PATH,
+        shown="`aliases.toml` in the configuration directory, when it exists",
+    )
+    dirs: Dirs
+    #: The configuration file that was read, if any.
+    file: Path | None = None
+
+
+#: Section name → its class, in the order of the documentation.
+SECTIONS: dict[str, type[Section]] = {
+    "server": ServerConfig,
+    "store": StoreConfig,
+    "pull": PullConfig,
+    "runtime": RuntimeConfig,
+    "dropin": DropinConfig,
+    "log": LogConfig,
+}
+
+#: Fields that nobody writes in a file: the secret, and what is derived.
+_NOT_SETTABLE = {("pull", "token")}
+
+
+def settable_keys() -> list[tuple[str, ...]]:
+    """Return the path of every key that a configuration file may hold, top level first."""
+    keys: list[tuple[str, ...]] = [("aliases_file",)]
+    for section, model in SECTIONS.items():
+        keys += [(section, key) for key in model.model_fields if (section, key) not in _NOT_SETTABLE]
+    return keys
+
+
+def describe(key: tuple[str, ...]) -> tuple[str, str, str]:
+    """Return what *key* does, what may be written, and its default as text."""
+    model: type[BaseModel] = Config if len(key) == 1 else SECTIONS[key[0]]
+    field = model.model_fields[key[-1]]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    shown = extra.get("shown")
+    return field.description or "", str(extra["legal"]), str(shown) if shown is not None else _toml(field.default)
+
+
+def _toml(value: object) -> str:
+    writers: dict[type, Callable[[Any], str]] = {
+        bool: lambda truth: "true" if truth else "false",
+        timedelta: lambda duration: f'"{format_duration(duration)}"',
+        str: lambda text: f'"{text}"',
+    }
+    return writers.get(type(value), str)(value)

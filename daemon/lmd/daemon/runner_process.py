@@ -1,0 +1,385 @@
+"""A runner: a child process that holds one loaded model, its life from spawn to exit, and the requests it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+import structlog
+
+from lmd.daemon.errors import ModelIncompatible, RunnerCrashed, RunnerHung, RunnerStartTimeout, TemplateFailed
+from lmd.daemon.runner_answer import Answer, error_of
+from lmd.daemon.runner_link import RunnerLink
+from lmd.daemon.runner_log import RunnerLog
+from lmd.daemon.runner_spec import RunnerSpec, make_view, runner_environment
+from lmd.registry.errors import LmdError
+from lmd.runner.v1 import frames_pb2 as frames
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class OutOfMemory(Exception):
+    """Raised by a load that the engine, or the kernel's out-of-memory killer, ended; residency decides what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerExit:
+    """How a runner ended: in words, whether that was asked for, and whether memory is the likely cause."""
+
+    cause: str
+    expected: bool
+    probably_out_of_memory: bool
+
+
+class RunnerProcess:
+    """A spawned runner. One task supervises it from spawn until nothing of it is left.
+
+    Every request ends exactly once: by what the runner says, or by the error of the runner's exit. Cancelling
+    `start`, `load` or `stop` ends the process.
+    """
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = spec.name
+        self.hello: asyncio.Future[frames.Hello] = loop.create_future()
+        self.exit: asyncio.Future[RunnerExit] = loop.create_future()
+        self._ready: asyncio.Future[frames.Ready] = loop.create_future()
+        self._spec = spec
+        self._timings = spec.timings
+        self._log = RunnerLog(spec.log_path)
+        self._link = RunnerLink(self._on_frame, self._on_link_end)
+        self._link_ended = asyncio.Event()
+        self._link_fault: str | None = None
+        self._answers: dict[int, Answer] = {}
+        self._queued: list[int] = []  # ascending
+        self._last_request_id = 0
+        self._note_progress: Callable[[float], None] = lambda fraction: None
+        self._pong_nonce = 0
+        self._stopping = False
+        self._killed = False
+        self._end_error: Callable[[], LmdError] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, spec: RunnerSpec) -> Self:
+        """Spawn a runner and wait for its hello.
+
+        Raises:
+            BlobMissing: a file of the model is gone.
+            RunnerStartTimeout: it says nothing.
+            RunnerCrashed: it dies, or what it says is not the protocol.
+        """
+        runner = cls(spec)
+        await runner._spawn()
+        await runner._or_kill(runner._greeted())
+        return runner
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 when there is no process."""
+        return self._process.pid if self._process is not None and not self.exit.done() else 0
+
+    @property
+    def busy(self) -> int:
+        """Requests that have a slot."""
+        return len(self._answers) - len(self._queued)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._queued)
+
+    def position(self, answer: Answer) -> int:
+        """Return how many requests wait for a slot before this one."""
+        return bisect.bisect_left(self._queued, answer.request_id)
+
+    def log_tail(self) -> str:
+        """Return the last lines of its standard error."""
+        return self._log.tail()
+
+    async def load(self, load: frames.Load, on_progress: Callable[[float], None]) -> frames.Ready:
+        """Load the model; *on_progress* gets fractions that grow. After a failure the process is gone.
+
+        Raises:
+            OutOfMemory: the memory did not suffice.
+            ModelIncompatible, TemplateFailed: the engine refuses the model.
+            RunnerStartTimeout: no progress for the stall deadline.
+            RunnerCrashed: it died.
+        """
+        self._link.send(frames.DaemonFrame(load=load))
+        return await self._or_kill(self._loaded(on_progress))
+
+    async def submit(self, submit: frames.Submit) -> Answer:
+        """Hand in a request; its id is set here.
+
+        Raises:
+            RunnerCrashed and others: the runner has ended, with the error of its end.
+        """
+        if self.exit.done():
+            raise self._error(self.exit.result())
+        self._last_request_id += 1
+        submit.request_id = self._last_request_id
+        answer = Answer(submit.request_id, self._cancel)
+        self._answers[answer.request_id] = answer
+        self._queued.append(answer.request_id)
+        self._link.send(frames.DaemonFrame(submit=submit))
+        try:
+            await self._link.writable()
+        except asyncio.CancelledError:
+            answer.close()
+            raise
+        return answer
+
+    async def stop(self, *, drain_s: float, cut: Callable[[], LmdError] | None = None) -> RunnerExit:
+        """End the runner: drain for *drain_s* seconds, then TERM, then KILL.
+
+        Requests that still run after the drain fail with *cut*'s error.
+        """
+        self._stopping = True
+        self._end_error = self._end_error or cut
+        try:
+            if drain_s > 0:
+                self._link.send(frames.DaemonFrame(drain=frames.Drain()))
+            if drain_s <= 0 or not await self._exits_within(drain_s):
+                self._signal(signal.SIGTERM)
+                if not await self._exits_within(self._timings.term_s):
+                    self.kill()
+            return await asyncio.shield(self.exit)
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    def kill(self, error: Callable[[], LmdError] | None = None) -> None:
+        """End the runner at once; its requests fail with *error*. The exit follows in a moment."""
+        self._end_error = self._end_error or error
+        self._killed = True
+        self._signal(signal.SIGKILL)
+
+    async def gone(self) -> None:
+        """Wait until nothing of the runner is left: process, view, descriptors."""
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor])
+
+    async def _spawn(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as here:
+            undo.callback(self._log.close)
+            view = make_view(self._spec.views_dir, self._spec.weights)
+            undo.callback(shutil.rmtree, view, ignore_errors=True)
+            ours, theirs = socket.socketpair()
+            here.callback(theirs.close)
+            # From here on the transports own our ends and close them, also when they cannot be made.
+            await loop.create_unix_connection(lambda: self._link, sock=ours)
+            undo.callback(self._link.close)
+            log_reader, log_writer = os.pipe()
+            here.callback(os.close, log_writer)
+            await loop.connect_read_pipe(lambda: self._log, os.fdopen(log_reader, "rb", 0))
+            self._process = await asyncio.create_subprocess_exec(
+                *self._spec.command,
+                "--fd",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log_writer,
+                cwd=view,
+                env=runner_environment(os.environ),
+                start_new_session=True,
+            )
+            self._supervisor = asyncio.create_task(self._supervise(self._process, view))
+            undo.pop_all()
+        log.info("runner_spawned", model=self.name, pid=self._process.pid)
+
+    async def _supervise(self, process: asyncio.subprocess.Process, view: Path) -> None:
+        """Wait for the exit, watch for a hung process meanwhile, and leave nothing behind."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers = [group.create_task(self._watch()), group.create_task(self._follow_link())]
+                await process.wait()
+                for helper in helpers:
+                    helper.cancel()
+            with contextlib.suppress(TimeoutError):  # a process that the runner left behind may hold the pipe
+                async with asyncio.timeout(1):
+                    await self._log.closed.wait()
+        finally:
+            if process.returncode is None:
+                self.kill()
+            status = await process.wait()
+            self._link.close()
+            self._log.close()
+            shutil.rmtree(view, ignore_errors=True)
+            self._settle(self._describe(status))
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the runner and what it started; the session is its own."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _describe(self, status: int) -> RunnerExit:
+        killed_by_others = status == -signal.SIGKILL and not self._killed
+        if self._link_fault is not None:
+            cause = f"it sent {self._link_fault}"
+        elif killed_by_others:
+            cause = "SIGKILL, most likely by the kernel because memory ran out"
+        elif status < 0:
+            cause = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        else:
+            cause = f"exit status {status}"
+        return RunnerExit(cause, expected=self._stopping, probably_out_of_memory=killed_by_others)
+
+    def _settle(self, ended: RunnerExit) -> None:
+        """Give everyone who waits for this runner its end."""
+        event = log.info if ended.expected else log.warning
+        event("runner_exited", model=self.name, cause=ended.cause, requests=len(self._answers))
+        for answer in self._answers.values():
+            answer.note_error(self._error(ended))
+        self._answers.clear()
+        self._queued.clear()
+        _fail(self.hello, self._error(ended))
+        _fail(self._ready, OutOfMemory(ended.cause) if ended.probably_out_of_memory else self._error(ended))
+        self.exit.set_result(ended)
+
+    def _error(self, ended: RunnerExit) -> LmdError:
+        if self._end_error is not None:
+            return self._end_error()
+        return RunnerCrashed(self.name, cause=ended.cause, log=self.log_tail())
+
+    async def _follow_link(self) -> None:
+        """End a runner that hung up and does not exit, or that talks nonsense."""
+        await self._link_ended.wait()
+        if self._link_fault is None:
+            await asyncio.sleep(self._timings.term_s)
+        self.kill()
+
+    async def _watch(self) -> None:
+        """Ping a ready runner, and end it when it stops answering.
+
+        Silence is counted in ticks, not on the clock: while the machine or the daemon was suspended, no ticks passed.
+        """
+        await asyncio.wait([self._ready])
+        nonce, silent_s, interval_s = 0, 0.0, self._timings.ping_interval_s
+        while silent_s < self._timings.hang_s:
+            if self._pong_nonce == nonce:
+                nonce, silent_s = nonce + 1, 0.0
+                self._link.send(frames.DaemonFrame(ping=frames.Ping(nonce=nonce)))
+            await asyncio.sleep(interval_s)
+            silent_s += interval_s
+        self.kill(lambda: RunnerHung(self.name, timeout_s=self._timings.hang_s, log=self.log_tail()))
+
+    def _on_frame(self, frame: frames.RunnerFrame) -> None:
+        match frame.WhichOneof("frame"):
+            case "delta":
+                if (answer := self._answers.get(frame.delta.request_id)) is not None:
+                    answer.note_delta(frame.delta)
+            case "started":
+                if (answer := self._answers.get(frame.started.request_id)) is not None:
+                    self._unqueue(answer.request_id)
+                    answer.note_started(frame.started)
+            case "finished":
+                if (answer := self._end_of(frame.finished.request_id)) is not None:
+                    answer.note_finished(frame.finished)
+            case "failed":
+                if (answer := self._end_of(frame.failed.request_id)) is not None:
+                    answer.note_error(error_of(frame.failed, name=self.name, log=self.log_tail()))
+            case "pong":
+                self._pong_nonce = frame.pong.nonce
+            case "load_progress":
+                self._note_progress(frame.load_progress.fraction)
+            case "hello":
+                _resolve(self.hello, frame.hello)
+            case "ready":
+                _resolve(self._ready, frame.ready)
+            case "load_failed":
+                self._note_load_failed(frame.load_failed)
+
+    def _on_link_end(self, fault: str | None) -> None:
+        self._link_fault = fault
+        self._link_ended.set()
+
+    def _note_load_failed(self, failed: frames.LoadFailed) -> None:
+        self._stopping = True
+        match failed.kind:
+            case frames.LoadFailed.KIND_OUT_OF_MEMORY:
+                _fail(self._ready, OutOfMemory(failed.message))
+            case frames.LoadFailed.KIND_TEMPLATE:
+                _fail(self._ready, TemplateFailed(failed.message))
+            case _:
+                _fail(self._ready, ModelIncompatible(self.name, failed.message))
+
+    def _end_of(self, request_id: int) -> Answer | None:
+        self._unqueue(request_id)
+        return self._answers.pop(request_id, None)
+
+    def _unqueue(self, request_id: int) -> None:
+        index = bisect.bisect_left(self._queued, request_id)
+        if index < len(self._queued) and self._queued[index] == request_id:
+            del self._queued[index]
+
+    def _cancel(self, request_id: int) -> None:
+        if request_id in self._answers:
+            self._link.send(frames.DaemonFrame(cancel=frames.Cancel(request_id=request_id)))
+
+    async def _greeted(self) -> None:
+        try:
+            async with asyncio.timeout(self._timings.hello_s):
+                await asyncio.shield(self.hello)
+        except TimeoutError:
+            raise RunnerStartTimeout(self.name, timeout_s=self._timings.hello_s, log=self.log_tail()) from None
+
+    async def _loaded(self, on_progress: Callable[[float], None]) -> frames.Ready:
+        """Wait for ready as long as the fraction grows."""
+        loop, stall_s = asyncio.get_running_loop(), self._timings.load_stall_s
+        last = 0.0
+        try:
+            async with asyncio.timeout(stall_s) as deadline:
+
+                def note_progress(fraction: float) -> None:
+                    nonlocal last
+                    if fraction > last and not deadline.expired():
+                        last = fraction
+                        deadline.reschedule(loop.time() + stall_s)
+                        on_progress(fraction)
+
+                self._note_progress = note_progress
+                return await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise RunnerStartTimeout(self.name, timeout_s=stall_s, log=self.log_tail()) from None
+        finally:
+            self._note_progress = lambda fraction: None
+
+    async def _or_kill(self, work: Awaitable[T]) -> T:
+        """Return what *work* returns; when it fails or is cancelled, leave no process behind."""
+        try:
+            return await work
+        except BaseException:
+            self.kill()
+            await self.gone()
+            raise
+
+    async def _exits_within(self, timeout_s: float) -> bool:
+        await asyncio.wait([self.exit], timeout=timeout_s)
+        return self.exit.done()
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[T], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # mark as seen: it is fine when nobody waits for it

@@ -1,0 +1,123 @@
+"""The runner's end of the connection to the daemon."""
+
+from __future__ import annotations
+
+import collections
+import socket
+import time
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+
+from lmd.runner.v1 import frames_pb2
+from lmd.runner.wire import Wire, WireError, frame
+
+_BACKLOG_LIMIT_BYTES = 4 << 20
+_PACE_S = 0.004
+
+
+@dataclass(slots=True)
+class _Text:
+    """Text of one request that is not serialized yet: more can still be added."""
+
+    request_id: int
+    parts: list[str] = field(default_factory=list)
+    generated_tokens: int = 0
+
+
+class Channel:
+    """Sends frames without ever blocking, and receives them.
+
+    While the daemon reads slower than the engine writes, the texts of one request grow together into one `Delta`, so
+    what waits here is bounded by the requests that run, and `congested` tells the engine to start no more of them.
+    Frames of one request keep their order. Not thread-safe.
+
+    Texts are also held back for up to four milliseconds to share a frame with the next ones: a fast engine would
+    otherwise spend more on messages than on tokens. Everything else goes out at the next `flush`.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._wire = Wire(connection, self._next_bytes)
+        self._outbox: collections.deque[bytes | _Text] = collections.deque()
+        self._open_texts: dict[int, _Text] = {}
+        self._waiting_bytes = 0
+        self._urgent = False
+        self._flushed_at = 0.0
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._wire.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(self._outbox) or self._wire.unsent_bytes > 0
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits that no new work should start."""
+        return self._waiting_bytes + self._wire.unsent_bytes > _BACKLOG_LIMIT_BYTES
+
+    def receive(self) -> list[frames_pb2.DaemonFrame]:
+        """Return the frames that have arrived.
+
+        Raises:
+            WireClosed: the daemon is gone.
+            WireError: it sent something that is not a frame.
+        """
+        try:
+            return [frames_pb2.DaemonFrame.FromString(data) for data in self._wire.receive()]
+        except DecodeError as error:
+            raise WireError("a frame that does not parse") from error
+
+    def send(self, message: frames_pb2.RunnerFrame, *, last_of: int | None = None) -> None:
+        """Queue a frame. *last_of* names the request that it ends."""
+        if last_of is not None:
+            self._open_texts.pop(last_of, None)
+        data = frame(message.SerializeToString())
+        self._waiting_bytes += len(data)
+        self._outbox.append(data)
+        self._urgent = True
+
+    def send_text(self, request_id: int, text: str, generated_tokens: int) -> None:
+        """Queue text of a request."""
+        pending = self._open_texts.get(request_id)
+        if pending is None:
+            pending = self._open_texts[request_id] = _Text(request_id)
+            self._outbox.append(pending)
+            # The first text of a request is what somebody waits for.
+            self._urgent |= generated_tokens <= 1
+        pending.parts.append(text)
+        pending.generated_tokens = generated_tokens
+        self._waiting_bytes += len(text)
+
+    def flush(self, *, now: bool = True) -> None:
+        """Write what the kernel takes; with *now* false, only when something is urgent or has waited long enough.
+
+        Raises:
+            WireClosed: the daemon is gone.
+        """
+        if not self._outbox and not self._wire.unsent_bytes:
+            return
+        clock = time.monotonic()
+        if now or self._urgent or clock - self._flushed_at >= _PACE_S:
+            self._urgent = False
+            self._flushed_at = clock
+            self._wire.flush()
+
+    def _next_bytes(self, limit: int) -> bytes:
+        """Serialize the oldest frames, about *limit* bytes of them."""
+        data = bytearray()
+        while self._outbox and len(data) < limit:
+            item = self._outbox.popleft()
+            if isinstance(item, bytes):
+                self._waiting_bytes -= len(item)
+                data += item
+                continue
+            if self._open_texts.get(item.request_id) is item:
+                del self._open_texts[item.request_id]
+            text = "".join(item.parts)
+            self._waiting_bytes -= len(text)
+            delta = frames_pb2.Delta(request_id=item.request_id, text=text, generated_tokens=item.generated_tokens)
+            data += frame(frames_pb2.RunnerFrame(delta=delta).SerializeToString())
+        return bytes(data)

@@ -1,0 +1,108 @@
+"""How many threads the engine gets on this machine, for this model: measured, not guessed."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmd.runner.batch import Batch
+from lmd.runner.memory import Memory
+
+_BUDGET_S = 1.0
+_DECODE_ROUNDS = 5
+_PREFILL_TOKENS = 64
+# A model whose weights fit in a core's cache gains nothing from a second one, and is not worth measuring.
+_TINY_WEIGHTS_BYTES = 16 << 20
+# More threads must pay: they take cores from everything else on the machine.
+_WORTH = 0.95
+
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Thread counts for a step of one token a sequence and for a chunk of prompt."""
+
+    decode: int
+    prefill: int
+
+
+def usable_cores() -> int:
+    """Return how many physical cores this process may use: affinity, hyper-threads and the container's quota count."""
+    cpus = os.sched_getaffinity(0)
+    cores = {_siblings(cpu) for cpu in cpus}
+    count = len(cores)
+    try:
+        quota, period = _CGROUP_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return count
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_CPUS / f"cpu{cpu}" / "topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def measure_threads(
+    llama: Any, context: Any, memory: Memory, batch: Batch, *, cores: int, weights_bytes: int, token: int
+) -> Threads:
+    """Return the best thread counts, found within about a second.
+
+    Leaves the memory empty. Weights that are still on disk are read by the first, unmeasured round.
+    """
+    if cores == 1 or weights_bytes < _TINY_WEIGHTS_BYTES:
+        return Threads(1, 1)
+    deadline = time.monotonic() + _BUDGET_S
+    chunk = array("i", [token] * min(_PREFILL_TOKENS, batch.capacity))
+    single = array("i", [token])
+
+    def seconds(tokens: array[int], threads: int, rounds: int) -> float:
+        llama.llama_set_n_threads(context, threads, threads)
+        best = float("inf")
+        for _ in range(rounds):
+            memory.clear_all()
+            batch.clear()
+            batch.add_chunk(tokens, 0, 0, sample=True)
+            start = time.monotonic()
+            llama.llama_decode(context, batch.finish())
+            llama.llama_synchronize(context)
+            best = min(best, time.monotonic() - start)
+            if time.monotonic() > deadline:
+                break
+        return best
+
+    seconds(single, cores, 1)
+    decode, prefill = cores, cores
+    decode_s, prefill_s = seconds(single, cores, _DECODE_ROUNDS), seconds(chunk, cores, 1)
+    # From many to few: with a slow model only the first are measured, and many is the better guess.
+    for count in _candidates(cores):
+        if time.monotonic() > deadline:
+            break
+        if (candidate_s := seconds(single, count, _DECODE_ROUNDS)) * _WORTH < decode_s:
+            decode, decode_s = count, min(candidate_s, decode_s)
+        if time.monotonic() > deadline:
+            break
+        if (candidate_s := seconds(chunk, count, 1)) * _WORTH < prefill_s:
+            prefill, prefill_s = count, min(candidate_s, prefill_s)
+    memory.clear_all()
+    return Threads(decode, prefill)
+
+
+def _candidates(cores: int) -> list[int]:
+    """Return fewer threads to try, most first: half, a quarter … one, and one less than all."""
+    counts = {cores - 1}
+    count = cores // 2
+    while count:
+        counts.add(count)
+        count //= 2
+    return sorted(counts - {0, cores}, reverse=True)

@@ -1,0 +1,102 @@
+"""The tokenizer of a loaded model."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from typing import Any
+
+_PIECE_BYTES = 256
+
+
+class TooManyTokens(Exception):
+    """Raised when a text has more tokens than asked for; *count* says how many."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} tokens")
+        self.count = count
+
+
+class Vocab:
+    """Tokens of a model. `tokenize` may be called from any thread, the rest only from the engine's."""
+
+    def __init__(self, llama: Any, model: Any) -> None:
+        self._llama = llama
+        self._vocab = llama.llama_model_get_vocab(model)
+        self.size = int(llama.llama_vocab_n_tokens(self._vocab))
+        self.bos = int(llama.llama_vocab_bos(self._vocab))
+        self.eos = int(llama.llama_vocab_eos(self._vocab))
+        self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
+        self.end_tokens = frozenset(token for token in range(self.size) if llama.llama_vocab_is_eog(self._vocab, token))
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+
+    def text_of(self, token: int) -> str:
+        """Return how a token is written, specials included; empty when the model lacks it."""
+        if not 0 <= token < self.size:
+            return ""
+        text: bytes = self._llama.llama_vocab_get_text(self._vocab, token)
+        return text.decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token adds to the output; none for a special token."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def _read_piece(self, token: int) -> bytes:
+        size = self._llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
+        if size < 0:
+            self._buffer = ctypes.create_string_buffer(-size)
+            size = self._llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
+        return self._buffer.raw[: max(size, 0)]
+
+    def tokenize_prompt(self, text: bytes, limit: int) -> array[int]:
+        """Return the tokens of a raw prompt, with the specials that the model's metadata asks for around it.
+
+        Raises:
+            TooManyTokens: more than *limit*.
+        """
+        tokens = self._tokenize(text, limit, add_special=True)
+        return tokens or self._start()
+
+    def tokenize_rendered(self, text: bytes, limit: int) -> array[int]:
+        """Return the tokens of a rendered template.
+
+        A model that wants a first token gets it once, whether or not the template has written it. Nothing is added at
+        the end: the model is to go on there.
+
+        Raises:
+            TooManyTokens: more than *limit*.
+        """
+        tokens = self._tokenize(text, limit, add_special=False)
+        if self.adds_bos and self.bos >= 0 and (not tokens or tokens[0] != self.bos):
+            if len(tokens) == limit:
+                raise TooManyTokens(limit + 1)
+            tokens.insert(0, self.bos)
+        return tokens or self._start()
+
+    def _start(self) -> array[int]:
+        """Return what an empty prompt begins with, so that there is something to continue."""
+        start = self.bos if self.bos >= 0 else self.eos
+        return array("i", [start] if start >= 0 else [])
+
+    def _tokenize(self, text: bytes, limit: int, *, add_special: bool) -> array[int]:
+        # A token has at least one byte, save those that are added, so short texts need no large buffer.
+        room = min(limit, len(text) + 8)
+        buffer = (ctypes.c_int32 * room)()
+        count = self._llama.llama_tokenize(self._vocab, text, len(text), buffer, room, add_special, True)
+        if count < 0:
+            if -count > limit or -count <= room:
+                raise TooManyTokens(max(-count, limit + 1))
+            buffer = (ctypes.c_int32 * -count)()
+            count = self._llama.llama_tokenize(self._vocab, text, len(text), buffer, -count, add_special, True)
+        tokens = array("i")
+        tokens.frombytes(memoryview(buffer).cast("B")[: count * tokens.itemsize])
+        return tokens
+
+    @property
+    def handle(self) -> Any:
+        """The engine's pointer."""
+        return self._vocab

@@ -1,0 +1,113 @@
+"""How much memory a model will take, from its header alone: before it is loaded, or even pulled.
+
+The weights are exact. The rest errs on the large side: sliding-window layers count as full attention, a layer that may
+have both attention and recurrent state counts both, and flash attention is assumed. Once a runner has loaded the model,
+what it measured replaces these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmd.registry.gguf import GgufArray, GgufHeader, combine
+
+KV_ITEM_BYTES = 2
+"""Keys and values are kept as F16."""
+STATE_ITEM_BYTES = 4
+"""Recurrent state is kept as F32."""
+CELL_PADDING = 256
+"""The engine rounds the context up to this many cells."""
+MAX_UBATCH = 512
+"""The engine's default for tokens per graph, whatever the batch."""
+COMPUTE_FLOOR_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by what they are for; *kv_bytes* includes recurrent state."""
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+def estimate(
+    header: GgufHeader | Sequence[GgufHeader], *, num_ctx: int, slots: int, num_batch: int = MAX_UBATCH
+) -> MemoryEstimate:
+    """Estimate the memory of a model whose *slots* sequences have *num_ctx* tokens of context each.
+
+    *header* is the model's, or those of all its files in order.
+
+        kv_bytes = cells * sum over attention layers of head_count_kv * (key_length + value_length) * 2
+        cells    = num_ctx * slots, rounded up to 256
+
+    with ``{arch}.attention.head_count_kv`` (one number, or one for each layer; default ``head_count``) and
+    ``{arch}.attention.key_length`` and ``value_length`` (default ``embedding_length / head_count``).
+
+    Source: ``llama-kv-cache.cpp`` and ``llama-hparams.cpp`` of llama.cpp (mid 2026).
+    """
+    whole = header if isinstance(header, GgufHeader) else combine(header)
+    cells = -(-num_ctx * slots // CELL_PADDING) * CELL_PADDING
+    return MemoryEstimate(
+        weights_bytes=whole.weights_bytes,
+        kv_bytes=_kv_bytes_per_cell(whole) * cells + _state_bytes(whole) * slots,
+        compute_bytes=_compute_bytes(whole, cells, min(num_batch, MAX_UBATCH)),
+    )
+
+
+def _kv_bytes_per_cell(header: GgufHeader) -> int:
+    heads = max(header.arch_number("attention.head_count"), 1)
+    default_length = header.embedding_length // heads
+    key_length = header.arch_number("attention.key_length") or default_length
+    value_length = header.arch_number("attention.value_length") or default_length
+    return sum(_kv_heads(header)) * (key_length + value_length) * KV_ITEM_BYTES
+
+
+def _kv_heads(header: GgufHeader) -> list[int]:
+    """Heads with keys and values for each layer; 0 for layers without attention."""
+    layers = min(header.block_count, 4096)
+    value = header.metadata.get(f"{header.architecture}.attention.head_count_kv")
+    if isinstance(value, GgufArray):
+        counts = [int(item) for item in value.values if isinstance(item, int) and item >= 0][:layers]
+        # An array that is too short, or too long to be kept whole, is made up for with its largest count.
+        counts += [max(counts, default=0)] * (layers - len(counts))
+    elif value is None:
+        counts = [header.arch_number("attention.head_count")] * layers
+    else:
+        counts = [header.arch_number("attention.head_count_kv")] * layers
+    # Hybrids such as Qwen3-Next have attention in every n-th layer only, though they state heads for all.
+    interval = header.arch_number("full_attention_interval")
+    if interval > 1:
+        counts = [count if (layer + 1) % interval == 0 else 0 for layer, count in enumerate(counts)]
+    return counts
+
+
+def _state_bytes(header: GgufHeader) -> int:
+    """Recurrent state of one sequence (Mamba's convolution and scan, RWKV's token shift and heads)."""
+    inner = header.arch_number("ssm.inner_size")
+    state = header.arch_number("ssm.state_size")
+    groups = header.arch_number("ssm.group_count")
+    kernel = header.arch_number("ssm.conv_kernel")
+    mamba_items = max(kernel - 1, 0) * (inner + 2 * groups * state) + inner * state
+    head = header.arch_number("wkv.head_size")
+    shifts = header.arch_number("token_shift_count") or 2
+    rwkv_items = header.embedding_length * (shifts + head) if head else 0
+    layers = min(header.block_count, 4096)
+    return layers * (mamba_items + rwkv_items) * STATE_ITEM_BYTES
+
+
+def _compute_bytes(header: GgufHeader, cells: int, ubatch: int) -> int:
+    """The graph's scratch memory: activations of one micro-batch, its logits and the attention mask."""
+    feed_forward = header.arch_number("feed_forward_length") or 4 * header.embedding_length
+    active_experts = max(header.arch_number("expert_used_count"), 1)
+    expert_width = header.arch_number("expert_feed_forward_length")
+    widest = max(feed_forward, expert_width * active_experts)
+    activations = ubatch * 4 * (header.vocabulary_size + 3 * widest + 8 * header.embedding_length)
+    mask = ubatch * cells * (4 + 2)
+    return COMPUTE_FLOOR_BYTES + activations + mask

@@ -1,0 +1,1 @@
+"""Where pulls come from: the Hub, URLs and local files."""

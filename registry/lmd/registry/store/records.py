@@ -1,0 +1,59 @@
+"""Values that the store hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmd.registry.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """A name and the manifest it points to.
+
+    *modified_at* is when the tag last moved to another manifest, *pulled_at* when it was last set, be it to the same
+    one; both in seconds since the epoch.
+    """
+
+    name: str
+    manifest: Digest
+    modified_at: float
+    pulled_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TagChange:
+    """One entry of a tag's history; *manifest* is None where the tag was deleted."""
+
+    name: str
+    manifest: Digest | None
+    changed_at: float
+    note: str
+
+
+GarbageKind = Literal["blob", "ingest", "quarantined"]
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageItem:
+    """One thing that nothing needs: a digest where it has one, else the name of its file."""
+
+    kind: GarbageKind
+    digest_or_name: str
+    size_bytes: int
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """Sums over what is stored; *free_bytes* is what the file system still offers this process."""
+
+    models: int
+    blobs: int
+    blob_bytes: int
+    ingests: int
+    ingest_bytes: int
+    quarantined: int
+    quarantined_bytes: int
+    free_bytes: int

@@ -1,0 +1,352 @@
+"""The store: everything this machine keeps of models, behind one object."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
+
+from lmd.registry.digest import Digest
+from lmd.registry.errors import DiskFull
+from lmd.registry.store import oci_view
+from lmd.registry.store.blobs import Blobs
+from lmd.registry.store.durable import Buffer, free_bytes
+from lmd.registry.store.gate import Gate
+from lmd.registry.store.gc import Collection, Collector
+from lmd.registry.store.importing import Importer, Progress
+from lmd.registry.store.ingest import Ingest, Ingests
+from lmd.registry.store.journal import read_boot_id
+from lmd.registry.store.layout import Layout
+from lmd.registry.store.leases import Lease, Leases
+from lmd.registry.store.lock import StoreLock
+from lmd.registry.store.manifests import ManifestStore
+from lmd.registry.store.records import StoreUsage, TagChange, TagRecord
+from lmd.registry.store.recovery import open_index
+from lmd.registry.store.reservations import Reservation, Reservations, Space
+from lmd.registry.store.tables import Facts, LeaseTable, Manifests, Tags, Verified
+
+if TYPE_CHECKING:
+    from lmd.registry.manifest import Manifest
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEFAULT_GRACE_S = 3600.0
+DEFAULT_LEASE_TTL_S = 86400.0
+
+
+class Store:
+    """A content-addressed store of models. Thread-safe; one per directory and machine.
+
+    It promises: a blob under a digest hashes to it; a manifest with a name refers only to blobs that are here; what was
+    acknowledged, a tag or its removal, survives power loss; garbage collection never takes what a tag, a lease, a
+    resident model or a running ingest needs; no partial is ever served; after any crash `open` needs no human.
+
+    Every method may raise StoreError, and those that write DiskFull; other errors are named.
+    """
+
+    def __init__(
+        self, layout: Layout, lock: StoreLock, grace_s: float, clock: Callable[[], float], boot_id: str
+    ) -> None:
+        self._layout = layout
+        self._lock = lock
+        self._clock = clock
+        self._gate = Gate()
+        self._index = open_index(layout, clock())
+        self._tags = Tags(self._index)
+        self._facts = Facts(self._index)
+        self._manifest_table = Manifests(self._index)
+        self._verified = Verified(self._index)
+        self._blobs = Blobs(layout, self._verified, self._gate, clock)
+        self._manifests = ManifestStore(self._blobs, self._manifest_table, self._verified, self._gate, clock)
+        self._ingests = Ingests(layout, self._blobs, self._gate, boot_id)
+        self._leases = Leases(LeaseTable(self._index), self._gate, clock)
+        self._reservations = Reservations(self._space, str(layout.root))
+        self._importer = Importer(layout, self._blobs, self._facts, self._reservations)
+        self._collector = Collector(
+            layout,
+            self._tags,
+            self._manifest_table,
+            self._verified,
+            self._leases,
+            self._ingests,
+            self._gate,
+            clock,
+            grace_s,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        grace_s: float = DEFAULT_GRACE_S,
+        clock: Callable[[], float] = time.time,
+        boot_id: str | None = None,
+    ) -> Store:
+        """Open the store at *root*, creating it if need be, and put right whatever a crash has left.
+
+        *clock* tells the time in seconds since the epoch; *boot_id* names the present boot of the machine and is asked
+        of the kernel unless given.
+
+        Raises: StoreLocked naming the process that owns it.
+        """
+        layout = Layout(root.absolute())
+        layout.create()
+        lock = StoreLock(layout.lock)
+        try:
+            layout.settle()
+            store = cls._open_with_room(layout, lock, grace_s, clock, boot_id or read_boot_id())
+            store._recover()
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    @classmethod
+    def _open_with_room(
+        cls, layout: Layout, lock: StoreLock, grace_s: float, clock: Callable[[], float], boot_id: str
+    ) -> Store:
+        try:
+            return cls(layout, lock, grace_s, clock, boot_id)
+        except DiskFull:
+            if not layout.free_reserve():
+                raise
+            return cls(layout, lock, grace_s, clock, boot_id)
+
+    def _recover(self) -> None:
+        """Finish what a dead process began. Blobs are not read: their marks tell which ones to doubt."""
+        try:
+            # The view first: it must not name what the sweep removes.
+            self._refresh_view()
+            try:
+                self._with_room(self._leases.renew)
+                self.sweep_condemned()
+            except DiskFull as error:
+                log.warning("some of what deleted models left stays for now: %s", error)
+            self._layout.hold_reserve()
+        except BaseException:
+            self._index.close()
+            raise
+
+    @property
+    def root(self) -> Path:
+        """The directory of the store, absolute."""
+        return self._layout.root
+
+    def close(self) -> None:
+        """Let go of the store; ingests stay for resume. Harmless when repeated."""
+        self._ingests.close()
+        self._index.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Blobs
+
+    def has_blob(self, digest: Digest, size_bytes: int | None) -> bool:
+        """Tell whether a blob is here, whole, and of that size.
+
+        A file without a valid mark is hashed first, which takes its time; one that does not hash to its name goes to
+        quarantine.
+        """
+        return self._blobs.has(digest, size_bytes)
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Give the path of a blob, for reading. Raises: BlobMissing, BlobCorrupt."""
+        self._blobs.require(digest)
+        return self._layout.blob(digest)
+
+    def blob_size(self, digest: Digest) -> int:
+        """Give the size of a blob in bytes. Raises: BlobMissing, BlobCorrupt."""
+        return self._blobs.require(digest).st_size
+
+    def open_blob(self, digest: Digest) -> BinaryIO:
+        """Open a blob for reading. Raises: BlobMissing, BlobCorrupt."""
+        return self._blobs.open(digest)
+
+    def verify_blob(self, digest: Digest) -> None:
+        """Hash a blob whatever its mark says; a damaged one goes to quarantine. Raises: BlobMissing, BlobCorrupt."""
+        self._blobs.verify(digest)
+
+    def put_bytes(self, data: Buffer) -> Digest:
+        """Store a small blob; durable when it returns. Without a lease, only the grace period keeps it."""
+        return self._blobs.put_bytes(data)
+
+    def import_file(
+        self,
+        path: Path,
+        *,
+        digest: Digest | None = None,
+        on_progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[Digest, int]:
+        """Store a file from outside; return its digest and size in bytes, durable when it returns.
+
+        The bytes are shared or linked where that is safe, else copied, and hashed once; *digest* is what they have to
+        hash to. *on_progress* gets the bytes done and in all, from this thread.
+
+        Raises: FileInvalid, FileChanged, DigestMismatch, PullCancelled.
+        """
+        return self._importer.run(path, digest, on_progress, cancelled)
+
+    # Ingests
+
+    def begin_ingest(self, key: str, *, total_bytes: int | None) -> Ingest:
+        """Start the ingest *key*, or resume it where it stands.
+
+        What was received for another *total_bytes* is thrown away. Raises: StoreError while it has another writer.
+        """
+        return self._ingests.begin(key, total_bytes)
+
+    def reserve(self, nbytes: int, what: str) -> Reservation:
+        """Promise *nbytes* of disk space to *what*, before its first byte. Raises: DiskFull."""
+        return self._reservations.reserve(nbytes, what)
+
+    # Manifests and tags
+
+    def put_manifest(self, manifest_bytes: bytes) -> Digest:
+        """Store a manifest; durable when it returns.
+
+        Raises: InvalidRequest when it does not parse, BlobMissing when a blob of it is not here.
+        """
+        return self._manifests.put(manifest_bytes)
+
+    def get_manifest(self, digest: Digest) -> Manifest:
+        """Read a manifest. Raises: BlobMissing, BlobCorrupt."""
+        return self._manifests.get(digest)
+
+    def set_tag(self, name: str, manifest: Digest, *, note: str = "") -> TagRecord:
+        """Point *name* to a stored manifest; survives power loss when it returns.
+
+        Raises: InvalidRequest for a name the store cannot hold, BlobMissing when the manifest or a blob of it is gone.
+        """
+        oci_view.check_name(name)
+        with self._gate.change():
+            with self._index.write("set_tag"):
+                self._manifests.check(manifest)
+                record = self._tags.put(name, manifest, note, self._clock())
+            self._refresh_view()
+        return record
+
+    def get_tag(self, name: str) -> TagRecord | None:
+        """Find a tag, whatever its case."""
+        return self._tags.get(name)
+
+    def list_tags(self, prefix: str = "") -> list[TagRecord]:
+        """List the tags whose name starts with *prefix*, whatever its case; the last modified first."""
+        return self._tags.find(prefix)
+
+    def tag_history(self, name: str) -> list[TagChange]:
+        """List what happened to a tag, oldest first; deleted ones have a history too."""
+        return self._tags.history(name)
+
+    def delete_tag(self, name: str) -> TagRecord | None:
+        """Remove a tag, also from a full disk; return what it was. It stays removed when this returns.
+
+        What only this tag needed is condemned: `sweep_condemned` removes it without a grace period.
+        """
+        with self._gate.change():
+            record = self._with_room(lambda: self._delete_tag(name))
+            if record is not None:
+                self._refresh_view()
+        return record
+
+    def _delete_tag(self, name: str) -> TagRecord | None:
+        with self._index.write("delete_tag"):
+            record = self._tags.delete(name, self._clock())
+            if record is not None:
+                facts = self._manifest_table.get(record.manifest)
+                self._verified.condemn([record.manifest, *(facts.blobs if facts else ())])
+            return record
+
+    # Garbage
+
+    def lease(self, owner: str, ttl_s: float = DEFAULT_LEASE_TTL_S) -> Lease:
+        """Start a lease; take it before asking for the blobs it is to protect."""
+        return self._leases.new(owner, ttl_s)
+
+    def set_resident_roots(self, provider: Callable[[], Iterable[Digest]]) -> None:
+        """Say where to ask for the manifests of resident and starting models.
+
+        *provider* is called with the store locked, from any thread: it must be quick and must not call back.
+        """
+        self._collector.residents = provider
+
+    def sweep_condemned(self) -> int:
+        """Remove what deleted tags needed and nothing else does, also from a full disk; return the bytes freed.
+
+        What a resident model or a lease still needs is left for a later call.
+        """
+        freed_bytes = self._with_room(self._collector.sweep_condemned)
+        if freed_bytes:
+            self._layout.hold_reserve()
+        return freed_bytes
+
+    def collect(self, *, dry_run: bool = False, grace_s: float | None = None) -> Collection:
+        """Remove, or only list, what nothing needs and the grace period does not spare.
+
+        Returns an iterator of GarbageItem that removes as it goes, and tells `spared_items`. Others may use the store
+        meanwhile, and the iterator may change threads.
+        """
+        return self._with_room(lambda: self._collector.collect(dry_run, grace_s))
+
+    def usage(self) -> StoreUsage:
+        """Add up what is stored."""
+        blobs = [status.st_size for _, status in self._layout.list_blobs()]
+        ingests = [status.st_size for _, status in self._layout.list_parts()]
+        quarantined = [status.st_size for _, status in self._layout.list_quarantined()]
+        return StoreUsage(
+            models=len(self._tags.find()),
+            blobs=len(blobs),
+            blob_bytes=sum(blobs),
+            ingests=len(ingests),
+            ingest_bytes=sum(ingests),
+            quarantined=len(quarantined),
+            quarantined_bytes=sum(quarantined),
+            free_bytes=free_bytes(self.root),
+        )
+
+    # Facts
+
+    def recall(self, kind: str, key: str) -> str | None:
+        """Find what was remembered."""
+        return self._facts.recall(kind, key)
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        """Keep a small measured fact."""
+        self._facts.remember(kind, key, value)
+
+    def _space(self) -> Space:
+        status = os.statvfs(self.root)
+        return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
+
+    def _with_room(self, operation: Callable[[], T]) -> T:
+        """Run *operation*; when the disk is full, give it the reserve and run it once more."""
+        try:
+            return operation()
+        except DiskFull:
+            if not self._layout.free_reserve():
+                raise
+            log.warning("the disk is full; using the reserve")
+            return operation()
+
+    def _refresh_view(self) -> None:
+        """Bring the derived view up to date; it may lag behind on a full disk, the index is what counts."""
+        with self._gate.hold():
+            content = oci_view.render(self._tags.find(), self._manifest_table.get)
+            try:
+                oci_view.refresh(self._layout, content)
+            except OSError as error:
+                log.warning("the OCI view is out of date: %s", error)

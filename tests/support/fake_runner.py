@@ -1,0 +1,277 @@
+# ruff: noqa: ASYNC110, ASYNC230, ASYNC240, ASYNC251 - a process of its own, where blocking harms nobody
+"""A runner without an engine: it speaks the frames and does what a script says, misbehaviour included.
+
+It is started like the real one. Its script is the "model": `write_model` writes a JSON file, which the fake finds in
+its view as `model.gguf`. What a request does is its prompt:
+
+    any words        the words come back, one token each
+    count N          N tokens of "x"
+    hold             one token, then nothing until the request is cancelled
+    gate PATH        one token, then nothing until PATH exists
+    abort, kill      SIGABRT, SIGKILL (once it has a slot)
+    crash-once PATH  like abort, the first time; PATH remembers
+    fail KIND        `failed` of that kind
+    freeze           the whole process stops reading and writing
+    garbage          bytes that are no frame
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lmd.runner.v1 import frames_pb2 as frames
+
+FAKE_COMMAND = (sys.executable, "-P", str(Path(__file__).resolve()))
+
+
+@dataclass(frozen=True)
+class Script:
+    """How a fake runner behaves; every default is good behaviour."""
+
+    #: "ok", "never", "exit", "garbage", "huge"
+    hello: str = "ok"
+    #: "ok", "oom", "incompatible", "template", "abort", "kill", "hang", "gate" (see *gate*)
+    load: str = "ok"
+    #: Loads fail with "oom" until this file exists.
+    oom_until: str = ""
+    #: Loads do not finish until this file exists.
+    gate: str = ""
+    #: Each process appends a line here when its load begins.
+    journal: str = ""
+    memory_bytes: int = 1000
+    num_ctx_max: int = 0
+    has_template: bool = True
+    answers_ping: bool = True
+    obeys_drain: bool = True
+    obeys_term: bool = True
+    #: Starts a child that holds our standard error.
+    child: bool = False
+    stderr: str = "fake runner"
+
+
+def write_model(path: Path, script: Script | None = None) -> Path:
+    """Write a "model" that makes the fake follow *script*."""
+    path.write_text(json.dumps(asdict(script or Script())))
+    return path
+
+
+class Fake:
+    """One fake runner process."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, script: Script) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.script = script
+        self.waiting: deque[frames.Submit] = deque()
+        self.running: dict[int, asyncio.Task[None]] = {}
+        self.load = frames.Load()
+        self.draining = False
+
+    def send(self, frame: frames.RunnerFrame) -> None:
+        data = frame.SerializeToString()
+        self.writer.write(struct.pack(">I", len(data)) + data)
+
+    async def receive(self) -> frames.DaemonFrame:
+        (length,) = struct.unpack(">I", await self.reader.readexactly(4))
+        return frames.DaemonFrame.FromString(await self.reader.readexactly(length))
+
+    async def run(self) -> None:
+        match self.script.hello:
+            case "never":
+                await asyncio.Event().wait()
+            case "exit":
+                sys.exit(7)
+            case "garbage":
+                self.writer.write(struct.pack(">I", 4) + b"\xff\xff\xff\xff")
+            case "huge":
+                self.writer.write(struct.pack(">I", 1 << 30))
+            case _:
+                self.send(frames.RunnerFrame(hello=frames.Hello(pid=os.getpid(), engine_version="fake")))
+        while True:
+            frame = await self.receive()
+            match frame.WhichOneof("frame"):
+                case "load":
+                    self.load = frame.load
+                    await self.do_load()
+                case "submit":
+                    self.waiting.append(frame.submit)
+                    self.fill_slots()
+                case "cancel":
+                    self.do_cancel(frame.cancel.request_id)
+                case "ping":
+                    if self.script.answers_ping:
+                        self.send(frames.RunnerFrame(pong=frames.Pong(nonce=frame.ping.nonce)))
+                case "drain":
+                    self.draining = self.script.obeys_drain
+            if self.draining and not self.running and not self.waiting:
+                return
+
+    async def do_load(self) -> None:
+        if self.script.journal:
+            with open(self.script.journal, "a") as journal:
+                journal.write(f"{self.load.num_ctx} {self.load.num_thread}\n")
+        for path in self.load.model_paths:
+            Path(path).read_bytes()
+        self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
+        kinds = {
+            "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
+            "incompatible": frames.LoadFailed.KIND_INCOMPATIBLE,
+            "template": frames.LoadFailed.KIND_TEMPLATE,
+        }
+        load = self.script.load
+        if self.script.oom_until and not Path(self.script.oom_until).exists():
+            load = "oom"
+        if load in kinds:
+            self.send(frames.RunnerFrame(load_failed=frames.LoadFailed(kind=kinds[load], message="as scripted")))
+            await self.writer.drain()
+            sys.exit(1)
+        if load == "abort":
+            os.abort()
+        if load == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if load == "hang":
+            await asyncio.Event().wait()
+        if self.script.gate:
+            await until_exists(self.script.gate)
+        num_ctx = min(self.load.num_ctx, self.script.num_ctx_max or self.load.num_ctx)
+        ready = frames.Ready(
+            weights_bytes=self.script.memory_bytes,
+            num_ctx=num_ctx,
+            train_ctx=4096,
+            slots=self.load.slots,
+            num_thread=self.load.num_thread or 3,
+            has_template=self.script.has_template,
+        )
+        self.send(frames.RunnerFrame(ready=ready))
+
+    def fill_slots(self) -> None:
+        while self.waiting and len(self.running) < self.load.slots:
+            submit = self.waiting.popleft()
+            self.running[submit.request_id] = asyncio.create_task(self.serve(submit))
+
+    def do_cancel(self, request_id: int) -> None:
+        if (task := self.running.get(request_id)) is not None:
+            task.cancel()
+            return
+        for submit in list(self.waiting):
+            if submit.request_id == request_id:
+                self.waiting.remove(submit)
+                self.fail(request_id, frames.Failed.KIND_CANCELLED)
+
+    def fail(self, request_id: int, kind: frames.Failed.Kind) -> None:
+        failed = frames.Failed(
+            request_id=request_id, kind=kind, message="as scripted", prompt_tokens=9, context_tokens=8
+        )
+        self.send(frames.RunnerFrame(failed=failed))
+
+    async def serve(self, submit: frames.Submit) -> None:
+        request_id = submit.request_id
+        try:
+            await self.answer(submit)
+        except asyncio.CancelledError:
+            self.fail(request_id, frames.Failed.KIND_CANCELLED)
+        finally:
+            del self.running[request_id]
+            self.fill_slots()
+            if self.draining and not self.running and not self.waiting:
+                await self.writer.drain()
+                os._exit(0)
+
+    async def answer(self, submit: frames.Submit) -> None:
+        chat = submit.WhichOneof("input") == "chat"
+        if chat and not self.script.has_template:
+            self.fail(submit.request_id, frames.Failed.KIND_NO_TEMPLATE)
+            return
+        prompt = submit.chat.messages[-1].content if chat else submit.prompt
+        words = prompt.split()
+        started = frames.Started(request_id=submit.request_id, prompt_tokens=len(words))
+        self.send(frames.RunnerFrame(started=started))
+        verb, argument = (*words, "", "")[:2]
+        generated = 0
+        if verb == "fail":
+            self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"))
+            return
+        if verb in ("hold", "gate"):
+            self.delta(submit.request_id, "x", 1)
+            generated = 1
+            await (until_exists(argument) if verb == "gate" else asyncio.Event().wait())
+        elif verb == "count":
+            for generated in range(1, int(argument) + 1):
+                self.delta(submit.request_id, "x", generated)
+                if generated % 64 == 0:
+                    await self.writer.drain()
+                    await asyncio.sleep(0)
+        elif verb == "crash-once" and not Path(argument).exists():
+            Path(argument).touch()
+            os.abort()
+        elif verb == "abort":
+            os.abort()
+        elif verb == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif verb == "freeze":
+            time.sleep(3600)
+        elif verb == "garbage":
+            self.writer.write(struct.pack(">I", 2) + b"\xff\xff")
+            await asyncio.Event().wait()
+        else:
+            for generated, word in enumerate(words, 1):
+                self.delta(submit.request_id, word + " ", generated)
+                await asyncio.sleep(0)
+        finished = frames.Finished(
+            request_id=submit.request_id,
+            reason=frames.Finished.REASON_STOP,
+            prompt_tokens=len(words),
+            generated_tokens=generated,
+            queue_ns=1,
+            prompt_ns=2,
+            generate_ns=3,
+        )
+        self.send(frames.RunnerFrame(finished=finished))
+
+    def delta(self, request_id: int, text: str, generated: int) -> None:
+        self.send(frames.RunnerFrame(delta=frames.Delta(request_id=request_id, text=text, generated_tokens=generated)))
+
+
+async def until_exists(path: str) -> None:
+    """Wait for a file; polls, because the one who makes it is another process."""
+    while not await asyncio.to_thread(os.path.exists, path):
+        await asyncio.sleep(0.005)
+
+
+async def amain(fd: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    script = Script(**json.loads(Path(next(iter(sorted(os.listdir("."))))).read_text()))
+    sys.stderr.write(script.stderr + "\n")
+    sys.stderr.flush()
+    if not script.obeys_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if script.child:
+        await asyncio.create_subprocess_exec("sleep", "3600")
+    reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=fd))
+    try:
+        await Fake(reader, writer, script).run()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return
+    await writer.drain()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    asyncio.run(amain(parser.parse_args().fd))
+
+
+if __name__ == "__main__":
+    main()

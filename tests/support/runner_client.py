@@ -1,0 +1,261 @@
+"""Drives a real runner process over its socket, as the daemon does but without asyncio."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lmd.runner.v1 import frames_pb2
+
+_DEADLINE_S = 40.0
+_GREEDY = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "num_predict": -1,
+}
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that came back for one request."""
+
+    texts: list[str] = field(default_factory=list)
+    started: frames_pb2.Started | None = None
+    finished: frames_pb2.Finished | None = None
+    failed: frames_pb2.Failed | None = None
+    terminals: int = 0
+    delta_tokens: list[int] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def done(self) -> frames_pb2.Finished:
+        assert self.finished is not None, f"it failed: {self.failed}"
+        return self.finished
+
+    @property
+    def failure(self) -> frames_pb2.Failed:
+        assert self.failed is not None, f"it did not fail: {self.finished}"
+        return self.failed
+
+
+class RunnerProcess:
+    """A runner, started and spoken to; a context manager that ends it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "lmd.runner.main", "--fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+            )
+        self.socket = ours
+        self._incoming = bytearray()
+        self._next_id = 0
+        self.answers: dict[int, Answer] = defaultdict(Answer)
+        self.hello: frames_pb2.Hello | None = None
+        self.ready: frames_pb2.Ready | None = None
+        self.load_failed: frames_pb2.LoadFailed | None = None
+        self.progress: list[float] = []
+        self.pongs: list[frames_pb2.Pong] = []
+        self.frames = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            sys.stderr.write(self.log())
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    # Sending
+
+    def send(self, frame: frames_pb2.DaemonFrame) -> None:
+        data = frame.SerializeToString()
+        self.socket.sendall(struct.pack(">I", len(data)) + data)
+
+    def load(
+        self,
+        *paths: Path,
+        num_ctx: int = 256,
+        slots: int = 4,
+        num_batch: int = 64,
+        num_thread: int = 1,
+        template: str = "",
+        max_prompt_bytes: int = 1 << 20,
+        template_timeout_s: float = 1.0,
+        use_mmap: bool = True,
+    ) -> frames_pb2.Ready:
+        """Load and return `ready`, or fail with what the runner says."""
+        self.ask_load(
+            *paths,
+            num_ctx=num_ctx,
+            slots=slots,
+            num_batch=num_batch,
+            num_thread=num_thread,
+            template=template,
+            max_prompt_bytes=max_prompt_bytes,
+            template_timeout_s=template_timeout_s,
+            use_mmap=use_mmap,
+        )
+        self.until(lambda: self.ready is not None or self.load_failed is not None)
+        assert self.ready is not None, str(self.load_failed)
+        return self.ready
+
+    def ask_load(self, *paths: Path, **options: int | float | str | bool) -> None:
+        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1)
+        for name, value in options.items():
+            setattr(load, name, value)
+        self.send(frames_pb2.DaemonFrame(load=load))
+
+    def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        chat: Sequence[tuple[str, str]] | None = None,
+        scope: str = "",
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> int:
+        """Submit a request, greedy unless *sampling* says otherwise; return its id."""
+        self._next_id += 1
+        submit = frames_pb2.Submit(
+            request_id=self._next_id,
+            cache_scope=scope,
+            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),  # type: ignore[arg-type] # by name
+        )
+        if chat is not None:
+            submit.chat.messages.extend(frames_pb2.ChatMessage(role=role, content=content) for role, content in chat)
+        if prompt is not None:
+            submit.prompt = prompt
+        self.send(frames_pb2.DaemonFrame(submit=submit))
+        return self._next_id
+
+    def cancel(self, request_id: int) -> None:
+        self.send(frames_pb2.DaemonFrame(cancel=frames_pb2.Cancel(request_id=request_id)))
+
+    def drain(self) -> None:
+        self.send(frames_pb2.DaemonFrame(drain=frames_pb2.Drain()))
+
+    def ping(self) -> frames_pb2.Pong:
+        """Ping and return the answer."""
+        count = len(self.pongs)
+        self.send(frames_pb2.DaemonFrame(ping=frames_pb2.Ping(nonce=count)))
+        self.until(lambda: len(self.pongs) > count)
+        return self.pongs[-1]
+
+    # Receiving
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Take in frames until *condition* holds."""
+        deadline = time.monotonic() + _DEADLINE_S
+        while not condition():
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.socket], [], [], left)[0]:
+                raise TimeoutError("the runner sends nothing that was waited for")
+            self.take()
+
+    def take(self) -> None:
+        """Take in what has arrived; wait if nothing has."""
+        data = self.socket.recv(1 << 20)
+        if not data:
+            raise EOFError("the runner hung up")
+        self._incoming += data
+        while len(self._incoming) >= 4:
+            length = int.from_bytes(self._incoming[:4], "big")
+            if len(self._incoming) < 4 + length:
+                break
+            self._dispatch(frames_pb2.RunnerFrame.FromString(bytes(self._incoming[4 : 4 + length])))
+            del self._incoming[: 4 + length]
+
+    def answer(self, request_id: int) -> Answer:
+        """Wait for a request to end."""
+        self.until(lambda: self.answers[request_id].terminals > 0)
+        return self.answers[request_id]
+
+    def ask(
+        self,
+        prompt: str | None = None,
+        *,
+        chat: Sequence[tuple[str, str]] | None = None,
+        scope: str = "",
+        stop: Sequence[str] = (),
+        **sampling: float,
+    ) -> Answer:
+        """Submit a request and wait for it to end."""
+        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, **sampling))
+
+    def wait(self) -> int:
+        """Wait for the process to end."""
+        return self.process.wait(_DEADLINE_S)
+
+    def _dispatch(self, frame: frames_pb2.RunnerFrame) -> None:
+        self.frames += 1
+        kind = frame.WhichOneof("frame")
+        if kind == "started":
+            answer = self.answers[frame.started.request_id]
+            assert answer.started is None
+            answer.started = frame.started
+        elif kind == "delta":
+            answer = self.answers[frame.delta.request_id]
+            assert answer.started is not None, "text before `started`"
+            assert answer.terminals == 0, "text after the end"
+            assert frame.delta.text, "empty text"
+            answer.texts.append(frame.delta.text)
+            answer.delta_tokens.append(frame.delta.generated_tokens)
+        elif kind == "finished":
+            answer = self.answers[frame.finished.request_id]
+            answer.finished = frame.finished
+            answer.terminals += 1
+        elif kind == "failed":
+            answer = self.answers[frame.failed.request_id]
+            answer.failed = frame.failed
+            answer.terminals += 1
+        elif kind == "pong":
+            self.pongs.append(frame.pong)
+        elif kind == "hello":
+            self.hello = frame.hello
+        elif kind == "ready":
+            self.ready = frame.ready
+        elif kind == "load_progress":
+            self.progress.append(frame.load_progress.fraction)
+        elif kind == "load_failed":
+            self.load_failed = frame.load_failed
+
+    def children(self) -> list[int]:
+        """Return the process ids of the runner's children."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return [int(pid) for task in os.listdir(tasks) for pid in (tasks / task / "children").read_text().split()]

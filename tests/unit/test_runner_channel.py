@@ -1,0 +1,124 @@
+"""The channel never blocks: what the daemon does not read grows together, in order, and is bounded."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from lmd.runner.channel import Channel
+from lmd.runner.v1 import frames_pb2
+from lmd.runner.wire import MAX_FRAME_BYTES, WireClosed, WireError, frame
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    # As little as the kernel allows, so that "full" comes soon.
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with ours, theirs:
+        yield Channel(ours), theirs
+
+
+def read_all(channel: Channel, theirs: socket.socket) -> list[frames_pb2.RunnerFrame]:
+    theirs.setblocking(False)
+    data = bytearray()
+    while True:
+        channel.flush()
+        try:
+            data += theirs.recv(1 << 20)
+        except BlockingIOError:
+            if not channel.has_unsent:
+                break
+    frames = []
+    while data:
+        (length,) = struct.unpack_from(">I", data)
+        frames.append(frames_pb2.RunnerFrame.FromString(bytes(data[4 : 4 + length])))
+        del data[: 4 + length]
+    return frames
+
+
+def finished(request_id: int) -> frames_pb2.RunnerFrame:
+    return frames_pb2.RunnerFrame(finished=frames_pb2.Finished(request_id=request_id))
+
+
+def test_texts_grow_together_while_nobody_reads(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    expected = dict.fromkeys(range(4), "")
+    for count in range(1, 20_001):
+        for request_id in expected:
+            text = f"{request_id}.{count} "
+            expected[request_id] += text
+            channel.send_text(request_id, text, count)
+        channel.flush()
+    for request_id in expected:
+        channel.send(finished(request_id), last_of=request_id)
+    frames = read_all(channel, theirs)
+    assert len(frames) < 500
+    got = dict.fromkeys(expected, "")
+    ended: set[int] = set()
+    for received in frames:
+        if received.HasField("delta"):
+            assert received.delta.request_id not in ended
+            got[received.delta.request_id] += received.delta.text
+        else:
+            ended.add(received.finished.request_id)
+    assert got == expected
+    assert ended == set(expected)
+
+
+def test_congestion_is_told_and_passes(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    for _ in range(5):
+        channel.send_text(1, "x" * (1 << 20), 1)
+        channel.flush()
+    assert channel.congested
+    read_all(channel, theirs)
+    assert not channel.congested
+
+
+def test_texts_wait_a_moment_for_company_but_not_for_the_first(ends: tuple[Channel, socket.socket]) -> None:
+    channel, _ = ends
+    channel.send_text(1, "first", 1)
+    channel.flush(now=False)
+    assert not channel.has_unsent
+    channel.send_text(1, "second", 2)
+    channel.flush(now=False)
+    channel.send(finished(1), last_of=1)
+    channel.flush(now=False)
+    assert not channel.has_unsent, "an end is urgent"
+
+
+def test_frames_arrive_whole_however_they_are_cut(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    ping = frames_pb2.DaemonFrame(ping=frames_pb2.Ping(nonce=7))
+    data = frame(ping.SerializeToString()) * 3
+    received = []
+    for byte in data:
+        theirs.sendall(bytes([byte]))
+        received += channel.receive()
+    assert received == [ping] * 3
+    theirs.sendall(data)
+    assert channel.receive() == [ping] * 3
+
+
+def test_the_end_is_seen_after_the_last_frame(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    theirs.sendall(frame(frames_pb2.DaemonFrame(drain=frames_pb2.Drain()).SerializeToString()))
+    theirs.close()
+    assert len(channel.receive()) == 1
+    with pytest.raises(WireClosed):
+        channel.receive()
+    channel.send(finished(1))
+    with pytest.raises(WireClosed):
+        channel.flush()
+
+
+@pytest.mark.parametrize("data", [struct.pack(">I", MAX_FRAME_BYTES + 1), frame(b"\xff\xff\xff")])
+def test_nonsense_is_refused(ends: tuple[Channel, socket.socket], data: bytes) -> None:
+    channel, theirs = ends
+    theirs.sendall(data)
+    with pytest.raises(WireError):
+        channel.receive()
