@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ async def test_a_half_copied_file_waits_however_long_the_writer_pauses(scene: Sc
             for number in range(looks):
                 # Each of these makes the folder be looked at again while the writer does nothing.
                 scene.put(f"other{number}.gguf", 2)
-                await until(lambda name=f"other{number}:latest": scene.weights(name), "the others do not wait")
+                await until(partial(scene.weights, f"other{number}:latest"), "the others do not wait")
             assert scene.weights("slow:latest") is None
             assert dropin.waiting["slow.gguf"] == "slow.gguf is being written"
             file.write(data[len(data) // 2 :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 import structlog
 
@@ -26,7 +26,7 @@ async def create(
     modelfile: str,
     files: Mapping[str, Digest],
     token: str | None = None,
-) -> AsyncIterator[str | PullEvent | TagRecord]:
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
     *files* holds, for each FROM that is a file, its argument as written and the blob that was stored for it. A base

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Uploads:
         log.info("upload_stored", digest=str(digest), size_bytes=first.size_bytes)
         return StoredBlob(digest, first.size_bytes)
 
-    async def import_file(self, path: Path, caller: Caller) -> AsyncIterator[PullEvent | StoredBlob]:
+    async def import_file(self, path: Path, caller: Caller) -> AsyncGenerator[PullEvent | StoredBlob]:
         """Store the file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
 
         Raises: UploadRequired, InvalidRequest, FileInvalid, FileChanged, DiskFull, StoreError.

@@ -96,7 +96,7 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def ListPulls(self, request: pb.ListPullsRequest, context: Context) -> pb.ListPullsResponse:
         """List the pulls under way and those that ended within the last hour."""
-        return pb.ListPullsResponse(pulls=[pull_message(status) for status in self._pulls.list()])
+        return pb.ListPullsResponse(pulls=[pull_message(status) for status in self._pulls.statuses()])
 
     async def CancelPull(self, request: pb.CancelPullRequest, context: Context) -> pb.CancelPullResponse:
         """Stop a pull for all its watchers."""
