@@ -109,7 +109,7 @@ async def test_pulls_of_other_models_and_other_digests_are_other_pulls(pulls: Pu
 async def test_a_url_is_listed_without_its_query(pulls: Pulls) -> None:
     ref = parse_ref("https://127.0.0.1/x.gguf?signature=secret")
     async with pulls.attach(ref, text="https://127.0.0.1/x.gguf?signature=secret"):
-        (status,) = pulls.list()
+        (status,) = pulls.statuses()
     assert "secret" not in repr(status)
 
 
@@ -130,7 +130,7 @@ async def test_the_one_who_started_may_leave_first(pulls: Pulls, puller: FakePul
             second = await others.enter_async_context(pulls.attach(LLAMA))
         transfer.report(progress("a.gguf", 7))
         await seen(second, at(7))
-        assert pulls.list()[0].watchers == 1
+        assert pulls.statuses()[0].watchers == 1
         transfer.succeed()
         await drained(second)
         assert second.result().name == "llama3:latest"
@@ -156,7 +156,7 @@ async def test_a_detached_pull_goes_on_alone(pulls: Pulls, puller: FakePuller, d
         async with pulls.attach(LLAMA, detach=detached_by == "second"):
             pass
     assert not transfer.cancelled.is_set()
-    (status,) = pulls.list()
+    (status,) = pulls.statuses()
     assert (status.state, status.detached, status.watchers) == (State.ACTIVE, True, 0)
     async with pulls.attach(LLAMA) as late:
         transfer.succeed()
@@ -187,7 +187,7 @@ async def test_cancel_ends_it_for_all_watchers(pulls: Pulls, puller: FakePuller,
             await drained(watcher)
             with pytest.raises(PullCancelled):
                 watcher.result()
-    (status,) = pulls.list()
+    (status,) = pulls.statuses()
     assert (status.state, status.error_message, status.watchers) == (State.CANCELLED, "", 0)
     await pulls.cancel(first.pull_id)  # once more changes nothing
 
@@ -209,7 +209,7 @@ async def test_an_error_reaches_every_watcher_and_the_list(pulls: Pulls, puller:
             await drained(watcher)
             with pytest.raises(SourceUnavailable, match="cannot reach"):
                 watcher.result()
-    (status,) = pulls.list()
+    (status,) = pulls.statuses()
     assert (status.state, status.error_message) == (State.FAILED, "cannot reach the source")
 
 
@@ -219,8 +219,8 @@ async def test_a_defect_reaches_the_watcher_but_its_words_not_the_list(pulls: Pu
         await drained(watcher)
         with pytest.raises(ZeroDivisionError):
             watcher.result()
-    assert pulls.list()[0].state is State.FAILED
-    assert "internals" not in pulls.list()[0].error_message
+    assert pulls.statuses()[0].state is State.FAILED
+    assert "internals" not in pulls.statuses()[0].error_message
 
 
 async def test_a_watcher_that_does_not_read_neither_blocks_nor_piles_up(pulls: Pulls, puller: FakePuller) -> None:
@@ -229,7 +229,7 @@ async def test_a_watcher_that_does_not_read_neither_blocks_nor_piles_up(pulls: P
         transfer.report(*(progress(f"{i % 3}.gguf", i, 10_000) for i in range(1, 9001)))
         transfer.succeed()
         await drained(awake)
-        assert awake.result()
+        assert awake.result().name == "llama3:latest"
         late = await drained(sleeper)
         assert {e.filename: e.completed_bytes for e in late} == {"0.gguf": 9000, "1.gguf": 8998, "2.gguf": 8999}
         assert len(late) == 3
@@ -285,12 +285,12 @@ async def test_ended_pulls_are_listed_for_an_hour_oldest_first(puller: FakePulle
             transfer.succeed()
             await drained(watcher)
         now += 1800.0
-    assert [(s.name, s.state, s.completed_bytes) for s in pulls.list()] == [
+    assert [(s.name, s.state, s.completed_bytes) for s in pulls.statuses()] == [
         ("a:latest", State.SUCCEEDED, 100),
         ("b:latest", State.SUCCEEDED, 100),
     ]
     now += 1.0
-    assert [s.name for s in pulls.list()] == ["b:latest"]
+    assert [s.name for s in pulls.statuses()] == ["b:latest"]
     await pulls.stop()
 
 

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 import structlog
 
 from lmd.daemon.catalog import Catalog
+from lmd.daemon.names import new_name
 from lmd.daemon.pulls import Pulls
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.pull import PullEvent
-from lmd.registry.ref import FileRef, NameRef, parse_ref
+from lmd.registry.ref import FileRef, parse_ref
 from lmd.registry.store import TagRecord
 
 log = structlog.get_logger(__name__)
-
-
-def new_name(text: str, field: str) -> str:
-    """Return the canonical form of a name for something new.
-
-    Raises: InvalidRef, InvalidRequest for references to other places and for ones with a digest.
-    """
-    ref = parse_ref(text)
-    if not isinstance(ref, NameRef) or ref.digest is not None:
-        raise InvalidRequest(
-            f"`{text[:200]}` is no name for a new model",
-            field=field,
-            hint="a name looks like `my-model`, `my-model:v2` or `me/my-model`",
-        )
-    return ref.name
 
 
 async def create(
@@ -40,7 +26,7 @@ async def create(
     modelfile: str,
     files: Mapping[str, Digest],
     token: str | None = None,
-) -> AsyncIterator[str | PullEvent | TagRecord]:
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
     *files* holds, for each FROM that is a file, its argument as written and the blob that was stored for it. A base
@@ -82,5 +68,3 @@ def _file_not_sent(value: str) -> InvalidRequest:
         field="files",
         hint="`lm create` stores the files of a Modelfile first",
     )
-
-

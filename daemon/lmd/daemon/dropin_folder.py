@@ -109,7 +109,9 @@ class DropInFolder:
         name = f"{name_from_filename(entry.stem)}:{DEFAULT_TAG}"
         maker = makers.setdefault(name, entry.key)
         if maker != entry.key:
-            self._state.drop(entry.key)
+            if self._state.made.get(maker) is not None:
+                # Until then the model that this entry made before is there, and the folder's to replace.
+                self._state.drop(entry.key)
             self._report(entry, {}, f"`{maker}` makes the model `{name}`")
             return
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import structlog
@@ -27,7 +27,7 @@ class Collected:
 
 async def collect(
     store: Store, pool: BlockingPool, *, dry_run: bool, grace_s: float | None
-) -> AsyncIterator[GarbageItem | Collected]:
+) -> AsyncGenerator[GarbageItem | Collected]:
     """Yield each thing that went, or would go, then the sums.
 
     Closing the iterator ends the collection after the current batch. The collection never waits for a slow reader;

@@ -9,7 +9,7 @@ import structlog
 
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
-from lmd.registry.errors import BlobCorrupt, BlobMissing, ModelNotFound
+from lmd.registry.errors import BlobCorrupt, BlobMissing, InvalidRequest, ModelNotFound
 from lmd.registry.ref import FileRef, ModelRef, NameRef, parse_ref
 from lmd.registry.store import Store, TagRecord
 
@@ -22,6 +22,21 @@ class Removal:
 
     freed_bytes: int
     pending_bytes: int
+
+
+def new_name(text: str, field: str) -> str:
+    """Return the canonical form of a name for something new.
+
+    Raises: InvalidRef, InvalidRequest for references to other places and for ones with a digest.
+    """
+    ref = parse_ref(text)
+    if not isinstance(ref, NameRef) or ref.digest is not None:
+        raise InvalidRequest(
+            f"`{text[:200]}` is no name for a new model",
+            field=field,
+            hint="a name looks like `my-model`, `my-model:v2` or `me/my-model`",
+        )
+    return ref.name
 
 
 class Names:
@@ -41,7 +56,7 @@ class Names:
         ref = parse_ref(text)
         for name in self._equivalents(ref):
             tag = self._store.get_tag(name)
-            if tag is not None:
+            if tag is not None and self._comes_from(ref, tag):
                 self._check_digest(ref, tag)
                 return tag
         raise self._not_found(ref, may_pull=True)
@@ -53,7 +68,7 @@ class Names:
         """
         ref = parse_ref(text)
         tag = self._store.get_tag(ref.name)
-        if tag is None:
+        if tag is None or not self._comes_from(ref, tag):
             raise self._not_found(ref, may_pull=False)
         self._check_digest(ref, tag)
         return tag
@@ -76,6 +91,12 @@ class Names:
             if target is not None:
                 yield target.name
 
+    def _comes_from(self, ref: ModelRef, tag: TagRecord) -> bool:
+        """Of the files called x.gguf only one made the model `x`."""
+        if not isinstance(ref, FileRef):
+            return True
+        return self._store.get_manifest(tag.manifest).lm.origin.ref == f"file:{ref.path}"
+
     def _check_digest(self, ref: ModelRef, tag: TagRecord) -> None:
         """A digest asserts the manifest or, as a pull understands it, the only weights file."""
         if ref.digest is None or ref.digest == tag.manifest:
@@ -90,10 +111,9 @@ class Names:
     def _not_found(self, ref: ModelRef, *, may_pull: bool) -> ModelNotFound:
         stored = [tag.name for tag in self._store.list_tags()]
         shown = ref.name.removesuffix(":latest") if isinstance(ref, NameRef) else ref.name
-        known = isinstance(ref, NameRef) and self._aliases.resolve(ref) is not None
-        hint = ""
-        if may_pull and (known or not isinstance(ref, NameRef | FileRef)):
-            hint = f"get it with `lm pull {shown}`"
+        shown = f"file:{ref.path}" if isinstance(ref, FileRef) else shown
+        can_pull = not isinstance(ref, NameRef) or self._aliases.resolve(ref) is not None
+        hint = f"get it with `lm pull {shown}`" if may_pull and can_pull else ""
         suggestions = [name for name in self._aliases.suggest(shown, extra=stored) if name not in (shown, ref.name)]
         return ModelNotFound(shown, suggestions=suggestions, hint=hint)
 

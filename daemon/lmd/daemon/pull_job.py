@@ -13,7 +13,7 @@ from enum import Enum
 from lmd.daemon.latest import Latest
 from lmd.registry.errors import LmdError
 from lmd.registry.pull import PullEvent, PullState
-from lmd.registry.ref import ModelRef, UrlRef
+from lmd.registry.ref import FileRef, ModelRef, UrlRef
 from lmd.registry.store import TagRecord
 
 #: Pulls with equal keys are the same pull.
@@ -21,9 +21,9 @@ PullKey = tuple[str, str, str]
 
 
 def pull_key(ref: ModelRef) -> PullKey:
-    """Return what makes two refs the same pull: the stored name, the asserted digest, and where a URL's query leads."""
-    url = ref.url if isinstance(ref, UrlRef) else ""
-    return (ref.name.casefold(), str(ref.digest or ""), url)
+    """Return what makes two refs the same pull: the stored name, the asserted digest, and the URL or file behind it."""
+    place = ref.url if isinstance(ref, UrlRef) else str(ref.path) if isinstance(ref, FileRef) else ""
+    return (ref.name.casefold(), str(ref.digest or ""), place)
 
 
 class State(Enum):

@@ -138,7 +138,7 @@ class Pulls:
             log.error("pull_defect", pull_id=job.pull_id, name=job.ref.name, exc_info=error)
         log.info("pull_ended", pull_id=job.pull_id, name=job.ref.name, state=job.state.value, reason=reason)
 
-    def list(self) -> list[PullStatus]:
+    def statuses(self) -> list[PullStatus]:
         """Return the pulls under way and those that ended within the last hour, oldest first."""
         while self._history and self._clock() - self._history[0][0] > HISTORY_S:
             self._history.popleft()
@@ -152,7 +152,7 @@ class Pulls:
         """
         wanted = pull_id_or_name.strip()
         jobs = [job for job in self._active.values() if job.pull_id == wanted] or self._named(wanted)
-        if not jobs and not any(s.pull_id == wanted and s.state is State.CANCELLED for s in self.list()):
+        if not jobs and not any(s.pull_id == wanted and s.state is State.CANCELLED for s in self.statuses()):
             raise InvalidRequest(
                 f"no pull `{wanted[:200]}` is under way",
                 field="pull_id",

@@ -1,8 +1,9 @@
-"""Ends tasks without losing track of them."""
+"""Tasks that are not lost track of."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -17,3 +18,21 @@ async def give_up(task: asyncio.Task[Any]) -> None:
         await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         log.debug("task_given_up", task=task.get_name(), error=type(error).__name__)
+
+
+class TaskSet:
+    """Tasks that nobody waits for one by one, and that still end before their owner does."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run *work*, which handles its own errors."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def wait(self) -> None:
+        """Return when all have ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)

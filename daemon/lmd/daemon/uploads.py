@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from lmd.daemon.access import check_may_open
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
-from lmd.daemon.errors import UploadRequired
 from lmd.daemon.latest import Latest
 from lmd.daemon.tasks import give_up
 from lmd.registry.digest import Digest
@@ -46,19 +45,6 @@ class Chunk:
 
     size_bytes: int
     data: bytes
-
-
-def check_may_open(path: Path, caller: Caller) -> None:
-    """Refuse to open a path for a caller who might not be able to: the daemon reads with its own rights.
-
-    Raises:
-        UploadRequired: the caller is another user.
-        InvalidRequest: the path is relative, and to what only the client knows.
-    """
-    if caller.uid != os.geteuid():
-        raise UploadRequired
-    if not path.is_absolute():
-        raise InvalidRequest(f"the path `{path}` is not absolute", field="path", hint="give the whole path from `/`")
 
 
 class Uploads:
@@ -93,12 +79,12 @@ class Uploads:
         log.info("upload_stored", digest=str(digest), size_bytes=first.size_bytes)
         return StoredBlob(digest, first.size_bytes)
 
-    async def import_file(self, path: Path, caller: Caller) -> AsyncIterator[PullEvent | StoredBlob]:
+    async def import_file(self, path: Path, caller: Caller) -> AsyncGenerator[PullEvent | StoredBlob]:
         """Store the file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
 
         Raises: UploadRequired, InvalidRequest, FileInvalid, FileChanged, DiskFull, StoreError.
         """
-        check_may_open(path, caller)
+        check_may_open(path, caller, "path")
         wake = asyncio.Event()
         news: list[PullEvent] = []
 

@@ -1,0 +1,215 @@
+"""The models of the store, for everything in the daemon that deals with models by name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.names import Names, Removal, new_name
+from lmd.daemon.summaries import ListedModel, Summaries
+from lmd.daemon.tasks import TaskSet
+from lmd.daemon.uploads import Uploads
+from lmd.registry.aliases import AliasTable
+from lmd.registry.capabilities import capabilities
+from lmd.registry.create import create_model
+from lmd.registry.digest import Digest
+from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError
+from lmd.registry.gguf import GgufHeader
+from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info
+from lmd.registry.lm_config import Message
+from lmd.registry.manifest import Manifest
+from lmd.registry.modelfile import Modelfile, parse_modelfile
+from lmd.registry.parameters import ParameterValue
+from lmd.registry.store import Store, TagRecord
+
+log = structlog.get_logger(__name__)
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that is ready to be loaded: its files are there, and its settings are read.
+
+    *header* is that of the whole model, shards combined; *headers* holds the same for those who take several.
+    *template* is the one in effect, Jinja; *parameters* are only those that the manifest sets.
+    """
+
+    name: str
+    manifest_digest: Digest
+    manifest: Manifest
+    weights: tuple[Path, ...]
+    header: GgufHeader
+    headers: tuple[GgufHeader, ...]
+    template: str | None
+    system: str | None
+    parameters: Mapping[str, ParameterValue]
+    messages: tuple[Message, ...]
+    capabilities: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some models of a list; *next_token* is empty on the last page."""
+
+    models: tuple[ListedModel, ...]
+    next_token: str
+
+
+class Catalog:
+    """Finds, lists, describes, makes, copies and removes models. For use on one event loop."""
+
+    def __init__(self, store: Store, aliases: AliasTable, pool: BlockingPool) -> None:
+        self._store = store
+        self._pool = pool
+        self._headers = HeaderCache()
+        self._summaries = Summaries(store, self._headers)
+        self._sweeps = TaskSet()
+        #: For the drop-in folder, which works in a thread of its own.
+        self.names = Names(store, aliases)
+        self.uploads = Uploads(store, pool)
+
+    async def find(self, text: str) -> TagRecord:
+        """Return the tag that a reference means. Raises: InvalidRef, ModelNotFound."""
+        return await self._pool.run(self.names.find, text)
+
+    async def resolve(self, text: str) -> ResolvedModel:
+        """Return the model that a reference means, with all its files.
+
+        Raises: InvalidRef, ModelNotFound, BlobMissing, BlobCorrupt, GgufInvalid.
+        """
+        return await self._pool.run(self._resolve, text)
+
+    async def list(self, prefix: str = "", *, page_size: int = 0, page_token: str = "") -> Page:
+        """Return a page of the models whose name starts with *prefix*, most recently modified first.
+
+        A page goes on where the one before ended, whatever was added or removed meanwhile. Raises: InvalidRequest.
+        """
+        if page_size < 0:
+            raise InvalidRequest("a page cannot have fewer than 0 models", field="page_size")
+        after = _parse_token(page_token) if page_token else None
+        return await self._pool.run(self._page, prefix, min(page_size or MAX_PAGE, MAX_PAGE), after)
+
+    async def describe(self, tag: TagRecord) -> ListedModel:
+        """Return the headline facts of a tag."""
+        return await self._pool.run(self._summaries.of, tag)
+
+    async def info(self, text: str) -> ModelFacts:
+        """Return everything about a model. Raises: as `resolve`."""
+        return await self._pool.run(lambda: model_info(self._store, self.names.find(text), self._headers))
+
+    async def delete(self, text: str) -> Removal:
+        """Remove a name, and what only it needed; a resident model's bytes go when it stops.
+
+        Raises: InvalidRef, ModelNotFound, StoreError.
+        """
+        tag = await self._pool.run(self.names.find_exactly, text)
+        removal = await self._pool.run(self.names.remove, tag)
+        log.info("model_removed", name=tag.name, freed_bytes=removal.freed_bytes, pending_bytes=removal.pending_bytes)
+        return removal
+
+    async def copy(self, source: str, destination: str) -> ListedModel:
+        """Point the name *destination* at the model *source*.
+
+        Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, StoreError.
+        """
+        name = new_name(destination, "destination")
+        tag = await self.find(source)
+        copied = await self._pool.run(self._store.set_tag, name, tag.manifest, note=f"copy of {tag.name}")
+        return await self.describe(copied)
+
+    async def parse(self, modelfile: str) -> Modelfile:
+        """Parse a Modelfile. Raises: ModelfileSyntax with every mistake."""
+        return await self._pool.run(parse_modelfile, modelfile)
+
+    async def check_modelfile(self, modelfile: str) -> tuple[str, ...]:
+        """Return the arguments of FROM as written. Raises: ModelfileSyntax with every mistake."""
+        return tuple(source.value for source in (await self.parse(modelfile)).from_)
+
+    async def build(
+        self, name: str, recipe: Modelfile, *, files: Mapping[str, Digest], base: TagRecord | None
+    ) -> TagRecord:
+        """Make or replace the model *name*, all of whose parts are in the store.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
+        """
+        return await self._pool.run(self._build, name, recipe, files, base)
+
+    def model_released(self, manifest: Digest) -> None:
+        """Take note that no runner holds *manifest* any more: what was removed meanwhile can go now."""
+        self._sweeps.start(self._sweep(manifest), name="sweep")
+
+    async def stop(self) -> None:
+        """Return when the sweeps under way are done."""
+        await self._sweeps.wait()
+
+    async def _sweep(self, manifest: Digest) -> None:
+        try:
+            freed_bytes = await self._pool.run(self._store.sweep_condemned)
+        except LmdError as error:
+            log.warning("sweep_failed", digest=str(manifest), error=error.message)
+            return
+        if freed_bytes:
+            log.info("space_freed", digest=str(manifest), freed_bytes=freed_bytes)
+
+    def _resolve(self, text: str) -> ResolvedModel:
+        tag = self.names.find(text)
+        manifest = self._store.get_manifest(tag.manifest)
+        for layer in manifest.files:
+            if not self._store.has_blob(layer.digest, layer.size_bytes):
+                raise BlobMissing(str(layer.digest))
+        header = self._headers.get(self._store, manifest)
+        template = effective_template(manifest, header)
+        return ResolvedModel(
+            name=tag.name,
+            manifest_digest=tag.manifest,
+            manifest=manifest,
+            weights=tuple(self._store.blob_path(layer.digest) for layer in manifest.weights),
+            header=header,
+            headers=(header,),
+            template=template,
+            system=manifest.lm.system,
+            parameters=manifest.lm.parameters,
+            messages=manifest.lm.messages,
+            capabilities=capabilities(header, template, has_projector=manifest.projector is not None),
+            size_bytes=manifest.size_bytes,
+        )
+
+    def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:
+        tags = sorted(self._store.list_tags(prefix), key=_place)
+        if after is not None:
+            tags = [tag for tag in tags if _place(tag) > after]
+        models = tuple(self._summaries.of(tag) for tag in tags[:size])
+        return Page(models, _token(tags[size - 1]) if len(tags) > size else "")
+
+    def _build(self, name: str, recipe: Modelfile, files: Mapping[str, Digest], base: TagRecord | None) -> TagRecord:
+        with self._store.lease(f"create {name}") as lease:
+            lease.add(*files.values(), *([base.manifest] if base else []))
+            tag = create_model(self._store, name, recipe, files=files, base=base)
+        self.uploads.release(files.values())
+        return tag
+
+
+def _place(tag: TagRecord) -> tuple[float, str]:
+    """Return the place of a tag in a list: the newest first, then by name."""
+    return (-tag.modified_at, tag.name)
+
+
+def _token(tag: TagRecord) -> str:
+    return base64.urlsafe_b64encode(json.dumps(_place(tag)).encode()).decode()
+
+
+def _parse_token(token: str) -> tuple[float, str]:
+    try:
+        place, name = json.loads(base64.urlsafe_b64decode(token))
+        return float(place), str(name)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise InvalidRequest("the page token is not one of this daemon's", field="page_token") from error

@@ -1,0 +1,124 @@
+"""Turns what the daemon knows of models into messages of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lmd.daemon.pull_job import PullStatus, State
+from lmd.daemon.summaries import ListedModel, Summary
+from lmd.registry.inspect import ModelFacts
+from lmd.registry.parameters import ParameterValue
+from lmd.registry.pull import PullEvent
+from lmd.v1 import model_pb2, model_service_pb2
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Return a time given in seconds since the epoch."""
+    message = Timestamp()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def model_message(listed: ListedModel) -> model_pb2.Model:
+    """Return the headline facts of a name."""
+    tag, summary = listed.tag, listed.summary
+    return model_pb2.Model(
+        name=tag.name,
+        digest=str(tag.manifest),
+        size_bytes=summary.size_bytes,
+        modified_time=timestamp(tag.modified_at),
+        details=_details(summary),
+        capabilities=summary.capabilities,
+    )
+
+
+def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
+    """Return everything about a model."""
+    model = model_pb2.Model(
+        name=facts.name,
+        digest=str(facts.digest),
+        size_bytes=facts.size_bytes,
+        modified_time=timestamp(facts.modified_at),
+        details=_details(facts),
+        capabilities=facts.capabilities,
+    )
+    origin = model_pb2.Origin(ref=facts.origin.ref, commit=facts.origin.commit, pulled_time=timestamp(facts.pulled_at))
+    files = [
+        model_pb2.ModelFile(role=f.role, filename=f.filename, digest=str(f.digest), size_bytes=f.size_bytes)
+        for f in facts.files
+    ]
+    return model_pb2.ModelInfo(
+        model=model,
+        template=facts.template,
+        system=facts.system,
+        parameters=parameters_message(facts.parameters),
+        messages=[model_pb2.Message(role=m.role, content=m.content) for m in facts.messages],
+        licenses=facts.licenses,
+        origin=origin,
+        files=files,
+        modelfile=facts.modelfile,
+        metadata=facts.metadata,
+    )
+
+
+def parameters_message(parameters: Mapping[str, ParameterValue]) -> model_pb2.Parameters:
+    """Return the settings that are set; the registry's names are the fields'."""
+    message = model_pb2.Parameters()
+    for name, value in parameters.items():
+        if isinstance(value, tuple):
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+    return message
+
+
+def progress_message(event: PullEvent) -> model_service_pb2.PullProgress:
+    """Return a step of a pull."""
+    return model_service_pb2.PullProgress(
+        digest=event.digest,
+        filename=event.filename,
+        completed_bytes=event.completed_bytes,
+        total_bytes=event.total_bytes,
+        state=model_service_pb2.PullProgress.State.Value(f"STATE_{event.state.name}"),
+        resumed_bytes=event.resumed_bytes,
+        detail=event.detail,
+    )
+
+
+def pull_message(status: PullStatus) -> model_service_pb2.Pull:
+    """Return a pull of the daemon."""
+    return model_service_pb2.Pull(
+        pull_id=status.pull_id,
+        ref=status.ref,
+        name=status.name,
+        state=_PULL_STATES[status.state],
+        completed_bytes=status.completed_bytes,
+        total_bytes=status.total_bytes,
+        start_time=timestamp(status.started_at),
+        detached=status.detached,
+        watchers=status.watchers,
+        error_message=status.error_message,
+    )
+
+
+_PULL_STATES = {
+    State.ACTIVE: model_service_pb2.Pull.STATE_ACTIVE,
+    State.SUCCEEDED: model_service_pb2.Pull.STATE_SUCCEEDED,
+    State.FAILED: model_service_pb2.Pull.STATE_FAILED,
+    State.CANCELLED: model_service_pb2.Pull.STATE_CANCELLED,
+}
+
+
+def _details(facts: ModelFacts | Summary) -> model_pb2.ModelDetails:
+    return model_pb2.ModelDetails(
+        architecture=facts.architecture,
+        parameter_count=facts.parameter_count,
+        quantization=facts.quantization,
+        context_length=facts.context_length,
+        embedding_length=facts.embedding_length,
+        block_count=facts.block_count,
+        vocabulary_size=facts.vocabulary_size,
+        title=facts.title,
+    )

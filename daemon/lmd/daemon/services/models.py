@@ -1,0 +1,125 @@
+"""ModelService over gRPC: translates, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from lmd.daemon.access import pull_ref
+from lmd.daemon.callers import caller_of
+from lmd.daemon.catalog import Catalog
+from lmd.daemon.creating import create
+from lmd.daemon.pulls import Pulls
+from lmd.daemon.services.messages import info_message, model_message, progress_message, pull_message
+from lmd.daemon.uploads import Chunk, StoredBlob
+from lmd.registry.digest import Digest
+from lmd.registry.errors import ModelNotFound
+from lmd.registry.pull import PullEvent
+from lmd.v1 import model_service_pb2 as pb
+from lmd.v1 import model_service_pb2_grpc as rpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelServiceServicer(rpc.ModelServiceServicer):
+    """Manages the models of the store."""
+
+    def __init__(self, catalog: Catalog, pulls: Pulls) -> None:
+        self._catalog = catalog
+        self._pulls = pulls
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """List models, most recently modified first."""
+        page = await self._catalog.list(request.prefix, page_size=request.page_size, page_token=request.page_token)
+        models = [model_message(listed) for listed in page.models]
+        return pb.ListModelsResponse(models=models, next_page_token=page.next_token)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        """Return everything known about one model."""
+        return pb.GetModelResponse(info=info_message(await self._catalog.info(request.name)))
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
+        """Remove a name."""
+        try:
+            removal = await self._catalog.delete(request.name)
+        except ModelNotFound:
+            if request.allow_missing:
+                return pb.DeleteModelResponse()
+            raise
+        return pb.DeleteModelResponse(freed_bytes=removal.freed_bytes, pending_bytes=removal.pending_bytes)
+
+    async def CopyModel(self, request: pb.CopyModelRequest, context: Context) -> pb.CopyModelResponse:
+        """Point a second name at a model."""
+        return pb.CopyModelResponse(model=model_message(await self._catalog.copy(request.source, request.destination)))
+
+    async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
+        """Parse a Modelfile without creating anything."""
+        values = await self._catalog.check_modelfile(request.modelfile)
+        return pb.CheckModelfileResponse(**{"from": values})
+
+    async def CreateModel(
+        self, request: pb.CreateModelRequest, context: Context
+    ) -> AsyncIterator[pb.CreateModelResponse]:
+        """Create a model from a Modelfile; ends after exactly one `model`."""
+        steps = create(
+            self._catalog,
+            self._pulls,
+            name=request.name,
+            modelfile=request.modelfile,
+            files={value: Digest.parse(digest) for value, digest in request.files.items()},
+            token=request.token or None,
+        )
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, str):
+                    yield pb.CreateModelResponse(status=step)
+                elif isinstance(step, PullEvent):
+                    yield pb.CreateModelResponse(progress=progress_message(step))
+                else:
+                    yield pb.CreateModelResponse(model=model_message(await self._catalog.describe(step)))
+
+    async def PullModel(self, request: pb.PullModelRequest, context: Context) -> AsyncIterator[pb.PullModelResponse]:
+        """Start a pull or join it: `started`, then progress, then `model`."""
+        ref = pull_ref(request.ref, caller_of(context))
+        token = request.token or None
+        async with self._pulls.attach(ref, text=request.ref, token=token, detach=request.detach) as watcher:
+            started = pb.PullStarted(pull_id=watcher.pull_id, name=watcher.name, joined=watcher.joined)
+            yield pb.PullModelResponse(started=started)
+            async for event in watcher:
+                yield pb.PullModelResponse(progress=progress_message(event))
+            listed = await self._catalog.describe(watcher.result())
+        yield pb.PullModelResponse(model=model_message(listed))
+
+    async def ListPulls(self, request: pb.ListPullsRequest, context: Context) -> pb.ListPullsResponse:
+        """List the pulls under way and those that ended within the last hour."""
+        return pb.ListPullsResponse(pulls=[pull_message(status) for status in self._pulls.statuses()])
+
+    async def CancelPull(self, request: pb.CancelPullRequest, context: Context) -> pb.CancelPullResponse:
+        """Stop a pull for all its watchers."""
+        await self._pulls.cancel(request.pull_id)
+        return pb.CancelPullResponse()
+
+    async def ImportFile(self, request: pb.ImportFileRequest, context: Context) -> AsyncIterator[pb.ImportFileResponse]:
+        """Store a file that the daemon opens itself; ends after exactly one `blob`."""
+        events = self._catalog.uploads.import_file(Path(request.path), caller_of(context))
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, StoredBlob):
+                    yield pb.ImportFileResponse(blob=_blob(event))
+                else:
+                    yield pb.ImportFileResponse(progress=progress_message(event))
+
+    async def UploadBlob(
+        self, request_iterator: AsyncIterator[pb.UploadBlobRequest], context: Context
+    ) -> pb.UploadBlobResponse:
+        """Store the bytes the client sends."""
+        chunks = (Chunk(message.size_bytes, message.data) async for message in request_iterator)
+        return pb.UploadBlobResponse(blob=_blob(await self._catalog.uploads.receive(chunks)))
+
+
+def _blob(stored: StoredBlob) -> pb.Blob:
+    return pb.Blob(digest=str(stored.digest), size_bytes=stored.size_bytes)

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.dropin import DropIn
+from lmd.daemon.dropin_state import DropInState, Made
+from lmd.daemon.names import Names
+from lmd.daemon.settling import Timing
+from lmd.daemon.writers import has_writer
+from lmd.registry.aliases import AliasTable
+from lmd.registry.digest import Digest
+from lmd.registry.store import Store
+from tests.support.tiny_models import make_tiny_llama, split_model
+
+DEADLINE_S = 30.0
+# Events have to do the work: without them a test would run into its deadline.
+TIMING = Timing(settle_s=0.05, blind_settle_s=0.5, rescan_s=600.0)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while not condition():
+        assert loop.time() < deadline, f"still not: {what}"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Scene:
+    """A store and the folder; *model(n)* gives one of several different GGUF files."""
+
+    root: Path
+    store: Store
+    pool: BlockingPool
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "dropin"
+
+    @property
+    def names(self) -> Names:
+        return Names(self.store, AliasTable.load())
+
+    def model(self, number: int = 1) -> Path:
+        path = self.root / f"model{number}.gguf"
+        return path if path.exists() else make_tiny_llama(path, seed=number, name=f"tiny {number}")
+
+    def put(self, name: str, number: int = 1) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.model(number), path)
+        return path
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def weights(self, name: str) -> Digest | None:
+        """The digest of the weights that *name* stands for; None when there is no such model."""
+        tag = self.store.get_tag(name)
+        return None if tag is None else self.store.get_manifest(tag.manifest).weights[0].digest
+
+    def is_model(self, name: str, number: int) -> bool:
+        return self.weights(name) == Digest.of(self.model(number).read_bytes())
+
+    @asynccontextmanager
+    async def running(self, timing: Timing = TIMING) -> AsyncIterator[DropIn]:
+        dropin = DropIn(self.store, self.names, self.pool, self.folder, timing=timing)
+        await dropin.start()
+        try:
+            yield dropin
+        finally:
+            await dropin.stop()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    store = Store.open(tmp_path / "store")
+    pool = BlockingPool(2)
+    yield Scene(tmp_path, store, pool)
+    pool.close()
+    store.close()
+
+
+async def test_the_folder_is_made_for_its_owner(scene: Scene) -> None:
+    async with scene.running():
+        assert scene.folder.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_gguf_becomes_a_model_and_goes_with_its_file(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        path = scene.put("Tiny Model.Q8_0.gguf")
+        await until(lambda: scene.is_model("tiny-model.q8_0:latest", 1), "the model is there")
+        assert dropin.problems == {}
+        path.unlink()
+        await until(lambda: scene.weights("tiny-model.q8_0:latest") is None, "the model is gone")
+        await until(lambda: scene.store.usage().blobs == 0, "its bytes are gone")
+
+
+async def test_a_file_moved_in_becomes_a_model(scene: Scene) -> None:
+    async with scene.running():
+        partial = scene.put("a.gguf.part")
+        partial.rename(scene.folder / "a.gguf")
+        shutil.copyfile(scene.model(2), scene.root / "outside")
+        (scene.root / "outside").rename(scene.folder / "b.gguf")
+        await until(lambda: scene.is_model("a:latest", 1), "the renamed one")
+        await until(lambda: scene.is_model("b:latest", 2), "the one from outside")
+
+
+async def test_a_half_copied_file_waits_however_long_the_writer_pauses(scene: Scene) -> None:
+    data = scene.model().read_bytes()
+    async with scene.running() as dropin:
+        path = scene.folder / "slow.gguf"
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+            file.flush()
+            if has_writer(path) is None:
+                pytest.skip("this file system does not tell who writes")
+            await until(lambda: "slow.gguf" in dropin.waiting, "the half file was looked at")
+            looks = 5
+            for number in range(looks):
+                # Each of these makes the folder be looked at again while the writer does nothing.
+                scene.put(f"other{number}.gguf", 2)
+                await until(partial(scene.weights, f"other{number}:latest"), "the others do not wait")
+            assert scene.weights("slow:latest") is None
+            assert dropin.waiting["slow.gguf"] == "slow.gguf is being written"
+            file.write(data[len(data) // 2 :])
+        await until(lambda: scene.is_model("slow:latest", 1), "the whole file")
+        assert dropin.problems == {}
+
+
+async def test_an_edit_replaces_the_model_and_there_always_is_one(scene: Scene) -> None:
+    async with scene.running():
+        path = scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the first version")
+        # As editors do it: the old file away, the new one in its place.
+        path.rename(scene.folder / "a.gguf~")
+        scene.put("a.gguf", 2)
+        missing: list[bool] = []
+
+        def replaced() -> bool:
+            missing.append(scene.weights("a:latest") is None)
+            return scene.is_model("a:latest", 2)
+
+        await until(replaced, "the second version")
+        assert not any(missing)
+        # In place.
+        path.write_bytes(scene.model(3).read_bytes())
+        await until(lambda: scene.is_model("a:latest", 3), "the third version")
+
+
+async def test_a_bad_file_is_reported_once_and_keeps_nobody_from_the_rest(scene: Scene) -> None:
+    with capture_logs() as logs:
+        async with scene.running() as dropin:
+            path = scene.put("a.gguf", 1)
+            await until(lambda: scene.is_model("a:latest", 1), "a good file")
+            path.write_bytes(b"GGUF and then nonsense")
+            scene.write("empty.gguf", "")
+            await until(lambda: set(dropin.problems) == {"a.gguf", "empty.gguf"}, "both are reported")
+            assert "GGUF" in dropin.problems["a.gguf"]
+            assert scene.is_model("a:latest", 1), "the version before stays"
+            scene.put("good.gguf", 2)
+            await until(lambda: scene.is_model("good:latest", 2), "a good file beside bad ones")
+            refused = [entry["file"] for entry in logs if entry["event"] == "dropin_file_refused"]
+            assert sorted(refused) == ["a.gguf", "empty.gguf"]
+            path.write_bytes(scene.model(3).read_bytes())
+            await until(lambda: scene.is_model("a:latest", 3), "it is mended")
+            await until(lambda: "a.gguf" not in dropin.problems, "and no problem any more")
+
+
+async def test_what_is_no_regular_file_is_refused_and_never_opened(scene: Scene) -> None:
+    scene.folder.mkdir()
+    (scene.folder / "link.gguf").symlink_to(scene.model())
+    os.mkfifo(scene.folder / "fifo.gguf")
+    (scene.folder / "folder.gguf").mkdir()
+    async with scene.running() as dropin:
+        await until(lambda: len(dropin.problems) == 3, "all three are reported")
+        scene.put("good.gguf")
+        await until(lambda: scene.is_model("good:latest", 1), "the regular file")
+        assert [tag.name for tag in scene.store.list_tags()] == ["good:latest"]
+
+
+async def test_shards_wait_for_each_other(scene: Scene) -> None:
+    shards = split_model(scene.model(), 3)
+    async with scene.running() as dropin:
+        for shard in shards[:2]:
+            shutil.copy(shard, scene.folder / f"big{shard.name[-20:]}")
+        await until(lambda: "2 of 3 shards are there" in dropin.problems.values(), "one is missing")
+        shutil.copy(shards[2], scene.folder / f"big{shards[2].name[-20:]}")
+        await until(lambda: scene.weights("big:latest"), "the whole")
+        tag = scene.store.get_tag("big:latest")
+        assert tag is not None
+        assert len(scene.store.get_manifest(tag.manifest).weights) == 3
+
+
+async def test_a_modelfile_uses_the_files_beside_it(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.write("pirate/Modelfile", "FROM ./weights.gguf\nSYSTEM Arr.\nPARAMETER temperature 0.5\n")
+        scene.put("pirate/weights.gguf")
+        await until(lambda: scene.is_model("pirate:latest", 1), "the model of the subfolder")
+        tag = scene.store.get_tag("pirate:latest")
+        assert tag is not None
+        lm = scene.store.get_manifest(tag.manifest).lm
+        assert (lm.system, dict(lm.parameters)) == ("Arr.", {"temperature": 0.5})
+        scene.put("pirate/weights.gguf", 2)
+        await until(lambda: scene.is_model("pirate:latest", 2), "new weights for the same Modelfile")
+        scene.write("child.modelfile", "FROM pirate\nSYSTEM Ahoy.\n")
+        await until(lambda: scene.is_model("child:latest", 2), "a model made from a model")
+        assert dropin.problems == {}
+
+
+async def test_a_modelfile_wins_over_the_gguf_of_its_name(scene: Scene) -> None:
+    async with scene.running():
+        scene.put("a.gguf")
+        await until(lambda: scene.is_model("a:latest", 1), "the bare file")
+        bare = scene.store.get_tag("a:latest")
+        recipe = scene.write("a.modelfile", "FROM ./a.gguf\nSYSTEM Arr.\n")
+        await until(lambda: scene.store.get_tag("a:latest") != bare, "the Modelfile's")
+        recipe.unlink()
+        await until(
+            lambda: (tag := scene.store.get_tag("a:latest")) and bare and tag.manifest == bare.manifest,
+            "the bare file again",
+        )
+
+
+@pytest.mark.parametrize("value", ["/etc/hostname", "../model1.gguf", "./deep/er/x.gguf", "./link/x.gguf", "./l.gguf"])
+async def test_a_modelfile_reaches_no_file_outside_of_the_folder(scene: Scene, value: str) -> None:
+    scene.folder.mkdir()
+    scene.model()
+    (scene.folder / "link").symlink_to(scene.root)
+    (scene.folder / "l.gguf").symlink_to(scene.model())
+    (scene.root / "x.gguf").symlink_to(scene.model())
+    async with scene.running() as dropin:
+        scene.write("bad.modelfile", f"FROM {value}\n")
+        await until(lambda: "bad.modelfile" in dropin.problems, "it is refused")
+        assert scene.weights("bad:latest") is None
+
+
+async def test_a_modelfile_with_mistakes_or_an_unknown_base_is_reported(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.write("a.modelfile", "FROM ./x.gguf\nNONSENSE 1\n")
+        scene.write("b.modelfile", "FROM nobody-has-this\n")
+        await until(lambda: len(dropin.problems) == 2, "both are reported")
+        assert "line 2" in dropin.problems["a.modelfile"]
+        assert dropin.problems["b.modelfile"] == "model `nobody-has-this` not found"
+
+
+async def test_a_name_from_elsewhere_is_not_taken_over(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("mine.gguf", 1)
+        await until(lambda: scene.is_model("mine:latest", 1), "the first model")
+        tag = scene.store.get_tag("mine:latest")
+        assert tag is not None
+        scene.store.set_tag("theirs:latest", tag.manifest)
+        scene.put("theirs.gguf", 2)
+        await until(lambda: "theirs.gguf" in dropin.problems, "it is refused")
+        assert scene.is_model("theirs:latest", 1)
+        (scene.folder / "theirs.gguf").unlink()
+        await until(lambda: "theirs.gguf" not in dropin.problems, "the file is forgotten")
+        assert scene.is_model("theirs:latest", 1)
+
+
+async def test_a_name_that_was_pointed_elsewhere_stays_when_the_file_goes(scene: Scene) -> None:
+    async with scene.running():
+        for name, number in (("a", 1), ("b", 2)):
+            scene.put(f"{name}.gguf", number)
+        await until(lambda: scene.weights("a:latest") and scene.weights("b:latest"), "both models")
+        other = scene.store.get_tag("b:latest")
+        assert other is not None
+        scene.store.set_tag("a:latest", other.manifest)
+        (scene.folder / "a.gguf").unlink()
+        (scene.folder / "b.gguf").unlink()
+        await until(lambda: scene.weights("b:latest") is None, "b is gone")
+        assert scene.is_model("a:latest", 2)
+
+
+async def test_what_happened_while_the_daemon_was_down_is_caught_up_with(scene: Scene) -> None:
+    async with scene.running():
+        for name, number in (("stays", 1), ("goes", 2), ("changes", 3)):
+            scene.put(f"{name}.gguf", number)
+        await until(lambda: len(scene.store.list_tags()) == 3, "three models")
+    stayed = scene.store.get_tag("stays:latest")
+    (scene.folder / "goes.gguf").unlink()
+    scene.put("changes.gguf", 4)
+    scene.put("comes.gguf", 5)
+    async with scene.running():
+        await until(lambda: scene.is_model("changes:latest", 4), "the change")
+        await until(lambda: scene.is_model("comes:latest", 5), "the new file")
+        await until(lambda: scene.weights("goes:latest") is None, "the removal")
+        assert scene.store.get_tag("stays:latest") == stayed
+
+
+async def test_a_model_that_the_user_removed_stays_removed_until_its_file_changes(scene: Scene) -> None:
+    async with scene.running():
+        scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the model")
+        scene.store.delete_tag("a:latest")
+        scene.put("b.gguf", 2)
+        await until(lambda: scene.weights("b:latest"), "a later file")
+        assert scene.weights("a:latest") is None
+    async with scene.running():
+        scene.put("c.gguf", 3)
+        await until(lambda: scene.weights("c:latest"), "a file after the restart")
+        assert scene.weights("a:latest") is None
+        scene.put("a.gguf", 4)
+        await until(lambda: scene.is_model("a:latest", 4), "the changed file")
+
+
+async def test_a_folder_that_is_not_mounted_takes_no_models_away(scene: Scene) -> None:
+    async with scene.running():
+        scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the model")
+    scene.folder.rename(scene.root / "elsewhere")
+    async with scene.running():
+        scene.put("b.gguf", 2)
+        await until(lambda: scene.weights("b:latest"), "a file in the folder that took its place")
+        assert scene.is_model("a:latest", 1)
+    shutil.rmtree(scene.folder)
+    (scene.root / "elsewhere").rename(scene.folder)
+    async with scene.running() as dropin:
+        (scene.folder / "a.gguf").unlink()
+        await until(lambda: scene.weights("a:latest") is None, "it is gone where it was")
+        assert dropin.problems == {}
+
+
+async def test_a_folder_that_is_deleted_and_made_anew_is_watched_again(scene: Scene) -> None:
+    async with scene.running(Timing(settle_s=0.05, blind_settle_s=0.5, rescan_s=0.1)):
+        shutil.rmtree(scene.folder)
+        await asyncio.to_thread(scene.folder.mkdir)
+        scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the model in the new folder")
+
+
+async def test_a_model_that_was_being_made_when_the_daemon_died_is_still_the_folders(scene: Scene) -> None:
+    """The name is set, what was made is not yet remembered: the name must not count as somebody else's then."""
+    async with scene.running():
+        scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the model")
+    state = DropInState(scene.store, scene.folder)
+    state.put("a.gguf", Made("a:latest", "", {}, scene.folder.stat().st_ino))
+    scene.put("a.gguf", 2)
+    async with scene.running() as dropin:
+        await until(lambda: scene.is_model("a:latest", 2), "the next version")
+        assert dropin.problems == {}
+
+
+async def test_a_state_that_cannot_be_read_is_begun_anew(scene: Scene) -> None:
+    scene.store.remember("dropin", str(scene.folder), '{"version": 99}')
+    async with scene.running():
+        scene.put("a.gguf", 1)
+        await until(lambda: scene.is_model("a:latest", 1), "the model")
