@@ -233,6 +233,7 @@ class Store:
         Raises: InvalidRequest for a name the store cannot hold, BlobMissing when the manifest or a blob of it is gone.
         """
         oci_view.check_name(name)
+        self._manifests.verify(manifest)
         with self._gate.change():
             with self._index.write("set_tag"):
                 self._manifests.check(manifest)
