@@ -58,7 +58,7 @@ class HeaderCache:
     two threads that ask for the same new header may both read it.
     """
 
-    def __init__(self, capacity: int = 64) -> None:
+    def __init__(self, capacity: int = 128) -> None:
         self._capacity = capacity
         self._headers: OrderedDict[tuple[Digest, ...], GgufHeader] = OrderedDict()
         # Protects the dictionary; never held while a file is read.
@@ -148,5 +148,5 @@ def recreating_modelfile(manifest: Manifest, name: str) -> str:
     try:
         return comment + format_modelfile(recipe)
     except InvalidRequest as error:
-        # Only manifests made elsewhere can hold such texts.
-        return f"# `{name}` cannot be written as a Modelfile: {error.message}\nFROM {name}\n"
+        # No Modelfile could have made this. Inheriting everything makes the same manifest too.
+        return f"# {error.message}, so all is inherited.\nFROM {name}\n"

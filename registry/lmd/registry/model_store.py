@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from lmd.registry.digest import Digest
@@ -44,9 +43,6 @@ class HeldBlobs(Protocol):
 
 class ModelStore(Protocol[TagT_co]):
     """The part of a store that deals with blobs, manifests and tags. Thread-safe."""
-
-    def blob_path(self, digest: Digest) -> Path:
-        """Where a blob lies. Raises BlobMissing."""
 
     def blob_size(self, digest: Digest) -> int:
         """The size of a blob in bytes. Raises BlobMissing."""
