@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -266,6 +267,38 @@ async def test_systemd_is_told(lmd_home: Path, tmp_path: Path) -> None:
                 told += (await asyncio.to_thread(manager.recv, 4096)).decode() + "\n"
             assert re.search(r"^EXTEND_TIMEOUT_USEC=\d+$", told, re.MULTILINE)
             assert await running.end() == 0
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd is not installed")
+async def test_a_client_starts_it_through_systemds_socket(lmd_home: Path) -> None:
+    path = lmd_home / "activated.sock"
+    manager = await asyncio.create_subprocess_exec(
+        "systemd-socket-activate",
+        f"--listen={path}",
+        *[f"--setenv={name}" for name in ("LMD_HOME", "PYTHONPATH", "PATH")],
+        sys.executable,
+        "-m",
+        "tests.support.fake_application",
+        stderr=subprocess.PIPE,
+        env=os.environ | {"LMD_HOME": str(lmd_home)},
+        cwd=Path(__file__).parents[2],
+    )
+    running = Daemon(lmd_home, manager)
+    try:
+        await running.until("Listening on")
+        assert not (lmd_home / "events").exists()
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel, asyncio.timeout(DEADLINE_S):
+            # The first connection starts it, and waits in the backlog until it serves.
+            status = await SystemServiceStub(channel).GetStatus(pb.GetStatusRequest(), wait_for_ready=True)
+            assert (status.socket, status.pid) == (str(path), manager.pid)
+            assert not (lmd_home / "run" / "lmd.sock").exists()
+        manager.terminate()
+        assert await running.end() == 0
+        assert path.is_socket()
+    finally:
+        if manager.returncode is None:
+            manager.kill()
+            await running.end()
 
 
 async def test_secrets_leave_the_environment(lmd_home: Path) -> None:

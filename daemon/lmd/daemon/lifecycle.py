@@ -30,7 +30,7 @@ from lmd.daemon.front import Front
 from lmd.daemon.listener import Listener, check_path_length, open_listener, prepare_directory
 from lmd.daemon.places import Dirs
 from lmd.daemon.sd_notify import Notifier
-from lmd.daemon.server import AddServicer, RpcServer
+from lmd.daemon.server import AddServicer, RpcServer, adder
 from lmd.daemon.services.system import SystemServiceServicer
 from lmd.v1.endpoint import SYSTEM_SOCKET
 from lmd.v1.system_service_pb2_grpc import add_SystemServiceServicer_to_server
@@ -137,9 +137,8 @@ class Lifecycle:
             pool=pool,
             shut_down=self._admission.drain,
         )
-        rpc = RpcServer(
-            self._config.dirs.private / "grpc.sock", self._admission, [_adder(system), *application.servicers]
-        )
+        servicers = [adder("SystemService", add_SystemServiceServicer_to_server, system), *application.servicers]
+        rpc = RpcServer(self._config.dirs.private / "grpc.sock", self._admission, servicers)
         await rpc.start()
         front = Front(
             listener.sock,
@@ -225,14 +224,6 @@ def prepare_places(dirs: Dirs) -> None:
     prepare_directory(dirs.private, 0o700)
     dirs.private.chmod(0o700)
     check_path_length(dirs.private / "grpc.sock")
-
-
-def _adder(system: SystemServiceServicer) -> AddServicer:
-    def add(server: object) -> str:
-        add_SystemServiceServicer_to_server(system, server)  # type: ignore[arg-type]
-        return "lmd.v1.SystemService"
-
-    return add
 
 
 def _raise_descriptor_limit() -> int:
