@@ -293,7 +293,7 @@ async def test_create_from_a_file_that_was_stored(catalog: Catalog, pulls: Pulls
     assert isinstance(stored, StoredBlob)
     steps = await steps_of(catalog, pulls, "Mine", "FROM ./t.gguf\nSYSTEM Arr.\n", {"./t.gguf": stored.digest})
     assert steps[:-1] == ["reading the Modelfile", "creating mine:latest"]
-    assert steps[-1] == store.get_tag("mine")
+    assert steps[-1] == store.get_tag("mine:latest")
     assert (await catalog.info("mine")).system == "Arr."
     await catalog.delete("mine")
     assert store.usage().blobs == 0, "the lease of the import ended with the creation"
@@ -357,7 +357,7 @@ async def test_what_cannot_be_created_says_why_and_leaves_the_name(
     for name, modelfile, files, error in cases:
         with pytest.raises(error):
             await steps_of(catalog, pulls, name, modelfile, files)
-    assert store.get_tag("mine") == tag
+    assert store.get_tag("mine:latest") == tag
 
 
 async def test_a_modelfile_is_checked_without_making_anything(catalog: Catalog, store: Store) -> None:
