@@ -30,7 +30,7 @@ from lmd.v1 import model_service_pb2 as pb
 from lmd.v1 import model_service_pb2_grpc as rpc
 from lmd.v1 import store_service_pb2, store_service_pb2_grpc
 from tests.support.fake_puller import DEADLINE_S, FakePuller, progress
-from tests.support.hub import HubFile, HubServer
+from tests.support.hub import HubServer
 from tests.support.shell_daemon import shell
 from tests.support.stored_models import add_model, tiny_file
 
@@ -61,6 +61,15 @@ def reason_of(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, dict[s
     assert status.details[0].Unpack(info)
     assert info.domain == "lmd"
     return error.code(), info.reason, dict(info.metadata)
+
+
+async def rest_of(call: Any) -> list[Any]:
+    """Read a stream that was begun with read() to its end."""
+    messages = []
+    async with asyncio.timeout(DEADLINE_S):
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+    return messages
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -262,7 +271,7 @@ async def test_a_pull_is_started_progress_model(daemon: Daemon, puller: FakePull
     assert (event.completed_bytes, event.total_bytes, event.resumed_bytes) == (50, 100, 20)
     assert event.state == pb.PullProgress.STATE_DOWNLOADING
     transfer.succeed(daemon.store.set_tag("llama3:latest", add_model(daemon.store, daemon.files, "x").manifest))
-    rest = [event async for event in call]
+    rest = await rest_of(call)
     assert [event.WhichOneof("event") for event in rest].count("model") == 1
     assert rest[-1].model.name == "llama3:latest"
     assert rest[-1].model.details.architecture == "llama"
@@ -277,8 +286,7 @@ async def test_two_clients_watch_one_pull_and_its_end_is_theirs(daemon: Daemon, 
     transfer.fail(SourceDenied("the repository is gated", ref="llama3", hint="accept its terms"))
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in call:
-                pass
+            await rest_of(call)
         code, reason, metadata = reason_of(caught.value)
         assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "SOURCE_ACCESS_DENIED")
         assert metadata["hint"] == "accept its terms"
@@ -367,7 +375,7 @@ async def test_a_model_comes_from_a_hub_and_is_made_into_another(
 ) -> None:
     """The real puller and a real server: nothing of this chain is a stand-in."""
     with HubServer() as hub:
-        hub.add_repo("org/tiny", [HubFile.of("tiny.Q8_0.gguf", tiny_file(tmp_path))])
+        hub.add_repo("org/tiny", {"tiny.Q8_0.gguf": tiny_file(tmp_path)})
         puller = Puller(store, AliasTable.load(), endpoint=hub.endpoint, user_agent="lmd-test")
         async for daemon in serve(store, puller, tmp_path_factory, tmp_path):
             request = pb.CreateModelRequest(name="pirate", modelfile="FROM hf.co/org/tiny\nSYSTEM Arr.\n")
@@ -383,7 +391,6 @@ async def test_a_model_comes_from_a_hub_and_is_made_into_another(
             assert pb.PullProgress.STATE_PRESENT in states
             assert pb.PullProgress.STATE_DOWNLOADING not in states
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async for _ in daemon.models.PullModel(pb.PullModelRequest(ref="hf.co/org/nothing")):
-                    pass
+                await rest_of(daemon.models.PullModel(pb.PullModelRequest(ref="hf.co/org/nothing")))
             assert reason_of(caught.value)[1] in ("SOURCE_NOT_FOUND", "SOURCE_ACCESS_DENIED")
         puller.close()
