@@ -51,8 +51,9 @@ class Transfer:
         for event in events:
             self._steps.put(event)
 
-    def succeed(self) -> None:
-        self._steps.put(TagRecord(self.ref.name, Digest.of(b"manifest"), 1.0, 1.0))
+    def succeed(self, tag: TagRecord | None = None) -> None:
+        """End with *tag*, or one that points nowhere."""
+        self._steps.put(tag or TagRecord(self.ref.name, Digest.of(b"manifest"), 1.0, 1.0))
 
     def fail(self, error: BaseException) -> None:
         self._steps.put(error)
