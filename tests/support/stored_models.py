@@ -1,11 +1,9 @@
-<<<<<<< HEAD
 """Small models for tests of the store: the store looks at digests and sizes only, so the weights may be any bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +77,8 @@ def blob_file(root: Path, digest: Digest) -> Path:
 
 def assert_store_is_right(root: Path, store: Store) -> None:
     """Check what is always promised: blobs hash to their names, names lead to whole models, the view says the same."""
-    for entry in os.scandir(root / "blobs" / "sha256"):
-        assert hashlib.sha256(Path(entry.path).read_bytes()).hexdigest() == entry.name
+    for path in (root / "blobs" / "sha256").iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
     tags = {tag.name: tag.manifest for tag in store.list_tags()}
     for manifest in tags.values():
         content = json.loads(blob_file(root, manifest).read_bytes())
@@ -94,27 +92,3 @@ def assert_store_is_right(root: Path, store: Store) -> None:
     for each in view.values():
         assert blob_file(root, Digest.parse(each["digest"])).stat().st_size == each["size"]
     assert not list((root / "ingest").glob("tmp-*"))
-=======
-"""Puts tiny models into a store, without a daemon."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from lmd.registry.create import create_model
-from lmd.registry.modelfile import parse_modelfile
-from lmd.registry.store import Store, TagRecord
-from tests.support.tiny_models import make_tiny_llama
-
-
-def tiny_file(folder: Path, seed: int = 1, *, chat_template: str | None = None) -> Path:
-    """Return a GGUF file; different seeds have different bytes."""
-    path = folder / f"tiny-{seed}{'-chat' if chat_template else ''}.gguf"
-    return path if path.exists() else make_tiny_llama(path, seed=seed, chat_template=chat_template, name=f"tiny {seed}")
-
-
-def add_model(store: Store, folder: Path, name: str, seed: int = 1, more: str = "") -> TagRecord:
-    """Store a model made from `tiny_file` and the lines *more* of a Modelfile."""
-    digest, _ = store.import_file(tiny_file(folder, seed))
-    return create_model(store, name, parse_modelfile(f"FROM ./x.gguf\n{more}"), files={"./x.gguf": digest})
->>>>>>> models
