@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,8 @@ def blob_file(root: Path, digest: Digest) -> Path:
 
 def assert_store_is_right(root: Path, store: Store) -> None:
     """Check what is always promised: blobs hash to their names, names lead to whole models, the view says the same."""
-    for entry in os.scandir(root / "blobs" / "sha256"):
-        assert hashlib.sha256(Path(entry.path).read_bytes()).hexdigest() == entry.name
+    for path in (root / "blobs" / "sha256").iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
     tags = {tag.name: tag.manifest for tag in store.list_tags()}
     for manifest in tags.values():
         content = json.loads(blob_file(root, manifest).read_bytes())
