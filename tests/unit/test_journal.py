@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ def test_a_range_set_is_the_set_of_its_bytes(ranges: list[tuple[int, int]]) -> N
     listed = found.list()
     assert members(listed) == members(ranges)
     assert found.total_bytes == len(members(ranges))
-    assert all(before[1] < after[0] for before, after in zip(listed, listed[1:], strict=False)), "sorted and apart"
+    assert all(before[1] < after[0] for before, after in pairwise(listed)), "sorted and apart"
 
 
 @given(RANGES, st.integers(0, 80))

@@ -116,11 +116,15 @@ def test_commits_are_synced(index: Index) -> None:
 
 
 def test_a_transaction_is_all_or_nothing(index: Index) -> None:
-    with pytest.raises(ZeroDivisionError), index.write("outer") as db:
-        db.execute("INSERT INTO facts VALUES ('a', 'b', '1')")
-        with index.write("inner") as same:
-            same.execute("INSERT INTO facts VALUES ('a', 'c', '1')")
-        raise ZeroDivisionError
+    def fail_half_way() -> None:
+        with index.write("outer") as db:
+            db.execute("INSERT INTO facts VALUES ('a', 'b', '1')")
+            with index.write("inner") as same:
+                same.execute("INSERT INTO facts VALUES ('a', 'c', '1')")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     with index.read("test") as db:
         assert db.execute("SELECT count(*) FROM facts").fetchone() == (0,)
     with index.write("outer"), index.write("inner") as db:
