@@ -323,6 +323,13 @@ def test_texts_that_no_modelfile_can_hold(text: str) -> None:
         format_modelfile(Modelfile((From("x"),), system=text))
 
 
+def test_what_parsing_refuses_is_not_written() -> None:
+    with pytest.raises(InvalidRequest, match="TEMPLATE cannot be written"):
+        format_modelfile(Modelfile((From("x"),), template="{{ .System }}"))
+    with pytest.raises(InvalidRequest, match="role of a MESSAGE cannot be written"):
+        format_modelfile(Modelfile((From("x"),), messages=(Message("tool", "{}"),)))
+
+
 @pytest.mark.parametrize("text", ['ends with """', '"starts', 'a"\nb', "  spaces  ", "#", "", '"', '""""', "a\n\n"])
 def test_texts_that_need_care(text: str) -> None:
     assert writable(text)
