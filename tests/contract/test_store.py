@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -1000,6 +1001,41 @@ def test_a_file_nobody_may_write_is_linked(root: Path, store: Store, tmp_path: P
     assert store.import_file(source) == (digest, 7)
     source.unlink()
     assert store.blob_path(digest).read_bytes() == b"weights"
+
+
+@pytest.fixture
+def sharing_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system whose files can share their blocks."""
+    if os.geteuid() != 0 or shutil.which("mkfs.btrfs") is None:
+        pytest.skip("reflinks need root and mkfs.btrfs to be tested")
+    image, mount = tmp_path / "image", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    mount.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    done = subprocess.run(["mount", "-o", "loop", str(image), str(mount)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"btrfs cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_file_shares_its_blocks_where_the_file_system_can(sharing_disk: Path) -> None:
+    source = plant(sharing_disk / "x.gguf", os.urandom(1 << 20) * 16)
+    with Store.open(sharing_disk / "store") as store:
+        os.sync()
+        before = store.usage().free_bytes
+        digest, size_bytes = store.import_file(at_rest(source))
+        assert before - store.usage().free_bytes < size_bytes // 4
+        with source.open("r+b") as file:
+            file.write(b"changed later")
+        store.verify_blob(digest)
+        assert garbage(store, grace_s=0) == [("blob", str(digest))]
+        with pytest.raises(DigestMismatch):
+            store.import_file(source, digest=digest)
+        assert_store_is_right(store.root, store)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o464, 0o446, 0o4444])

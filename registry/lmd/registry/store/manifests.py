@@ -75,7 +75,10 @@ class ManifestStore:
         # Imported late: everything else here works without the parser, and so do the store's own tests.
         from lmd.registry.manifest import Manifest
 
-        return Manifest.parse(data, lm_config)
+        try:
+            return Manifest.parse(data, lm_config)
+        except InvalidRequest as error:
+            raise StoreError(f"{digest} cannot be read: {error.message}", operation="get_manifest") from error
 
     def _verify(self, facts: ManifestFacts) -> None:
         for blob, size_bytes in facts.blobs.items():

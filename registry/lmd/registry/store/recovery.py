@@ -45,12 +45,12 @@ def open_index(layout: Layout, now: float) -> Index:
 
 
 def _move_aside(layout: Layout) -> Path:
-    number = 0
-    while (aside := layout.root / f"index.db.damaged-{number}").exists():
-        number += 1
+    aside = layout.root / "index.db.damaged"
     with disk_errors("rebuild", layout.root):
         # The log first: it must never be taken for that of the new database.
         for suffix in ("-wal", "-shm", "-journal", ""):
+            with suppress(FileNotFoundError):
+                aside.with_name(f"{aside.name}{suffix}").unlink()
             with suppress(FileNotFoundError):
                 layout.index_db.with_name(f"index.db{suffix}").rename(aside.with_name(f"{aside.name}{suffix}"))
         fsync_dir(layout.root)

@@ -346,7 +346,7 @@ class Store:
     def _refresh_view(self) -> None:
         """Bring the derived view up to date; it may lag behind on a full disk, the index is what counts."""
         with self._gate.hold():
-            content = oci_view.render(self._tags.find(), self._manifest_table.get)
+            content = oci_view.render(self._tags.find(), self._manifest_table.described())
             try:
                 oci_view.refresh(self._layout, content)
             except OSError as error:
