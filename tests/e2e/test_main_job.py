@@ -53,7 +53,7 @@ def test_life_of_a_model(product: Product) -> None:
     again = json.loads(
         product.lm("run", "hf.co/test/chat", "hello", "-o", "num_predict=8", "-o", "seed=3", "--json").stdout
     )
-    assert again["text"] == answer["text"]
+    assert again["response"] == answer["response"]
 
     (runner,) = product.json("ps")
     assert runner["name"] == "hf.co/test/chat:latest"
@@ -66,7 +66,7 @@ def test_life_of_a_model(product: Product) -> None:
     wait_until(lambda: product.json("ps") == [], "the runner is gone")
     product.lm("rm", "hf.co/test/chat")
     assert product.json("ls") == []
-    assert not [path for path in (product.home / "store" / "blobs" / "sha256").iterdir()]
+    assert not any((product.home / "store" / "blobs" / "sha256").iterdir())
 
 
 def test_run_pulls_what_is_missing(product: Product) -> None:
