@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 
 def make_gguf(
@@ -15,11 +16,24 @@ def make_gguf(
     extra: Mapping[str, str | int] | None = None,
 ) -> bytes:
     """Return a GGUF with one F32 tensor of *data_bytes*; *shard* is (number from 0, count)."""
+    items = max(1, data_bytes // 4)
+    return _head(items, seed, shard, extra or {}) + random.Random(seed).randbytes(items * 4)
+
+
+def write_gguf(path: Path, size_bytes: int, *, block: bytes) -> None:
+    """Write a GGUF of about *size_bytes* whose data repeats *block*."""
+    items = size_bytes // 4
+    with path.open("wb") as file:
+        file.write(_head(items, 1, None, {}))
+        for at in range(0, items * 4, len(block)):
+            file.write(block[: items * 4 - at])
+
+
+def _head(items: int, seed: int, shard: tuple[int, int] | None, extra: Mapping[str, str | int]) -> bytes:
     metadata: dict[str, str | int] = {"general.architecture": "llama", "general.name": f"seed {seed}"}
     if shard is not None:
         metadata |= {"split.no": shard[0], "split.count": shard[1], "split.tensors.count": shard[1]}
-    metadata |= extra or {}
-    items = max(1, data_bytes // 4)
+    metadata |= extra
     name = f"blk.{shard[0] if shard else 0}.weight"
     head = struct.pack("<4sIQQ", b"GGUF", 3, 1, len(metadata))
     for key, value in metadata.items():
@@ -29,8 +43,7 @@ def make_gguf(
         else:
             head += struct.pack("<IH", 2, value) if key.startswith("split.") else struct.pack("<II", 4, value)
     head += _text(name) + struct.pack("<IQIQ", 1, items, 0, 0)
-    head += bytes(-len(head) % 32)
-    return head + random.Random(seed).randbytes(items * 4)
+    return head + bytes(-len(head) % 32)
 
 
 def _text(value: str) -> bytes:

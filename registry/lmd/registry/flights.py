@@ -85,7 +85,7 @@ class Flight:
             self._ingest,
             options,
             stop=self.stop,
-            on_progress=lambda received: self._report(FlightState.DOWNLOADING, received),
+            on_progress=self._report_progress,
             on_retry=self._report_retry,
         )
         try:
@@ -110,6 +110,11 @@ class Flight:
                 self._reservation.shrink(received_bytes - self.progress.received_bytes)
             self.progress = replace(self.progress, state=state, received_bytes=received_bytes, detail=detail)
             self.changed.notify_all()
+
+    def _report_progress(self, received_bytes: int) -> None:
+        # Nothing new is no reason to forget what is being waited for.
+        if received_bytes != self.progress.received_bytes:
+            self._report(FlightState.DOWNLOADING, received_bytes)
 
     def _report_retry(self, error: SourceError) -> None:
         self._report(FlightState.RETRYING, self.progress.received_bytes, error.message)

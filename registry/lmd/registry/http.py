@@ -352,14 +352,19 @@ class Http:
                     return
         connection.close()
 
-    def close(self) -> None:
-        """Close the idle connections; those in use are closed when they come back."""
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
         with self._lock:
-            self._closed = True
             for idle in self._idle.values():
                 for connection in idle:
                     connection.close()
             self._idle.clear()
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when they come back."""
+        with self._lock:
+            self._closed = True
+        self.close_idle()
 
 
 def not_proxied(host: str, exceptions: str) -> bool:

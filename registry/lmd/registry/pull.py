@@ -8,8 +8,8 @@ callers by digest: who may read a name may read its blobs, whoever pulled them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -140,6 +140,9 @@ class Puller:
                 proxies=self._options.proxies,
             )
         )
+        self._active = 0
+        # Guards the count of running pulls.
+        self._lock = threading.Lock()
         self._hub = HubSource(self._http, endpoint)
         self._url = UrlSource(self._http)
         self._flights = Flights(
@@ -183,7 +186,7 @@ class Puller:
             DiskFull, StoreError: there is no room for it, or the disk fails.
             PullCancelled: *cancelled* was set.
         """
-        with CancelScope(cancelled) as cancel, self._store.lease(f"pull {ref.name}") as lease:
+        with self._counted(), CancelScope(cancelled) as cancel, self._store.lease(f"pull {ref.name}") as lease:
             cancel.check()
             if isinstance(ref, FileRef):
                 return self._import(ref, lease, on_event, cancelled)
@@ -198,6 +201,20 @@ class Puller:
         """Stop every transfer, keeping what arrived, and close the idle connections."""
         self._flights.close(timeout_s)
         self._http.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Close idle connections when the last pull ends: servers hang up on them, and nobody would notice."""
+        with self._lock:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+                last = not self._active
+            if last:
+                self._http.close_idle()
 
     # Steps.
 

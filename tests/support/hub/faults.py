@@ -113,7 +113,22 @@ class Trigger:
     action: Callable[[], object]
 
 
-Fault = Answer | Redirect | Lie | Cut | Stall | Drip | NoRange | WrongStart | Resize | Corrupt | Gzip | Expire | Trigger
+Fault = (
+    Answer
+    | Silence
+    | Redirect
+    | Lie
+    | Cut
+    | Stall
+    | Drip
+    | NoRange
+    | WrongStart
+    | Resize
+    | Corrupt
+    | Gzip
+    | Expire
+    | Trigger
+)
 F = TypeVar("F")
 
 

@@ -42,7 +42,8 @@ class RequestRecord:
 @dataclass(slots=True)
 class _FileTraffic:
     sent_bytes: int = 0
-    done: set[int] = field(default_factory=set)
+    # By identity; the faults are kept so that no other one can get the same.
+    done: dict[int, Fault] = field(default_factory=dict)
 
 
 class _Listener(socketserver.ThreadingTCPServer):
@@ -222,7 +223,7 @@ class HubServer:
             traffic.sent_bytes += nbytes
             for at, fault in pending:
                 if at <= traffic.sent_bytes and id(fault) not in traffic.done:
-                    traffic.done.add(id(fault))
+                    traffic.done[id(fault)] = fault
                     due.append(fault)
         for fault in due:
             if isinstance(fault, Expire):

@@ -101,7 +101,7 @@ class HubSource:
             raise SourceUnavailable("offline mode is on", ref=ref, hint="unset `HF_HUB_OFFLINE` for the daemon")
         repo_id = f"{org}/{repo}"
         api = huggingface_hub.HfApi(endpoint=self.endpoint, token=token or False)
-        with blamed_on(ref), hub_client.using(self._http, cancel):
+        with blamed_on(ref), hub_client.using(self._http, self._origin, cancel):
             try:
                 info = api.model_info(repo_id, files_metadata=True)
             except HfHubHTTPError as error:

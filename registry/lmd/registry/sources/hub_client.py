@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import httpx2
 from huggingface_hub import set_client_factory
 
-from lmd.registry.addresses import AddressRefused, origin_of
+from lmd.registry.addresses import AddressRefused, Origin, origin_of
 from lmd.registry.cancel import CancelScope
 from lmd.registry.http import Http, ReplyRefused
 
@@ -27,6 +27,7 @@ _FORWARDED = ("authorization", "accept")
 @dataclass(frozen=True, slots=True)
 class _Call:
     http: Http
+    origin: Origin
     cancel: CancelScope
 
 
@@ -34,9 +35,9 @@ _call: ContextVar[_Call] = ContextVar("lmd_hub_call")
 
 
 @contextmanager
-def using(http: Http, cancel: CancelScope) -> Iterator[None]:
-    """Send what this thread asks of `huggingface_hub` through *http*."""
-    token = _call.set(_Call(http, cancel))
+def using(http: Http, origin: Origin, cancel: CancelScope) -> Iterator[None]:
+    """Send what this thread asks of `huggingface_hub` through *http*, and only to *origin*."""
+    token = _call.set(_Call(http, origin, cancel))
     try:
         yield
     finally:
@@ -45,7 +46,10 @@ def using(http: Http, cancel: CancelScope) -> Iterator[None]:
 
 class _Transport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        call = _call.get()
+        call = _call.get(None)
+        if call is None or origin_of(str(request.url)) != call.origin:
+            # The package has errands of its own, such as usage pings, where its settings were read too early.
+            raise httpx2.ConnectError("only the endpoint is asked", request=request)
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         with call.http.send(request.method, str(request.url), cancel=call.cancel, headers=headers) as reply:
             body = reply.read_all(MAX_REPLY_BYTES)
