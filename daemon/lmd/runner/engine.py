@@ -73,7 +73,7 @@ class Engine:
         """Wait for a frame, a rendered prompt or room to write, up to *timeout_s* (negative: for ever)."""
         interest = {
             self._channel.fileno(): (0 if self._channel.congested else select.EPOLLIN)
-            | (select.EPOLLOUT if self._channel.has_unsent else 0),
+            | (select.EPOLLOUT if self._channel.blocked else 0),
             self._prompts.wake_fileno: select.EPOLLIN,
         }
         generation = 0
