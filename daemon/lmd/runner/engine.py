@@ -57,6 +57,7 @@ class Engine:
             WireClosed: the daemon is gone.
             WireError: it broke the protocol.
         """
+        self._channel.flush()
         while not (self._draining and not self._known and not self._channel.has_unsent):
             self._wait(self._timeout_s())
             for message in self._channel.receive() if not self._channel.congested else ():
