@@ -264,9 +264,9 @@ def test_answers_are_interleaved(runner: RunnerProcess, models: Path) -> None:
     runner.load(models / "loop.gguf", num_ctx=4096)
     long = runner.submit("hello", num_predict=4000)
     runner.until(lambda: bool(runner.answers[long].texts))
-    runner.ask("hello there", num_predict=3)
-    assert runner.answers[long].terminals == 0
+    short = runner.submit("hello there", num_predict=3)
     assert runner.answer(long).done.generated_tokens == 4000
+    assert runner.ended == [short, long]
 
 
 def test_more_requests_than_slots_take_turns(runner: RunnerProcess, models: Path) -> None:
@@ -409,7 +409,7 @@ def test_cancel_while_waiting(runner: RunnerProcess, models: Path) -> None:
 
 def test_cancel_while_the_template_renders(runner: RunnerProcess, models: Path) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    runner.load(models / "loop.gguf", template=endless, template_timeout_s=0.5)
+    runner.load(models / "loop.gguf", template=endless, template_timeout_s=30.0)
     busy = runner.submit(chat=[("user", "a")])
     waiting = runner.submit(chat=[("user", "b")])
     assert runner.ping().queued == 2
@@ -488,12 +488,13 @@ def test_a_window_that_has_moved_on_is_not_reused(runner: RunnerProcess, models:
 
 
 def test_a_busy_slot_shares_what_it_has_read(runner: RunnerProcess, models: Path) -> None:
-    runner.load(models / "tiny.gguf", num_batch=32)
+    runner.load(models / "wide.gguf", num_ctx=4096, num_batch=32)
     alone = runner.ask(STORY + " and", num_predict=20, scope="other").text
-    busy = runner.submit(STORY, num_predict=200)
+    busy = runner.submit(STORY, num_predict=3000)
     runner.until(lambda: bool(runner.answers[busy].texts))
     second = runner.ask(STORY + " and", num_predict=20)
-    assert runner.answers[busy].terminals == 0
+    runner.cancel(busy)
+    assert runner.answer(busy).failure.kind == Failed.KIND_CANCELLED
     started = runner.answers[busy].started
     assert started is not None
     assert second.done.cached_tokens == started.prompt_tokens
@@ -656,16 +657,25 @@ def test_a_rendered_prompt_has_a_limit(runner: RunnerProcess, models: Path) -> N
 def test_answers_go_on_while_a_hostile_template_burns(runner: RunnerProcess, models: Path) -> None:
     hostile = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     template = "{% if messages[0].content == 'boom' %}" + hostile + "{% endif %}{{ messages[0].content }}"
-    runner.load(models / "loop.gguf", template=template, template_timeout_s=3.0)
+    runner.load(models / "loop.gguf", template=template, template_timeout_s=30.0)
     assert runner.ask(chat=[("user", "hello")], num_predict=1).text == " one"
     boom = runner.submit(chat=[("user", "boom")])
     for _ in range(20):
         assert runner.ask("hello", num_predict=4).text == " one two three four"
-    assert runner.answers[boom].terminals == 0, "twenty answers took longer than the template may"
+    runner.cancel(boom)
+    assert runner.answer(boom).failure.kind == Failed.KIND_CANCELLED
+
+
+def test_a_template_that_takes_too_long_is_ended(runner: RunnerProcess, models: Path) -> None:
+    hostile = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0].content == 'boom' %}" + hostile + "{% endif %}{{ messages[0].content }}"
+    runner.load(models / "loop.gguf", template=template, template_timeout_s=1.0)
+    boom = runner.submit(chat=[("user", "boom")])
+    after = runner.submit(chat=[("user", "hello")], num_predict=1)
     failed = runner.answer(boom).failure
     assert failed.kind == Failed.KIND_TEMPLATE
-    assert "longer than 3 s" in failed.message
-    assert runner.ask(chat=[("user", "hello")], num_predict=1).text == " one"
+    assert "longer than 1 s" in failed.message
+    assert runner.answer(after).text == " one"
 
 
 # The process

@@ -175,6 +175,8 @@ class Engine:
 
     def _should_wait(self, request: Request) -> bool:
         """Tell whether an older request is about to decode a prompt that begins like this one."""
+        if not self._model.memory.shares_freely:
+            return False
         ahead = max(
             (
                 common_prefix(job.request.prompt, request.prompt, len(request.prompt) - 1)
@@ -280,12 +282,12 @@ class Engine:
         if not job.first_token_ns:
             job.first_token_ns = time.monotonic_ns()
         job.next_token = token
-        vocab = self._model.vocab
-        if token in vocab.end_tokens:
+        piece = self._model.vocab.piece(token)
+        if piece is None:
             self._finish(job, _STOP)
             return
         job.generated_tokens += 1
-        text = job.text.feed(vocab.piece(token))
+        text = job.text.feed(piece)
         if text:
             self._channel.send_text(job.request.request_id, text, job.generated_tokens)
         if job.text.stop:
