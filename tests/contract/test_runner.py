@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_scripted_llama(
         directory / "script.gguf", [" one", " two", " three", *"🙂é漢".encode(), " end", ".", "!"], chat_template=CHATML
     )
-    make_scripted_llama(directory / "loop.gguf", [" one", " two", " three", " four"], loop=True, n_ctx=4096)
+    make_scripted_llama(directory / "loop.gguf", [" one", " two", " three", " four"], loop=True, n_ctx=8192)
     return directory
 
 
@@ -264,9 +264,9 @@ def test_answers_are_interleaved(runner: RunnerProcess, models: Path) -> None:
     runner.load(models / "loop.gguf", num_ctx=4096)
     long = runner.submit("hello", num_predict=4000)
     runner.until(lambda: bool(runner.answers[long].texts))
-    runner.ask("hello there", num_predict=3)
-    assert runner.answers[long].terminals == 0
+    short = runner.submit("hello there", num_predict=3)
     assert runner.answer(long).done.generated_tokens == 4000
+    assert runner.ended == [short, long]
 
 
 def test_more_requests_than_slots_take_turns(runner: RunnerProcess, models: Path) -> None:
@@ -317,13 +317,10 @@ def test_a_prompt_as_long_as_the_context_fails_with_both_numbers(runner: RunnerP
 
 
 def test_a_long_prompt_is_tokenized_aside_and_served(runner: RunnerProcess, models: Path) -> None:
-    runner.load(models / "loop.gguf", num_ctx=4096, num_batch=512)
-    # Runs of spaces make many bytes of few tokens.
-    prompt = "hello" + "\N{HANGUL SYLLABLE GA}" * 1000
-    assert len(prompt.encode()) < 32 << 10
-    prompt = " ".join(["between"] * 4000) + "!"
-    assert len(prompt.encode()) > 31 << 10
-    answer = runner.ask(prompt + " " * 40, num_predict=2)
+    prompt = " ".join(["between"] * 4000) + "!" + " " * 2000
+    assert len(prompt.encode()) > 32 << 10
+    runner.load(models / "loop.gguf", num_ctx=8192, num_batch=512)
+    answer = runner.ask(prompt, num_predict=2)
     assert answer.done.prompt_tokens > 4000
     assert answer.text == " one two"
 
@@ -412,7 +409,7 @@ def test_cancel_while_waiting(runner: RunnerProcess, models: Path) -> None:
 
 def test_cancel_while_the_template_renders(runner: RunnerProcess, models: Path) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    runner.load(models / "loop.gguf", template=endless, template_timeout_s=0.5)
+    runner.load(models / "loop.gguf", template=endless, template_timeout_s=30.0)
     busy = runner.submit(chat=[("user", "a")])
     waiting = runner.submit(chat=[("user", "b")])
     assert runner.ping().queued == 2
@@ -491,12 +488,13 @@ def test_a_window_that_has_moved_on_is_not_reused(runner: RunnerProcess, models:
 
 
 def test_a_busy_slot_shares_what_it_has_read(runner: RunnerProcess, models: Path) -> None:
-    runner.load(models / "tiny.gguf", num_batch=32)
+    runner.load(models / "wide.gguf", num_ctx=4096, num_batch=32)
     alone = runner.ask(STORY + " and", num_predict=20, scope="other").text
-    busy = runner.submit(STORY, num_predict=200)
+    busy = runner.submit(STORY, num_predict=3000)
     runner.until(lambda: bool(runner.answers[busy].texts))
     second = runner.ask(STORY + " and", num_predict=20)
-    assert runner.answers[busy].terminals == 0
+    runner.cancel(busy)
+    assert runner.answer(busy).failure.kind == Failed.KIND_CANCELLED
     started = runner.answers[busy].started
     assert started is not None
     assert second.done.cached_tokens == started.prompt_tokens
@@ -532,26 +530,26 @@ def test_scopes_share_nothing(runner: RunnerProcess, models: Path) -> None:
 
 
 def test_a_seed_makes_sampling_repeatable(tiny: RunnerProcess) -> None:
-    def text(seed: int, **options: float) -> str:
+    def text(seed: int, **options: Any) -> str:
         return tiny.ask(STORY, num_predict=30, temperature=1.5, seed=seed, **options).text
 
     assert text(1) == text(1)
     assert text(1) != text(2)
     for mirostat in (1, 2):
-        options = {"mirostat": mirostat, "mirostat_tau": 5.0, "mirostat_eta": 0.1}
+        options: dict[str, Any] = {"mirostat": mirostat, "mirostat_tau": 5.0, "mirostat_eta": 0.1}
         assert text(1, **options) == text(1, **options)
         assert text(1, **options) != text(2, **options)
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"typical_p": 1e-6, "top_k": 1}])
-def test_samplers_that_leave_one_token_are_greedy(tiny: RunnerProcess, options: dict[str, float]) -> None:
+def test_samplers_that_leave_one_token_are_greedy(tiny: RunnerProcess, options: dict[str, Any]) -> None:
     greedy = tiny.ask(STORY, num_predict=30).text
     assert tiny.ask(STORY, num_predict=30, temperature=1.0, seed=5, **options).text == greedy
 
 
 def test_penalties_see_the_end_of_the_prompt(script: RunnerProcess) -> None:
     """The model wants to say ` one` first; a penalty makes it avoid that only when the prompt holds it in reach."""
-    options = {"presence_penalty": 2.0, "repeat_penalty": 1000.0, "num_predict": 1}
+    options: dict[str, Any] = {"presence_penalty": 2.0, "repeat_penalty": 1000.0, "num_predict": 1}
     near, far = " one hello", " one" + " hello" * 20
 
     def first(prompt: str, last_n: int) -> str:
@@ -581,7 +579,7 @@ def test_penalties_see_the_answer(runner: RunnerProcess, models: Path) -> None:
         ({"mirostat": 3}, "mirostat"),
     ],
 )
-def test_nonsense_is_refused(tiny: RunnerProcess, options: dict[str, float], words: str) -> None:
+def test_nonsense_is_refused(tiny: RunnerProcess, options: dict[str, Any], words: str) -> None:
     failed = tiny.ask(STORY, **options).failure
     assert failed.kind == Failed.KIND_INVALID
     assert words in failed.message
@@ -659,16 +657,25 @@ def test_a_rendered_prompt_has_a_limit(runner: RunnerProcess, models: Path) -> N
 def test_answers_go_on_while_a_hostile_template_burns(runner: RunnerProcess, models: Path) -> None:
     hostile = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     template = "{% if messages[0].content == 'boom' %}" + hostile + "{% endif %}{{ messages[0].content }}"
-    runner.load(models / "loop.gguf", template=template, template_timeout_s=3.0)
+    runner.load(models / "loop.gguf", template=template, template_timeout_s=30.0)
     assert runner.ask(chat=[("user", "hello")], num_predict=1).text == " one"
     boom = runner.submit(chat=[("user", "boom")])
     for _ in range(20):
         assert runner.ask("hello", num_predict=4).text == " one two three four"
-    assert runner.answers[boom].terminals == 0, "twenty answers took longer than the template may"
+    runner.cancel(boom)
+    assert runner.answer(boom).failure.kind == Failed.KIND_CANCELLED
+
+
+def test_a_template_that_takes_too_long_is_ended(runner: RunnerProcess, models: Path) -> None:
+    hostile = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0].content == 'boom' %}" + hostile + "{% endif %}{{ messages[0].content }}"
+    runner.load(models / "loop.gguf", template=template, template_timeout_s=1.0)
+    boom = runner.submit(chat=[("user", "boom")])
+    after = runner.submit(chat=[("user", "hello")], num_predict=1)
     failed = runner.answer(boom).failure
     assert failed.kind == Failed.KIND_TEMPLATE
-    assert "longer than 3 s" in failed.message
-    assert runner.ask(chat=[("user", "hello")], num_predict=1).text == " one"
+    assert "longer than 1 s" in failed.message
+    assert runner.answer(after).text == " one"
 
 
 # The process
@@ -801,8 +808,8 @@ def test_has_nothing_it_does_not_need(tiny: RunnerProcess) -> None:
     assert "markupsafe" not in mapped
     assert "numpy" not in mapped
     assert process.net_connections("inet") == []
-    listening = [connection for connection in process.net_connections("unix") if connection.raddr or connection.laddr]
-    assert listening == []
+    # A socketpair has no name, and what has none cannot be listened on.
+    assert {str(connection.laddr) for connection in process.net_connections("unix")} == {""}
     assert len(process.children()) == 1
 
 

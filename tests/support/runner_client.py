@@ -79,6 +79,7 @@ class RunnerProcess:
         self.progress: list[float] = []
         self.pongs: list[frames_pb2.Pong] = []
         self.frames = 0
+        self.ended: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -240,10 +241,12 @@ class RunnerProcess:
             answer = self.answers[frame.finished.request_id]
             answer.finished = frame.finished
             answer.terminals += 1
+            self.ended.append(frame.finished.request_id)
         elif kind == "failed":
             answer = self.answers[frame.failed.request_id]
             answer.failed = frame.failed
             answer.terminals += 1
+            self.ended.append(frame.failed.request_id)
         elif kind == "pong":
             self.pongs.append(frame.pong)
         elif kind == "hello":

@@ -42,6 +42,7 @@ class Channel:
         self._open_texts: dict[int, _Text] = {}
         self._waiting_bytes = 0
         self._urgent = False
+        self._blocked = False
         self._flushed_at = 0.0
 
     def fileno(self) -> int:
@@ -52,6 +53,11 @@ class Channel:
     def has_unsent(self) -> bool:
         """Whether anything waits to be sent."""
         return bool(self._outbox) or self._wire.unsent_bytes > 0
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the last `flush` found no room for all it had."""
+        return self._blocked
 
     @property
     def congested(self) -> bool:
@@ -103,7 +109,7 @@ class Channel:
         if now or self._urgent or clock - self._flushed_at >= _PACE_S:
             self._urgent = False
             self._flushed_at = clock
-            self._wire.flush()
+            self._blocked = not self._wire.flush()
 
     def _next_bytes(self, limit: int) -> bytes:
         """Serialize the oldest frames, about *limit* bytes of them."""

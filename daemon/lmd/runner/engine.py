@@ -57,6 +57,7 @@ class Engine:
             WireClosed: the daemon is gone.
             WireError: it broke the protocol.
         """
+        self._channel.flush()
         while not (self._draining and not self._known and not self._channel.has_unsent):
             self._wait(self._timeout_s())
             for message in self._channel.receive() if not self._channel.congested else ():
@@ -73,7 +74,7 @@ class Engine:
         """Wait for a frame, a rendered prompt or room to write, up to *timeout_s* (negative: for ever)."""
         interest = {
             self._channel.fileno(): (0 if self._channel.congested else select.EPOLLIN)
-            | (select.EPOLLOUT if self._channel.has_unsent else 0),
+            | (select.EPOLLOUT if self._channel.blocked else 0),
             self._prompts.wake_fileno: select.EPOLLIN,
         }
         generation = 0
@@ -174,6 +175,8 @@ class Engine:
 
     def _should_wait(self, request: Request) -> bool:
         """Tell whether an older request is about to decode a prompt that begins like this one."""
+        if not self._model.memory.shares_freely:
+            return False
         ahead = max(
             (
                 common_prefix(job.request.prompt, request.prompt, len(request.prompt) - 1)
@@ -279,12 +282,12 @@ class Engine:
         if not job.first_token_ns:
             job.first_token_ns = time.monotonic_ns()
         job.next_token = token
-        vocab = self._model.vocab
-        if token in vocab.end_tokens:
+        piece = self._model.vocab.piece(token)
+        if piece is None:
             self._finish(job, _STOP)
             return
         job.generated_tokens += 1
-        text = job.text.feed(vocab.piece(token))
+        text = job.text.feed(piece)
         if text:
             self._channel.send_text(job.request.request_id, text, job.generated_tokens)
         if job.text.stop:

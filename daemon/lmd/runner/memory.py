@@ -14,13 +14,18 @@ from typing import Any
 
 
 class Memory:
-    """Sequences in the memory of one context. Not thread-safe."""
+    """Sequences in the memory of one context. Not thread-safe.
+
+    Attributes:
+        shares_freely: whether any beginning can be copied at any time.
+    """
 
     def __init__(self, llama: Any, context: Any, model: Any) -> None:
         self._llama = llama
         self._memory = llama.llama_get_memory(context)
         self._window = int(llama.llama_model_n_swa(model))
         self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+        self.shares_freely = not self._recurrent and not self._window
 
     def reusable(self, sequence: int, length: int, shared: int, *, idle: bool) -> int:
         """Return how many of the *shared* first positions of a sequence of *length* another prompt can start from.

@@ -27,8 +27,7 @@ class Vocab:
         self.bos = int(llama.llama_vocab_bos(self._vocab))
         self.eos = int(llama.llama_vocab_eos(self._vocab))
         self.adds_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
-        self.end_tokens = frozenset(token for token in range(self.size) if llama.llama_vocab_is_eog(self._vocab, token))
-        self._pieces: dict[int, bytes] = {}
+        self._pieces: dict[int, bytes | None] = {}
         self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
     def text_of(self, token: int) -> str:
@@ -38,14 +37,15 @@ class Vocab:
         text: bytes = self._llama.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
 
-    def piece(self, token: int) -> bytes:
-        """Return the bytes that a token adds to the output; none for a special token."""
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._pieces[token] = self._read_piece(token)
-        return piece
+    def piece(self, token: int) -> bytes | None:
+        """Return the bytes that a token adds to the output, none for a special token; None for one that ends it."""
+        if token not in self._pieces:
+            self._pieces[token] = self._read_piece(token)
+        return self._pieces[token]
 
-    def _read_piece(self, token: int) -> bytes:
+    def _read_piece(self, token: int) -> bytes | None:
+        if self._llama.llama_vocab_is_eog(self._vocab, token):
+            return None
         size = self._llama.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
         if size < 0:
             self._buffer = ctypes.create_string_buffer(-size)
