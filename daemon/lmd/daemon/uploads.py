@@ -72,7 +72,7 @@ class Uploads:
             async for chunk in chunks:
                 await self._pool.run(reception.take, chunk.data)
             digest = reception.digest()
-            await self._hold(digest)
+            await to_the_end(self._hold(digest))
             await self._pool.run(reception.commit, digest)
         finally:
             await to_the_end(self._pool.run(reception.close))
@@ -104,7 +104,7 @@ class Uploads:
                 digest, size_bytes = await self._pool.run_cancellable(
                     cancelled, self._store.import_file, path, on_progress=on_progress, cancelled=cancelled
                 )
-                await self._hold(digest)
+                await to_the_end(self._hold(digest))
             return StoredBlob(digest, size_bytes)
 
         task = asyncio.create_task(work(), name="import")
