@@ -30,8 +30,8 @@ from lmd.registry.errors import (
 )
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.store import Store, TagRecord
+from tests.support.created_models import add_model, tiny_file
 from tests.support.fake_puller import FakePuller, progress
-from tests.support.stored_models import add_model, tiny_file
 from tests.support.tiny_models import CHATML, split_model
 
 ME = Caller(os.geteuid(), os.getpid(), "me")
