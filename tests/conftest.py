@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+
+#: Variables that would reach the daemon from the shell or the service manager that runs the tests.
+_OF_THE_PRODUCT = (
+    "CREDENTIALS_DIRECTORY",
+    "HF_",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "LISTEN_",
+    "LMD_",
+    "NOTIFY_SOCKET",
+    "NO_PROXY",
+    "WATCHDOG_",
+    "XDG_RUNTIME_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -13,8 +31,9 @@ def lmd_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Point every place of the product at a fresh directory."""
     home = tmp_path_factory.mktemp("h")
     monkeypatch.setenv("LMD_HOME", str(home))
-    for name in ("HF_TOKEN", "HF_ENDPOINT", "LMD_SOCKET", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET", "LISTEN_FDS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [*os.environ]:
+        if name.startswith(_OF_THE_PRODUCT) and name != "LMD_HOME":
+            monkeypatch.delenv(name)
     return home
 
 

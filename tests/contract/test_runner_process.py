@@ -29,6 +29,7 @@ from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, runner_environment
 from lmd.registry.errors import BlobMissing, CapabilityMissing, InvalidRequest, LmdError
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from tests.support.leaks import nothing_left_in, until
 
 QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=0.3)
 
@@ -103,20 +104,8 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """After every test: no child, no descriptor more than before, no view."""
-    me = psutil.Process()
-    descriptors = me.num_fds()
-    yield
-    _, alive = psutil.wait_procs(me.children(recursive=True), timeout=10)
-    assert not alive
-    assert me.num_fds() <= descriptors
-    views = tmp_path / "views"
-    assert not views.exists() or not list(views.iterdir())
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - conditions of several kinds, some outside this process
-            await asyncio.sleep(0.005)
+    with nothing_left_in(tmp_path / "views"):
+        yield
 
 
 async def collect(answer: Answer) -> str:

@@ -53,7 +53,9 @@ def lm(capsys: pytest.CaptureFixture[str], *args: str) -> Result:
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for an `lm` process that runs from the checkout."""
     paths = os.pathsep.join(str(ROOT / source) for source in _SOURCES)
-    return {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "default", **(extra or {})}
+    # Unbuffered text streams lose the rest of a partial write, and with it the news that a pipe is closed.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": paths, "PYTHONWARNINGS": "default", **(extra or {})}
 
 
 def command(*args: str) -> list[str]:

@@ -170,7 +170,7 @@ class Fake:
                 self.waiting.remove(submit)
                 self.fail(request_id, frames.Failed.KIND_CANCELLED)
 
-    def fail(self, request_id: int, kind: frames.Failed.Kind) -> None:
+    def fail(self, request_id: int, kind: frames.Failed.Kind.ValueType) -> None:
         failed = frames.Failed(
             request_id=request_id, kind=kind, message="as scripted", prompt_tokens=9, context_tokens=8
         )

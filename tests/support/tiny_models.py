@@ -34,7 +34,7 @@ WORDS = (
     "three word must because does part even place well such here take why things help put years different away again "
     "off went old number great tell men say small every found still between name should home big give air line set own "
     "under read last never us left end along while might next sound below saw something thought both few those always "
-    "looked show large often together asked house world going want"
+    "four five six looked show large often together asked house world going want"
 ).split()
 
 CHATML = (
@@ -123,9 +123,13 @@ def make_scripted_llama(
     if len(set(ids)) != len(ids):
         raise ValueError("a script cannot say a piece twice")
     n_embd = -(-size // 32) * 32
+    head = 32
     tensors = _llama_tensors(np.random.default_rng(0), size, 1, n_embd, 32)
-    for key in ("blk.0.attn_output.weight", "blk.0.ffn_down.weight"):
-        tensors[key][:] = 0
+    # One narrow head, and nothing comes out of it: attention costs next to nothing.
+    for matrix in ("attn_q", "attn_k", "attn_v"):
+        tensors[f"blk.0.{matrix}.weight"] = tensors[f"blk.0.{matrix}.weight"][:head].copy()
+    tensors["blk.0.attn_output.weight"] = np.zeros((n_embd, head), dtype=np.float32)
+    tensors["blk.0.ffn_down.weight"][:] = 0
     tensors["token_embd.weight"] = np.eye(size, n_embd, dtype=np.float32)
     following = np.full(size, ids[0])
     following[ids] = [*ids[1:], ids[0] if loop else EOS]
@@ -133,8 +137,10 @@ def make_scripted_llama(
     output[following, np.arange(size)] = 1
     tensors["output.weight"] = output
     writer = gguf.GGUFWriter(path, "llama")
-    _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=1, n_ff=32, n_head=n_embd // 32)
-    writer.add_rope_dimension_count(32)
+    _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=1, n_ff=32, n_head=1)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
     _add_vocab(writer, vocab, chat_template)
     return _write(writer, path, tensors)
 

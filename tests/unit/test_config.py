@@ -211,6 +211,12 @@ def test_a_users_places_follow_xdg() -> None:
     assert load_config({}, uid=1000, user_home=Path("/home/ada")).dirs.runtime == Path("/tmp/lmd-1000")
 
 
+def test_pulls_use_the_proxies_of_the_machine_and_do_not_show_their_password(home: Path) -> None:
+    config = load(home, HTTPS_PROXY="http://u:pass@a:1", https_proxy="http://u:pass@b:2", no_proxy="localhost")
+    assert config.pull.proxies == {"https": "http://u:pass@b:2", "no": "localhost"}
+    assert "pass@" not in f"{config!r} {config.model_dump()}"
+
+
 SECRET = "hf_abcdefghijklmnop"
 
 

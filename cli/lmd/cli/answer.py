@@ -74,16 +74,6 @@ class Answer:
     text: str = ""
     done: pb.AnswerDone | None = None
 
-    def require_done(self) -> pb.AnswerDone:
-        """Return how the answer ended.
-
-        Raises:
-            KeyboardInterrupt: the user stopped it.
-        """
-        if self.done is None:
-            raise KeyboardInterrupt
-        return self.done
-
 
 def body_for_stdout(*, markdown: bool, wrap: bool) -> Body:
     """Return what suits stdout: everything untouched into a pipe, and on a terminal what is asked for."""

@@ -92,8 +92,8 @@ class WrappedBody:
         if not self._word:
             return
         width = cell_width(self._word)
-        if self._column and self._space and self._column + len(self._space) + width > self._columns():
-            self._write("\n")
+        if self._space and self._column + len(self._space) + width > self._columns():
+            self._write("\n" if self._column else "")
             self._column = 0
         elif self._space:
             self._write(self._space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ import click
 
 from lmd.cli.command_table import COMMANDS, SECTIONS
 from lmd.cli.context import App
-from lmd.cli.errors import EXIT_INTERRUPTED, BadUsage, ClientError, render_error
-from lmd.cli.terminal import palette_for
+from lmd.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BadUsage, ClientError, render_error
+from lmd.cli.terminal import is_terminal, palette_for
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -109,15 +110,19 @@ def run(args: Sequence[str]) -> int:
     """Run `lm` with *args*, print errors the way the caller asked for, and return the exit status."""
     options = args[: args.index("--")] if "--" in args else args
     try:
-        result = cli.main(list(args), prog_name="lm", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        # Not through Click's own main: what it makes of Ctrl-C and closed pipes changes between its versions.
+        with cli.make_context("lm", list(args)) as context:
+            cli.invoke(context)
+        return 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except ClientError as error:
         return _fail(error, options)
-    except click.Abort:
-        return EXIT_INTERRUPTED
     except click.ClickException as error:
         return _fail(_usage_error(error), options)
     except KeyboardInterrupt:
+        if is_terminal(sys.stderr):
+            click.echo(err=True)  # ends the line of the terminal's ^C
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _reader_left()
@@ -145,16 +150,16 @@ def _usage_error(error: click.ClickException) -> ClientError:
 
 def _reader_left() -> int:
     """Leave quietly when the reader of our output is gone, as `lm ls | head -1` makes it."""
-    import os
-
     # The interpreter flushes at exit; there is nobody to flush to.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    return EXIT_FAILURE
 
 
 def main() -> None:
     """Run the command line of this process."""
     # Ending through SystemExit leaves the terminal as it was found.
+    if "_LM_COMPLETE" in os.environ:
+        cli.main(prog_name="lm", complete_var="_LM_COMPLETE")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(run(sys.argv[1:]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar, TextIO
 
 from markdown_it import MarkdownIt
@@ -104,8 +105,8 @@ def _block_starts(text: str) -> list[int]:
 def split_blocks(text: str) -> list[str]:
     """Return the source of the top-level blocks of *text*, in order, without blank lines behind them."""
     lines = text.split("\n")
-    starts = _block_starts(text)
-    return ["\n".join(lines[start:end]).rstrip() for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    bounds = [*_block_starts(text), len(lines)]
+    return ["\n".join(lines[start:end]).rstrip() for start, end in pairwise(bounds)]
 
 
 def render_block(block: str, columns: int, *, colour: bool) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from click.exceptions import Exit
+
 from lmd.cli.context import announce, note
-from lmd.cli.errors import ClientError
+from lmd.cli.errors import EXIT_INTERRUPTED, ClientError
 from lmd.cli.progress import Reporter, reporter_for
 from lmd.cli.units import format_elapsed, format_size
 from lmd.v1 import model_service_pb2 as pb
@@ -29,7 +31,7 @@ def pull(client: Client, ref: str) -> model_pb2.Model:
 
     Raises:
         ClientError: the pull fails.
-        KeyboardInterrupt: the user left.
+        Exit: the user left.
     """
     started_at = time.monotonic()
     started = pb.PullStarted()
@@ -39,7 +41,7 @@ def pull(client: Client, ref: str) -> model_pb2.Model:
             model = _watch(events, reporter, started)
     except KeyboardInterrupt:
         note(_left(ref, started))
-        raise
+        raise Exit(EXIT_INTERRUPTED) from None
     took = format_elapsed(time.monotonic() - started_at)
     announce("pulled", model.name, f"{format_size(model.size_bytes)} in {took}")
     return model

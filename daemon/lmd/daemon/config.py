@@ -153,6 +153,8 @@ class PullConfig(Section):
         shown="none",
     )
     token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    #: Scheme ("http", "https", "all") → proxy URL, which may hold a password; "no" → hosts without a proxy.
+    proxies: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
 
 
 class RuntimeConfig(Section):
@@ -252,8 +254,8 @@ SECTIONS: dict[str, type[Section]] = {
     "log": LogConfig,
 }
 
-#: Fields that nobody writes in a file: the secret, and what is derived.
-_NOT_SETTABLE = {("pull", "token")}
+#: Fields that nobody writes in a file: secrets, and what every program on the machine shares.
+_NOT_SETTABLE = {("pull", "token"), ("pull", "proxies")}
 
 
 def settable_keys() -> list[tuple[str, ...]]:

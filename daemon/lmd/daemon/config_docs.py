@@ -40,6 +40,7 @@ and `LOGS_DIRECTORY`. `--config` or `LMD_CONFIG` names another configuration fil
 | `HF_ENDPOINT` | the Hub; `LMD_PULL_ENDPOINT` wins over it |
 | `HF_TOKEN` | the Hub token. It is taken out of the environment at once, is never logged, and no runner sees it |
 | `CREDENTIALS_DIRECTORY` | set by systemd; a credential named `hf_token` is the token when `HF_TOKEN` is unset |
+| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | proxies for pulls; lower-case names too, which win |
 
 ## Values
 

@@ -93,7 +93,8 @@ def load_config(
     if config.aliases_file is not None and not config.aliases_file.is_file():
         raise ConfigError([_at(("aliases_file",), origins, f"{config.aliases_file} is not a file")])
     token = _token(env, config.pull.token_file, origins)
-    return config.model_copy(update={"pull": config.pull.model_copy(update={"token": token})})
+    pull = config.pull.model_copy(update={"token": token, "proxies": _proxies(env)})
+    return config.model_copy(update={"pull": pull})
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,16 @@ def _explain(problem: Any, origins: Mapping[Key, _Origin]) -> ConfigProblem:
     shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     shown = re.sub(r"//[^/]*@", "//***@", shown)
     return _at(key, origins, f"`{'.'.join(key)}` = {shown}: {why}; legal is {legal}")
+
+
+def _proxies(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the proxies that every program on the machine is told to use; the lower-case name wins, as in curl."""
+    found = {}
+    for scheme in ("http", "https", "all", "no"):
+        value = env.get(f"{scheme}_proxy") or env.get(f"{scheme}_proxy".upper())
+        if value:
+            found[scheme] = value
+    return found
 
 
 def _token(env: Mapping[str, str], token_file: Path | None, origins: Mapping[Key, _Origin]) -> SecretStr | None:

@@ -54,6 +54,8 @@ class RunnerProcess:
         self.name = spec.name
         self.hello: asyncio.Future[frames.Hello] = loop.create_future()
         self.exit: asyncio.Future[RunnerExit] = loop.create_future()
+        #: Requests that it finished.
+        self.served = 0
         self._ready: asyncio.Future[frames.Ready] = loop.create_future()
         self._spec = spec
         self._timings = spec.timings
@@ -290,6 +292,7 @@ class RunnerProcess:
                     answer.note_started(frame.started)
             case "finished":
                 if (answer := self._end_of(frame.finished.request_id)) is not None:
+                    self.served += 1
                     answer.note_finished(frame.finished)
             case "failed":
                 if (answer := self._end_of(frame.failed.request_id)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -16,6 +17,19 @@ from lmd.daemon.rpc_errors import error_interceptor
 
 #: Adds one service to the server and returns its full name.
 AddServicer = Callable[[grpc.aio.Server], str]
+
+ServicerT = TypeVar("ServicerT")
+
+
+def adder(name: str, add: Callable[[ServicerT, grpc.aio.Server], None], servicer: ServicerT) -> AddServicer:
+    """Return what adds *servicer* with the generated function *add*; *name* is its service in the package lmd.v1."""
+
+    def add_it(server: grpc.aio.Server) -> str:
+        add(servicer, server)
+        return f"lmd.v1.{name}"
+
+    return add_it
+
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_CONCURRENT_STREAMS = 128

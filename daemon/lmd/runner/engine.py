@@ -184,7 +184,10 @@ class Engine:
         )
         if ahead < _WORTH_WAITING:
             return False
-        return ahead - self._slots.longest_prefix(request.prompt, request.scope) >= _WORTH_WAITING
+        saves = ahead - self._slots.longest_prefix(request.prompt, request.scope)
+        # Once it has waited, the last few tokens are worth waiting for as well.
+        request.waits = saves >= (1 if request.waits else _WORTH_WAITING)
+        return request.waits
 
     def _start(self, request: Request) -> None:
         slot = self._slots.take(request.prompt, request.scope)

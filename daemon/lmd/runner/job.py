@@ -19,6 +19,7 @@ class Request:
     Attributes:
         order: grows with every request.
         prompt: its tokens; empty until rendered and tokenized.
+        waits: whether it lets an older request read their common beginning first.
     """
 
     request_id: int
@@ -27,6 +28,7 @@ class Request:
     scope: str
     submitted_ns: int = field(default_factory=time.monotonic_ns)
     prompt: array[int] = field(default_factory=lambda: array("i"))
+    waits: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -336,7 +336,7 @@ class Parameters(_message.Message):
     num_gpu: _builtins.int
     """Layers offloaded to the accelerator; -1 means all. Default -1."""
     num_thread: _builtins.int
-    """CPU threads; 0 means measured at load. Default 0."""
+    """CPU threads; 0 means measured at load. 0 to 512. Default 0."""
     use_mmap: _builtins.bool
     """Whether the weights are memory-mapped. Default true."""
     temperature: _builtins.float

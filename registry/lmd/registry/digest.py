@@ -63,7 +63,7 @@ class Digest:
         return cls(text)
 
     @classmethod
-    def of(cls, data: bytes) -> Self:
+    def of(cls, data: bytes | bytearray | memoryview) -> Self:
         """Hash *data*."""
         return cls(hashlib.sha256(data).hexdigest())
 

@@ -28,7 +28,7 @@ class Limits:
     """What the GGUF specification allows."""
     max_string_bytes: int = 4 * 1024**2
     """One scalar string; the largest honest ones are chat templates of some 100 KB."""
-    max_kept_bytes: int = 32 * 1024**2
+    max_kept_bytes: int = 16 * 1024**2
     """All keys, names and values that the header keeps, counted with a flat price for each object."""
     max_string_items: int = 8_388_608
     """Items of all arrays of strings together: each costs a step of the parser even though it is skipped."""

@@ -9,6 +9,7 @@ of `addresses` to each hop and gives a token only to the origin it is for.
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import ssl
 import threading
@@ -44,7 +45,6 @@ class HttpOptions:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
     proxies: Mapping[str, str] = field(default_factory=dict)
-    tls: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class Reply:
         #: Bytes of the body still to come; None when only the end of the connection or the last chunk tells.
         self.remaining_bytes: int | None = None if self._chunked else response.length
         self._ended = response.isclosed()
+        self._started = False
 
     def read_into(self, view: memoryview) -> int:
         """Receive at most *view* in one go and return how many bytes came; 0 is the end of the body.
@@ -114,6 +115,7 @@ class Reply:
         """
         if self._ended or self.remaining_bytes == 0 or not view:
             return 0
+        self._started = True
         try:
             if self._chunked:
                 data = self._response.read1(len(view))
@@ -134,6 +136,18 @@ class Reply:
         elif self.remaining_bytes is not None:
             self.remaining_bytes -= count
         return count
+
+    def ready(self, timeout_s: float) -> bool:
+        """Return whether `read_into` has something at once, waiting for that at most *timeout_s*; True when unknown."""
+        sock = self._connection.opened if self._connection is not None else None
+        # Before the first read, and between chunks, bytes may wait in a buffer that poll() does not see.
+        if sock is None or self._chunked or not self._started or sock.fileno() < 0:
+            return True
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            return True
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
 
     def read_all(self, limit_bytes: int) -> bytes:
         """Return the whole body.
@@ -190,7 +204,7 @@ class Http:
         self.options = options
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[_Connection]] = {}
-        self._tls = options.tls
+        self._tls: ssl.SSLContext | None = None
         self._closed = False
 
     @property

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from lmd.registry import strict_json
 from lmd.registry.digest import Digest
@@ -59,7 +60,7 @@ class Layer:
     digest: Digest
     size_bytes: int
     filename: str = ""
-    role: FileRole | str = ""
+    role: FileRole | Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True)

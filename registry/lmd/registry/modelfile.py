@@ -12,6 +12,9 @@ Directives are words in any case, in any order. A value is the rest of its line 
 with `"` or `"""` and ends where the same quotes end a line, so it may span lines. There are no escapes. An empty value
 (`SYSTEM ""`) removes what the base has.
 
+A name after FROM stands for a model with all it has, which is inherited. A digest (``sha256:…``) stands for bytes: a
+GGUF, or the files of the manifest it names with nothing inherited.
+
 Templates are Jinja, as in GGUF headers; Go templates are recognised and refused.
 '''
 
@@ -117,9 +120,14 @@ def format_modelfile(modelfile: Modelfile) -> str:
     """Write a Modelfile that parses to an equal one.
 
     Raises:
-        InvalidRequest: when a value cannot be written for want of escapes: control characters, or text in which both
-            kinds of quotes end lines. No parsed Modelfile has such a value.
+        InvalidRequest: when there is no way to write a value: it has control characters, or lines that end in quotes of
+            both kinds; the template is no Jinja; a message has a role that Modelfiles do not know. No parsed Modelfile
+            has such a value.
     """
+    if modelfile.template and _GO_TEMPLATE.search(modelfile.template):
+        raise InvalidRequest("the text of TEMPLATE cannot be written in a Modelfile", field="TEMPLATE")
+    if any(message.role not in MESSAGE_ROLES for message in modelfile.messages):
+        raise InvalidRequest("the role of a MESSAGE cannot be written in a Modelfile", field="MESSAGE")
     lines = [f"FROM {_quoted(source.value, 'FROM')}" for source in modelfile.from_]
     if modelfile.template is not None:
         lines.append(f"TEMPLATE {_quoted(modelfile.template, 'TEMPLATE')}")

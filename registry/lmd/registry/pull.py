@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lmd.registry.create import build_from_files
-
 from lmd.registry.cancel import CancelScope
+from lmd.registry.create import build_from_files
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound, PullCancelled, SourceDenied, SourceError
 from lmd.registry.flights import FlightProgress, Flights, FlightState, Ticket
@@ -96,7 +95,7 @@ class PullOptions:
     max_bytes: the largest file that is accepted.
     with_projector: whether to fetch the file for images that belongs to the weights, where there is one.
     proxies: "http", "https" and "all" to proxy URLs, "no" to a list of excepted hosts.
-    segment_bytes: bytes of one ranged request; None picks it by the file's size.
+    join_after_s, join_below_bytes_per_s, step_bytes: see TransferOptions.
     """
 
     connections: int = 4
@@ -108,7 +107,9 @@ class PullOptions:
     max_bytes: int = 4 << 40
     with_projector: bool = False
     proxies: Mapping[str, str] = field(default_factory=dict)
-    segment_bytes: int | None = None
+    join_after_s: float = 0.25
+    join_below_bytes_per_s: float = 200e6
+    step_bytes: int | None = None
 
 
 EventSink = Callable[[PullEvent], None]
@@ -149,7 +150,9 @@ class Puller:
                 stall_timeout_s=self._options.stall_timeout_s,
                 min_rate_bytes_per_s=self._options.min_rate_bytes_per_s,
                 max_bytes=self._options.max_bytes,
-                segment_bytes=self._options.segment_bytes,
+                step_bytes=self._options.step_bytes,
+                join_after_s=self._options.join_after_s,
+                join_below_bytes_per_s=self._options.join_below_bytes_per_s,
                 retry=self._options.retry,
             ),
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MIN_SEGMENT_BYTES = 8 << 20
-MAX_SEGMENT_BYTES = 64 << 20
+MIN_STEP_BYTES = 8 << 20
+MAX_STEP_BYTES = 64 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -23,43 +23,39 @@ class Segment:
         return self.end - self.position
 
 
-def segment_bytes_for(size_bytes: int) -> int:
-    """Return how much one request asks for: a 32nd of the file, within bounds.
+def step_bytes_for(size_bytes: int) -> int:
+    """Return how much one of several connections asks for at once: a 32nd of the file, within bounds.
 
     Small enough that the connections work near the front, where the hasher follows; large enough that the cost of a
     request does not show.
     """
-    return max(MIN_SEGMENT_BYTES, min(MAX_SEGMENT_BYTES, size_bytes // 32))
+    return max(MIN_STEP_BYTES, min(MAX_STEP_BYTES, size_bytes // 32))
 
 
 class Segments:
-    """A file of known size cut into segments, handed out lowest first. Not thread-safe."""
+    """A file of known size and its gaps, handed out lowest first. Not thread-safe.
 
-    def __init__(self, size_bytes: int, received: Iterable[tuple[int, int]], segment_bytes: int) -> None:
+    A gap is one segment until `cut` divides the gaps among several connections.
+    """
+
+    def __init__(self, size_bytes: int, received: Iterable[tuple[int, int]] = ()) -> None:
         self.size_bytes = size_bytes
+        #: In order and without holes; those before the front's are complete.
         self._segments: list[Segment] = []
-        self._pending: list[Segment] = []
         self._front_index = 0
         position = 0
         for start, end in sorted(received):
             start, end = max(start, position), min(end, size_bytes)
             if start >= end:
                 continue
-            self._cut(position, start, segment_bytes)
+            if position < start:
+                self._segments.append(Segment(position, start, position))
             self._segments.append(Segment(start, end, end))
             position = end
-        self._cut(position, size_bytes, segment_bytes)
-        self._pending = [segment for segment in reversed(self._segments) if segment.missing_bytes]
+        if position < size_bytes:
+            self._segments.append(Segment(position, size_bytes, position))
+        self._taken: set[int] = set()
         self.received_bytes = size_bytes - sum(segment.missing_bytes for segment in self._segments)
-
-    def _cut(self, start: int, end: int, segment_bytes: int) -> None:
-        for at in range(start, end, segment_bytes):
-            self._segments.append(Segment(at, min(end, at + segment_bytes), at))
-
-    @property
-    def pending_count(self) -> int:
-        """Segments that nobody has taken."""
-        return len(self._pending)
 
     @property
     def complete(self) -> bool:
@@ -76,11 +72,34 @@ class Segments:
             self._front_index += 1
         return self.size_bytes
 
+    @property
+    def untaken_count(self) -> int:
+        """Segments that nobody works on."""
+        return sum(1 for segment in self._segments if self._is_open(segment))
+
     def take(self) -> Segment | None:
         """Return the lowest segment that nobody works on, or None."""
-        return self._pending.pop() if self._pending else None
+        for segment in self._segments[self._front_index :]:
+            if self._is_open(segment):
+                self._taken.add(segment.start)
+                return segment
+        return None
 
     def advance(self, segment: Segment, count: int) -> None:
         """Count the next *count* bytes of a segment as arrived."""
         segment.position += count
         self.received_bytes += count
+
+    def cut(self, step_bytes: int) -> None:
+        """Divide what is missing into segments of at most *step_bytes*; those being worked on keep their beginning."""
+        divided: list[Segment] = []
+        for segment in self._segments:
+            end = segment.end
+            if segment.missing_bytes > step_bytes:
+                segment.end = segment.position + step_bytes
+            divided.append(segment)
+            divided += [Segment(at, min(end, at + step_bytes), at) for at in range(segment.end, end, step_bytes)]
+        self._segments = divided
+
+    def _is_open(self, segment: Segment) -> bool:
+        return segment.missing_bytes > 0 and segment.start not in self._taken

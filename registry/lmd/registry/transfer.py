@@ -1,8 +1,11 @@
 """Fetching one file: several ranges at once, hashed on the way, resumed where an earlier try ended.
 
-Workers receive ranges into their own buffers and write them to the ingest; the calling thread follows the contiguous
-front, reads it back from the page cache and hashes it. Receiving, writing and hashing all release the GIL, so they
-run beside each other, and memory stays at one buffer per thread however large the file is.
+Workers receive into their own buffers; the calling thread hashes along the contiguous front (see `arrivals`).
+Receiving, writing and hashing all release the GIL, so they run beside each other.
+
+One connection starts. When it is slower than what one stream can hash, which is to say on nearly every network, the
+rest of the file is cut into segments and others join. Over loopback or a very fast network more connections would
+only compete for the processor.
 
 Only bytes that the ingest has noted count: a resumed transfer asks for the rest and hashes what is there again.
 """
@@ -11,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmd.registry.addresses import without_secrets
+from lmd.registry.arrivals import Arrivals, Inlet, new_buffer
 from lmd.registry.cancel import CancelScope
 from lmd.registry.digest import Digest
 from lmd.registry.errors import (
@@ -34,7 +37,7 @@ from lmd.registry.errors import (
 from lmd.registry.http import Http, Reply
 from lmd.registry.remote_file import RemoteFile
 from lmd.registry.retry import RetryBudget, RetryPolicy
-from lmd.registry.segments import Segment, Segments, segment_bytes_for
+from lmd.registry.segments import Segment, Segments, step_bytes_for
 from lmd.registry.sources.refusals import blamed_on
 
 if TYPE_CHECKING:
@@ -42,9 +45,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BUFFER_BYTES = 1 << 20
 #: What has arrived is written and noted at least this often, so that little is lost when the process dies.
 FLUSH_S = 0.25
+#: The same when nothing has come for this long.
+LULL_S = 0.02
 PROGRESS_S = 0.2
 #: After this much, or this long, what arrived is made durable against a power cut.
 CHECKPOINT_BYTES = 256 << 20
@@ -56,17 +60,20 @@ class TransferOptions:
     """How hard to try.
 
     connections: ranges fetched at once, at most.
+    join_after_s, join_below_bytes_per_s: others join the first connection when it is slower than this after that time.
+    step_bytes: how much each asks for at once then; None picks it by the size of the file.
     stall_timeout_s: silence of a connection before it is dropped; also the window of the minimum rate.
     min_rate_bytes_per_s: a connection slower than this for a whole window counts as stalled.
     max_bytes: the largest file that is accepted.
-    segment_bytes: how much one request asks for; None picks it by the size of the file.
     """
 
     connections: int = 4
+    join_after_s: float = 0.25
+    join_below_bytes_per_s: float = 200e6
+    step_bytes: int | None = None
     stall_timeout_s: float = 30.0
     min_rate_bytes_per_s: int = 512
     max_bytes: int = 4 << 40
-    segment_bytes: int | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -104,20 +111,15 @@ class Transfer:
         self._on_progress = on_progress
         self._on_retry = on_retry
         self._ranges_work = True
+        # Lives as long as the transfer: without ranges each try is an attempt of its own.
         self._whole_budget = RetryBudget(options.retry)
-        # Guards what follows; notified when the front moves, the last byte arrives, or a worker fails.
-        self._changed = threading.Condition()
-        self._segments: Segments | None = None
-        self._front = 0
-        self._received = 0
-        #: The most bytes any try had: what counts as progress.
-        self._most_received = 0
-        self._ended = False
-        self._error: BaseException | None = None
+        self._arrivals = Arrivals(ingest, None)
+        self._most_before = 0
         #: Where redirects led; None asks the source again.
         self._location: str | None = None
-        self._unsynced = 0
         self._workers: list[threading.Thread] = []
+        #: Whether one worker is at it and may call others. Used by that worker only.
+        self._alone = False
 
     def run(self) -> tuple[Digest, int]:
         """Fetch, verify, and return digest and size; the caller commits the ingest.
@@ -137,7 +139,6 @@ class Transfer:
             except _Restart:
                 _log.info("%s: the source sends whole files only", without_secrets(self._remote.url))
                 resumed, self._ranges_work = False, False
-                self._ingest.reset()
             except (DigestMismatch, GgufInvalid):
                 self._ingest.reset()
                 if not resumed:
@@ -146,29 +147,28 @@ class Transfer:
                 _log.warning("%s: what was resumed is damaged", without_secrets(self._remote.url))
                 resumed = False
 
-    # The calling thread: hashing.
+    # The calling thread.
 
     def _attempt(self) -> tuple[Digest, int]:
         size = self._remote.size_bytes
-        self._error, self._ended, self._front = None, False, 0
+        segments = None
         if self._ranges_work and size is not None:
-            step = self._options.segment_bytes or segment_bytes_for(size)
-            self._segments = Segments(size, self._ingest.received(), step)
-            self._received, self._front = self._segments.received_bytes, self._segments.front
-            self._ended = self._segments.complete
+            segments = Segments(size, self._ingest.received())
         else:
             self._ingest.reset()
-            self._segments, self._received = None, 0
-        self._most_received = max(self._most_received, self._received)
+        self._most_before = self._most_received
+        self._arrivals = Arrivals(self._ingest, segments)
+        target = self._fetch_whole if segments is None else self._fetch_ranges
         quit_workers = threading.Event()
         with CancelScope(quit_workers) as scope, CancelScope(self._stop) as outer:
             outer.call(quit_workers.set)
-            outer.call(self._wake)
+            outer.call(self._arrivals.wake)
             checkpoints = threading.Thread(target=self._checkpoint, args=(quit_workers,), name="lmd-checkpoint")
             checkpoints.start()
             try:
-                if not self._ended:
-                    self._start_worker(scope, first=True)
+                if segments is None or not segments.complete:
+                    self._alone = segments is not None and self._options.connections > 1
+                    self._start_worker(target, scope)
                 result = self._hash()
                 # Let them give their connections back before the scope closes what it still holds.
                 self._join_workers()
@@ -179,110 +179,89 @@ class Transfer:
                 checkpoints.join()
 
     def _hash(self) -> tuple[Digest, int]:
-        remote = self._remote
+        remote, arrivals = self._remote, self._arrivals
         sha256 = hashlib.sha256()
         sha1 = hashlib.sha1(b"blob %d\0" % (remote.size_bytes or 0), usedforsecurity=False) if remote.git_sha1 else None
-        view = memoryview(bytearray(BUFFER_BYTES))
+        scratch = new_buffer()
         hashed = 0
         reported_at = 0.0
-        while True:
-            with self._changed:
-                idle = self._front == hashed and not self._ended
-                if idle and self._error is None and not self._stop.is_set():
-                    self._changed.wait(PROGRESS_S)
-                front, received, ended = self._front, self._received, self._ended
-                error = self._error
+        while not arrivals.all_hashed(hashed):
+            # One buffer per round, so that cancel, errors and progress are never far.
+            data, lent = arrivals.next(hashed, scratch, PROGRESS_S)
             if self._stop.is_set():
                 raise PullCancelled
-            if error is not None:
-                raise error
-            # One buffer per round, so that cancel, errors and progress are never far.
-            if hashed < front:
-                count = os.preadv(self._ingest.fd, [view[: front - hashed]], hashed)
-                if count == 0:
-                    raise _Restart
-                if hashed == 0 and count >= len(remote.magic):
-                    remote.check_start(bytes(view[:16]))
-                sha256.update(view[:count])
+            if data:
+                if hashed == 0 and len(data) >= len(remote.magic):
+                    remote.check_start(bytes(data[:16]))
+                sha256.update(data)
                 if sha1 is not None:
-                    sha1.update(view[:count])
-                hashed += count
-            if time.monotonic() - reported_at >= PROGRESS_S:
-                reported_at = time.monotonic()
-                self._on_progress(received)
-            if ended and hashed == received:
-                break
+                    sha1.update(data)
+                hashed += len(data)
+            if lent is not None:
+                arrivals.give_back(lent)
+            now = time.monotonic()
+            if now - reported_at >= PROGRESS_S:
+                reported_at = now
+                self._on_progress(arrivals.received_bytes)
         if hashed < len(remote.magic):
             raise GgufInvalid(f"the file has only {hashed} bytes")
         self._on_progress(hashed)
         return remote.check_digests(sha256.hexdigest(), sha1.hexdigest() if sha1 else None), hashed
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     def _join_workers(self) -> None:
         # A worker may start others until it ends.
         while self._workers:
             self._workers.pop(0).join()
 
+    @property
+    def _most_received(self) -> int:
+        """The most bytes that any attempt had: only what is new counts as progress."""
+        return max(self._most_before, self._arrivals.received_bytes)
+
     # The workers.
 
-    def _start_worker(self, scope: CancelScope, *, first: bool = False) -> None:
-        target = self._fetch_whole if self._segments is None else self._fetch_ranges
-        worker = threading.Thread(target=self._guarded, args=(target, scope, first), name="lmd-fetch")
+    def _start_worker(self, target: Callable[[CancelScope], None], scope: CancelScope) -> None:
+        worker = threading.Thread(target=self._guarded, args=(target, scope), name="lmd-fetch")
         self._workers.append(worker)
         worker.start()
 
-    def _guarded(self, target: Callable[[CancelScope, bool], None], scope: CancelScope, first: bool) -> None:
+    def _guarded(self, target: Callable[[CancelScope], None], scope: CancelScope) -> None:
         """Run a worker; what ends it ends the transfer."""
         try:
-            target(scope, first)
+            target(scope)
         except BaseException as error:
-            with self._changed:
-                # Errors after the first are its consequences: sockets closed under the other workers.
-                if self._error is None and not scope.cancelled:
-                    self._error = error
-                self._changed.notify_all()
+            # Sockets closed by the scope break in many ways, none of which is news.
+            self._arrivals.fail(PullCancelled() if scope.cancelled else error)
 
-    def _fetch_ranges(self, scope: CancelScope, first: bool) -> None:
-        segments = self._segments
-        assert segments is not None
-        view = memoryview(bytearray(BUFFER_BYTES))
+    def _fetch_ranges(self, scope: CancelScope) -> None:
+        inlet = Inlet(self._arrivals)
         budget = RetryBudget(self._options.retry)
-        while True:
-            with self._changed:
-                segment = segments.take()
-            if segment is None:
-                return
+        while (segment := self._arrivals.take()) is not None:
             while segment.missing_bytes:
                 before = self._most_received
                 try:
                     with blamed_on(self._remote.ref), self._request(scope, segment) as reply:
-                        if first:
-                            # Only now is it known that the source serves ranges.
-                            first = False
-                            self._start_helpers(scope, segments)
-                        self._receive(reply, view, segment, scope)
+                        self._receive(reply, inlet, segment, scope)
                 except SourceError as error:
                     self._back_off(error, budget, scope, before)
 
-    def _start_helpers(self, scope: CancelScope, segments: Segments) -> None:
-        with self._changed:
-            wanted = min(self._options.connections - 1, segments.pending_count)
-        for _ in range(wanted):
-            self._start_worker(scope)
+    def _let_others_join(self, scope: CancelScope) -> None:
+        """Divide the rest of the file and start the other workers."""
+        self._alone = False
+        waiting = self._arrivals.cut(self._options.step_bytes or step_bytes_for(self._remote.size_bytes or 0))
+        for _ in range(min(self._options.connections - 1, waiting)):
+            self._start_worker(self._fetch_ranges, scope)
 
-    def _fetch_whole(self, scope: CancelScope, _first: bool) -> None:
+    def _fetch_whole(self, scope: CancelScope) -> None:
         """Receive a file of unknown size, or from a source without ranges, in one stream."""
-        view = memoryview(bytearray(BUFFER_BYTES))
         remote = self._remote
         whole = Segment(0, self._options.max_bytes if remote.size_bytes is None else remote.size_bytes, 0)
         before = self._most_received
         try:
             with blamed_on(remote.ref), self._request(scope, None) as reply:
-                self._receive(reply, view, whole, scope)
-                if reply.remaining_bytes != 0 and not whole.missing_bytes and reply.read_into(view[:1]):
+                self._receive(reply, Inlet(self._arrivals), whole, scope)
+                one_more = memoryview(bytearray(1))
+                if reply.remaining_bytes != 0 and not whole.missing_bytes and reply.read_into(one_more):
                     raise SourceInvalid(f"{remote.what} is longer than announced", ref=remote.ref)
                 if remote.size_bytes is not None and whole.missing_bytes:
                     raise SourceUnavailable(f"{remote.what} ended early", ref=remote.ref, hint="pull again")
@@ -290,9 +269,7 @@ class Transfer:
             self._back_off(error, self._whole_budget, scope, before)
             # The next try sends everything again, and the hasher must start over with it.
             raise _Restart from error
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._arrivals.finish()
 
     def _back_off(self, error: SourceError, budget: RetryBudget, scope: CancelScope, before: int) -> None:
         """Wait before the next try, or raise *error* when another cannot help or the budget is spent."""
@@ -342,26 +319,34 @@ class Transfer:
         self._location = reply.url
         return reply
 
-    def _receive(self, reply: Reply, view: memoryview, segment: Segment, scope: CancelScope) -> None:
+    def _receive(self, reply: Reply, inlet: Inlet, segment: Segment, scope: CancelScope) -> None:
         """Move a reply's body into the ingest until the segment is full or the body ends.
 
         Raises:
             TransportFailed, SourceUnavailable: the connection broke, stalled or is too slow; what it brought is noted.
         """
         options, remote = self._options, self._remote
-        fill = window_bytes = 0
-        window_start = flushed_at = time.monotonic()
+        window_start = flushed_at = now = time.monotonic()
+        window_bytes = 0
         try:
-            while fill < segment.missing_bytes:
-                count = reply.read_into(view[fill : segment.missing_bytes])
+            while room := inlet.room(segment):
+                if self._alone and now - window_start >= options.join_after_s:
+                    if window_bytes <= options.join_below_bytes_per_s * (now - window_start):
+                        inlet.flush(segment)
+                        self._let_others_join(scope)
+                        continue
+                if not inlet.is_empty and not reply.ready(LULL_S):
+                    inlet.flush(segment)
+                    continue
+                count = reply.read_into(room)
                 if count == 0:
                     break
-                fill += count
+                inlet.filled(count)
                 window_bytes += count
                 now = time.monotonic()
-                if fill == BUFFER_BYTES or now - flushed_at >= FLUSH_S:
-                    self._store(view[:fill], segment, scope)
-                    fill, flushed_at = 0, now
+                if inlet.is_full or now - flushed_at >= FLUSH_S:
+                    inlet.flush(segment)
+                    flushed_at = now
                 if now - window_start >= options.stall_timeout_s:
                     if window_bytes < options.min_rate_bytes_per_s * (now - window_start):
                         raise _TooSlow(
@@ -371,41 +356,21 @@ class Transfer:
                         )
                     window_start, window_bytes = now, 0
         finally:
-            if fill:
-                self._store(view[:fill], segment, scope)
-
-    def _store(self, data: memoryview, segment: Segment, scope: CancelScope) -> None:
-        if scope.cancelled:
-            return
-        offset = segment.position
-        self._ingest.write(offset, data)
-        with self._changed:
-            self._ingest.note(offset, len(data))
-            if self._segments is None:
-                segment.position += len(data)
-                self._received = self._front = segment.position
-            else:
-                self._segments.advance(segment, len(data))
-                self._received, self._front = self._segments.received_bytes, self._segments.front
-                self._ended = self._segments.complete
-            self._most_received = max(self._most_received, self._received)
-            self._unsynced += len(data)
-            self._changed.notify_all()
+            # After a cancel, what a socket closed under TLS returned last is not to be trusted.
+            if scope.cancelled:
+                inlet.drop()
+            inlet.flush(segment)
 
     def _checkpoint(self, quit_workers: threading.Event) -> None:
         """Make what arrived durable every now and then, beside the flow of bytes."""
         last = time.monotonic()
         while not quit_workers.wait(0.5):
             late = time.monotonic() - last >= CHECKPOINT_S
-            with self._changed:
-                if self._unsynced < CHECKPOINT_BYTES and not (late and self._unsynced):
-                    continue
-                self._unsynced = 0
+            if not self._arrivals.unsynced(1 if late else CHECKPOINT_BYTES):
+                continue
             try:
                 self._ingest.checkpoint()
             except LmdError as error:
-                with self._changed:
-                    self._error = self._error or error
-                    self._changed.notify_all()
+                self._arrivals.fail(error)
                 return
             last = time.monotonic()

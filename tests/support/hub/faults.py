@@ -23,11 +23,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """Take a request and never answer."""
+
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
 class Redirect:
     """Answer resolve with a redirect to *location*; "{self}" stands for the URL that was asked for."""
 
     location: str
-    stage: Stage = "resolve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class Trigger:
     """Call *action* from the sending thread when *after_bytes* of the file have been sent, over all connections."""
 
     after_bytes: int
-    action: Callable[[], None]
+    action: Callable[[], object]
 
 
 Fault = Answer | Redirect | Lie | Cut | Stall | Drip | NoRange | WrongStart | Resize | Corrupt | Gzip | Expire | Trigger

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -26,6 +27,7 @@ from tests.support.hub.faults import (
     NoRange,
     Redirect,
     Resize,
+    Silence,
     Stage,
     Stall,
     Trigger,
@@ -67,6 +69,7 @@ class HubHandler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.record = RequestRecord(self.server.role, self.command, url.path, url.query, headers)
         self.hub.log(self.record)
+        self.hub.on_request(self.record)
         path = unquote(url.path)
         if self.server.role == "cdn":
             self._cdn(path, url.query)
@@ -86,7 +89,6 @@ class HubHandler(BaseHTTPRequestHandler):
             self._json(404, {"error": "Not Found"})
 
     def _api(self, repo_id: str, kind: str, revision: str, query: str) -> None:
-        self.hub.on_api(self.path)
         if self._fault_answer("api", repo_id, None):
             return
         repo = self._readable(repo_id, api=True)
@@ -131,7 +133,7 @@ class HubHandler(BaseHTTPRequestHandler):
         headers["X-Linked-Size"] = str(file.size_bytes if lie.size_bytes is None else lie.size_bytes)
         where = f"{self.hub.cdn}/{repo_id}/{commit}/{quote(filename)}?X-Signature={self.hub.sign()}"
         if redirect is not None:
-            here = f"http://{self.headers.get('Host', '')}{self.path}"
+            here = f"{self._scheme}://{self.headers.get('Host', '')}{self.path}"
             where = redirect.location.replace("{self}", here)
         headers["Location"] = where
         self._send(302, headers, f"Found. Redirecting to {where}".encode())
@@ -158,12 +160,16 @@ class HubHandler(BaseHTTPRequestHandler):
             return
         redirect = self.hub.faults.take(Redirect, "plain", name)
         if redirect is not None:
-            here = f"http://{self.headers.get('Host', '')}{self.path}"
+            here = f"{self._scheme}://{self.headers.get('Host', '')}{self.path}"
             self._send(302, {"Location": redirect.location.replace("{self}", here)}, b"")
             return
         etag = self.hub.plain_etags.get(name)
         headers = {"Accept-Ranges": "bytes"} if etag is None else {"Accept-Ranges": "bytes", "ETag": etag}
         self._file("plain", self.hub.plain[name], headers, if_range=etag)
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
 
     # -- access -------------------------------------------------------------------------------------------------
 
@@ -188,6 +194,10 @@ class HubHandler(BaseHTTPRequestHandler):
     # -- answers ------------------------------------------------------------------------------------------------
 
     def _fault_answer(self, stage: Stage, repo: str, filename: str | None) -> bool:
+        if self.hub.faults.take(Silence, repo, filename, lambda silence: silence.stage == stage) is not None:
+            self.hub.stopping.wait()
+            self.close_connection = True
+            return True
         fault = self.hub.faults.take(Answer, repo, filename, lambda answer: answer.stage == stage)
         if fault is None:
             return False
@@ -261,11 +271,12 @@ class HubHandler(BaseHTTPRequestHandler):
         drip = faults.take(Drip, repo, file.name)
         stop = min([end, *(start + fault.after_bytes for fault in (cut, stall) if fault)])
         watched = bool(faults.all(Trigger, repo, file.name) or faults.all(Expire, repo, file.name))
-        fd = None if file.path is None or corrupt else os.open(file.path, os.O_RDONLY)
+        by_sendfile = file.path is not None and not corrupt and not isinstance(self.connection, ssl.SSLSocket)
+        fd = os.open(file.path, os.O_RDONLY) if file.path is not None and by_sendfile else None
         try:
             offset = start
             while offset < stop:
-                want = 1 if drip else min(SEND_BYTES, stop - offset)
+                want = 1 if drip else min(SEND_BYTES if by_sendfile else 1 << 20, stop - offset)
                 if watched:
                     want = hub.bytes_until_event(repo, file.name, min(want, 1 << 20))
                 if fd is None:

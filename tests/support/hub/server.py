@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -57,6 +58,13 @@ class _Listener(socketserver.ThreadingTCPServer):
         self.hub = hub
         self.role = role
 
+    def get_request(self) -> tuple[socket.socket, object]:
+        request, address = super().get_request()
+        if self.hub.tls is not None:
+            # The handshake happens at the first read, in the connection's own thread.
+            request = self.hub.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, address
+
     def process_request(self, request: object, client_address: object) -> None:
         assert isinstance(request, socket.socket)
         self.hub.connections.add(request)
@@ -75,8 +83,15 @@ class HubServer:
     """A Hub and its CDN. Use as a context manager; every method may be called while it serves."""
 
     def __init__(
-        self, *, port: int = 0, prefix: str = "", hub_host: str = "127.0.0.1", cdn_host: str = "127.0.0.2"
+        self,
+        *,
+        port: int = 0,
+        prefix: str = "",
+        hub_host: str = "127.0.0.1",
+        cdn_host: str = "127.0.0.2",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.tls = tls
         self.repos: dict[str, HubRepo] = {}
         self.plain: dict[str, HubFile] = {}
         self.plain_etags: dict[str, str | None] = {}
@@ -86,8 +101,8 @@ class HubServer:
         self.connections: set[socket.socket] = set()
         self.stopping = threading.Event()
         self.prefix = prefix.rstrip("/")
-        #: Called with the path of each API request, before it is answered.
-        self.on_api: Callable[[str], None] = lambda _path: None
+        #: Called with each request before it is answered, from its connection's thread.
+        self.on_request: Callable[[RequestRecord], None] = lambda _record: None
         self._lock = threading.Lock()
         self._signatures: dict[str, bool] = {}
         self._traffic: dict[tuple[str, str], _FileTraffic] = {}
@@ -99,13 +114,17 @@ class HubServer:
     def endpoint(self) -> str:
         """The Hub's base URL: the value of HF_ENDPOINT."""
         host, port = self._hub.server_address[:2]
-        return f"http://{host!s}:{port}{self.prefix}"
+        return f"{self._scheme}://{host!s}:{port}{self.prefix}"
 
     @property
     def cdn(self) -> str:
         """The CDN's base URL."""
         host, port = self._cdn.server_address[:2]
-        return f"http://{host!s}:{port}"
+        return f"{self._scheme}://{host!s}:{port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls is not None else "http"
 
     def start(self) -> HubServer:
         """Serve in threads until `stop`."""
@@ -123,7 +142,7 @@ class HubServer:
             listener.server_close()
         for connection in list(self.connections):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
 

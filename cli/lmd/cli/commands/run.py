@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmd.cli.context import App, announce, pass_app
-from lmd.cli.errors import BadUsage
+from lmd.cli.errors import EXIT_INTERRUPTED, BadUsage
 from lmd.cli.options import DURATION, MODEL, json_option
 from lmd.cli.terminal import is_terminal
 
@@ -127,11 +127,12 @@ def _answer(client: Client, request: Request, *, plain: bool, timings: bool, as_
 
     body: Body = HeldBody() if as_json else body_for_stdout(markdown=request.chats and not plain, wrap=not plain)
     answer = receive(client, request, body)
-    done = answer.require_done()
+    if answer.done is None:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)
     if as_json:
         from lmd.cli.output import print_json
         from lmd.cli.shapes import answer_json
 
-        print_json(answer_json(request.model.model.name, answer.text, done))
+        print_json(answer_json(request.model.model.name, answer.text, answer.done))
     if timings:
-        print_timings(done)
+        print_timings(answer.done)

@@ -107,9 +107,10 @@ class Session:
             messages.pop()
         elif self.request.chats:
             messages.append(model_pb2.Message(role="assistant", content=answer.text))
-        done = answer.require_done()
-        if self.timings:
-            print_timings(done)
+        if answer.done is None:
+            note("stopped")
+        elif self.timings:
+            print_timings(answer.done)
 
     def _make_reader(self) -> Reader:
         if not self._on_terminal:

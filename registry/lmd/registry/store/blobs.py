@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import logging
 import os
 import stat
@@ -158,8 +157,9 @@ class Blobs:
             with suppress(FileNotFoundError):
                 self._layout.blob(digest).unlink()
             try:
-                # Through the descriptor: the path may name another file by now.
-                os.link(f"/proc/self/fd/{fd}", self._layout.blob(digest), follow_symlinks=True)
+                # Through the descriptor: the path may name another file by now. Naming a directory, though it does not
+                # matter for absolute paths, makes Python use linkat(2), which can follow the link in /proc.
+                os.link(f"/proc/self/fd/{fd}", self._layout.blob(digest), src_dir_fd=fd, follow_symlinks=True)
             except OSError as error:
                 log.debug("hard link refused: %s", error)
                 return False
@@ -212,13 +212,15 @@ class Blobs:
                 raise StoreError(f"blob {digest} cannot be opened: {error.strerror}", operation="open_blob") from error
             self.quarantine(digest)
             raise BlobCorrupt(str(digest)) from error
-        with os.fdopen(fd, "rb", buffering=0) as file:
+        try:
             status = os.fstat(fd)
-            whole = stat.S_ISREG(status.st_mode) and _hash(file) == digest and Mark.of(os.fstat(fd)) == Mark.of(status)
+            whole = stat.S_ISREG(status.st_mode) and _hash(fd) == digest and Mark.of(os.fstat(fd)) == Mark.of(status)
             # Whoever put it there may not have synced it.
             if not whole or not _synced(fd):
                 self.quarantine(digest, status)
                 raise BlobCorrupt(str(digest))
+        finally:
+            os.close(fd)
         with self._gate.change(), disk_errors("has_blob", self._layout.root):
             fsync_dir(self._layout.blobs)
             present = self._lstat(digest)
@@ -234,12 +236,12 @@ class Blobs:
             return None
 
 
-def _hash(file: io.FileIO) -> Digest | None:
+def _hash(fd: int) -> Digest | None:
     """Hash a whole file; None where the disk cannot read it."""
     sha256 = hashlib.sha256()
     buffer = memoryview(bytearray(HASH_CHUNK_BYTES))
     try:
-        while count := file.readinto(buffer):
+        while count := os.readv(fd, [buffer]):
             sha256.update(buffer[:count])
     except OSError as error:
         log.warning("reading a blob failed: %s", error)

@@ -141,13 +141,14 @@ class Collector:
             residents = frozenset(self.residents())
             references = self._manifests.references()
             needed = self._needed(residents, references, now, grace_s, condemned=set())
+            strictly_needed = self._needed(residents, references, now, 0, condemned=set())
             verified_at = self._verified.added()
             targets: dict[Digest, _Target] = {}
             spared_items = 0
             for digest, status in self._layout.list_blobs():
-                if digest in needed:
+                if digest in strictly_needed:
                     continue
-                if is_young(verified_at.get(digest, status.st_mtime), now, grace_s):
+                if digest in needed or is_young(verified_at.get(digest, status.st_mtime), now, grace_s):
                     spared_items += 1
                     continue
                 item = GarbageItem("blob", str(digest), status.st_size, status.st_mtime)

@@ -3,8 +3,8 @@
 - *Reflink* (btrfs, XFS, bcachefs): the blob shares the file's blocks until either is written. What is hashed is the
   clone, so a writer cannot interfere.
 - *Hard link*: only on the same file system, and when the file belongs to this user and nobody may write to it (no write
-  bit in its mode). A file that its owner edits in place must not be a blob: the change would reach a model that is mapped.
-  The link is made through the open descriptor, so it is the very inode that was hashed.
+  bit in its mode). A file that its owner edits in place must not be a blob: the change would reach a model that is
+  mapped. The link is made through the open descriptor, so it is the very inode that was hashed.
 - *Copy*: what is written is what was hashed, in one pass.
 
 A file whose device, inode, size, modification and change times are those of an earlier import is not read for its hash

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lmd.registry.errors import DiskFull, StoreError
-from lmd.registry.store.durable import free_bytes, fsync_dir
+from lmd.registry.store.durable import disk_errors, free_bytes, fsync_dir
 from lmd.registry.store.schema import migrate
 
 DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -44,8 +44,9 @@ class Index:
             with self._errors("open"):
                 self._prepare(db)
                 migrate(db, now)
-            path.chmod(0o600)
-            fsync_dir(path.parent)
+            with disk_errors("open_index", path.parent):
+                path.chmod(0o600)
+                fsync_dir(path.parent)
         except BaseException:
             db.close()
             raise

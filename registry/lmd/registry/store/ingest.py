@@ -56,7 +56,7 @@ class Ingest:
         self._open = True
         self.fd = -1
         self._journal_fd = -1
-        with self._disk("begin_ingest"):
+        with self._disk("begin_ingest", needed_bytes=4096):
             self._resume()
 
     def _resume(self) -> None:

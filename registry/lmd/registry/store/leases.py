@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import weakref
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from lmd.registry.digest import Digest
+from lmd.registry.errors import DiskFull
 from lmd.registry.store.gate import Gate
 from lmd.registry.store.tables import LeaseTable
+
+log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -71,7 +75,11 @@ class Leases:
         """End a lease."""
         with self._gate.change():
             if self._held.pop(lease.id, None) is not None:
-                self._table.drop(lease.id)
+                try:
+                    self._table.drop(lease.id)
+                except DiskFull as error:
+                    # Releasing often ends what just filled the disk; that error is the one to be told.
+                    log.warning("the lease of %s stays until it expires: %s", lease.owner, error)
 
     def protected(self) -> set[Digest]:
         """List what leases protect now."""

@@ -36,9 +36,7 @@ class ManifestStore:
         facts = read_manifest_facts(data)
         if facts.lm_config is not None and facts.blobs[facts.lm_config] > MANIFEST_MAX_BYTES:
             raise InvalidRequest(f"the manifest's lmd.json is larger than {MANIFEST_MAX_BYTES} bytes", field="manifest")
-        for blob, size_bytes in facts.blobs.items():
-            if not self._blobs.has(blob, size_bytes):
-                raise BlobMissing(str(blob))
+        self._verify(facts)
         digest = self._blobs.put_bytes(data)
         with self._gate.change():
             self._require(facts)
@@ -46,11 +44,15 @@ class ManifestStore:
             self._verified.pardon([digest, *facts.blobs])
         return digest
 
-    def check(self, digest: Digest) -> None:
-        """Make sure, with the gate held, that a manifest and all it refers to is here.
+    def verify(self, digest: Digest) -> None:
+        """Hash what bears no valid mark of a manifest and its blobs, before the gate is taken. Raises: BlobMissing."""
+        facts = self._table.get(digest)
+        if facts is None or not self._blobs.has(digest, facts.size_bytes):
+            raise BlobMissing(str(digest))
+        self._verify(facts)
 
-        Raises: BlobMissing.
-        """
+    def check(self, digest: Digest) -> None:
+        """Make sure, with the gate held, that a manifest and all it refers to is here. Raises: BlobMissing."""
         facts = self._table.get(digest)
         if facts is None or self._blobs.peek(digest) is None:
             raise BlobMissing(str(digest))
@@ -62,8 +64,6 @@ class ManifestStore:
 
         Raises: BlobMissing, BlobCorrupt, StoreError.
         """
-        from lmd.registry.manifest import Manifest
-
         data = self._blobs.read(digest, MANIFEST_MAX_BYTES)
         try:
             facts = read_manifest_facts(data)
@@ -71,7 +71,19 @@ class ManifestStore:
             raise StoreError(f"blob {digest} is no manifest: {error.message}", operation="get_manifest") from error
         if facts.lm_config is None:
             raise StoreError(f"the manifest {digest} has no lmd.json", operation="get_manifest")
-        return Manifest.parse(data, self._blobs.read(facts.lm_config, MANIFEST_MAX_BYTES))
+        lm_config = self._blobs.read(facts.lm_config, MANIFEST_MAX_BYTES)
+        # Imported late: everything else here works without the parser, and so do the store's own tests.
+        from lmd.registry.manifest import Manifest
+
+        try:
+            return Manifest.parse(data, lm_config)
+        except InvalidRequest as error:
+            raise StoreError(f"{digest} cannot be read: {error.message}", operation="get_manifest") from error
+
+    def _verify(self, facts: ManifestFacts) -> None:
+        for blob, size_bytes in facts.blobs.items():
+            if not self._blobs.has(blob, size_bytes):
+                raise BlobMissing(str(blob))
 
     def _require(self, facts: ManifestFacts) -> None:
         for blob, size_bytes in facts.blobs.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ LAYOUT_CONTENT = b'{"imageLayoutVersion": "1.0.0"}\n'
 VIEW_MAX_BYTES = 64 << 20
 
 
-def render(tags: list[TagRecord], facts: Callable[[Digest], ManifestFacts | None]) -> bytes:
+def render(tags: list[TagRecord], described: Mapping[Digest, ManifestFacts]) -> bytes:
     """Write ``index.json``: the same tags give the same bytes."""
     manifests = []
     for tag in sorted(tags, key=lambda tag: tag.name.lower()):
-        found = facts(tag.manifest)
+        found = described.get(tag.manifest)
         if found is None:
             continue
         descriptor: dict[str, Any] = {

@@ -14,7 +14,7 @@ from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.store import oci_view
 from lmd.registry.store.descriptors import MANIFEST_MAX_BYTES, ManifestFacts, read_manifest_facts
-from lmd.registry.store.durable import fsync_dir
+from lmd.registry.store.durable import disk_errors, fsync_dir
 from lmd.registry.store.index import Index, IndexDamaged
 from lmd.registry.store.layout import Layout
 from lmd.registry.store.tables import Facts, LeaseTable, Manifests, Tags
@@ -45,14 +45,15 @@ def open_index(layout: Layout, now: float) -> Index:
 
 
 def _move_aside(layout: Layout) -> Path:
-    number = 0
-    while (aside := layout.root / f"index.db.damaged-{number}").exists():
-        number += 1
-    # The log first: it must never be taken for that of the new database.
-    for suffix in ("-wal", "-shm", "-journal", ""):
-        with suppress(FileNotFoundError):
-            layout.index_db.with_name(f"index.db{suffix}").rename(aside.with_name(f"{aside.name}{suffix}"))
-    fsync_dir(layout.root)
+    aside = layout.root / "index.db.damaged"
+    with disk_errors("rebuild", layout.root):
+        # The log first: it must never be taken for that of the new database.
+        for suffix in ("-wal", "-shm", "-journal", ""):
+            with suppress(FileNotFoundError):
+                aside.with_name(f"{aside.name}{suffix}").unlink()
+            with suppress(FileNotFoundError):
+                layout.index_db.with_name(f"index.db{suffix}").rename(aside.with_name(f"{aside.name}{suffix}"))
+        fsync_dir(layout.root)
     return aside
 
 

@@ -64,7 +64,8 @@ MIGRATIONS: tuple[Migration, ...] = (
                  kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID""",
             """CREATE TABLE imports (
                  device INTEGER NOT NULL, inode INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
-                 mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (device, inode)) WITHOUT ROWID""",
+                 mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, digest TEXT NOT NULL,
+                 PRIMARY KEY (device, inode)) WITHOUT ROWID""",
         ),
     ),
 )

@@ -233,6 +233,7 @@ class Store:
         Raises: InvalidRequest for a name the store cannot hold, BlobMissing when the manifest or a blob of it is gone.
         """
         oci_view.check_name(name)
+        self._manifests.verify(manifest)
         with self._gate.change():
             with self._index.write("set_tag"):
                 self._manifests.check(manifest)
@@ -345,7 +346,7 @@ class Store:
     def _refresh_view(self) -> None:
         """Bring the derived view up to date; it may lag behind on a full disk, the index is what counts."""
         with self._gate.hold():
-            content = oci_view.render(self._tags.find(), self._manifest_table.get)
+            content = oci_view.render(self._tags.find(), self._manifest_table.described())
             try:
                 oci_view.refresh(self._layout, content)
             except OSError as error:

@@ -109,6 +109,12 @@ class Manifests:
             refs = db.execute("SELECT blob, size_bytes FROM manifest_refs WHERE manifest = ?", (digest.hex,)).fetchall()
         return ManifestFacts(row[0], row[1], row[2], {Digest(blob): size for blob, size in refs})
 
+    def described(self) -> dict[Digest, ManifestFacts]:
+        """Describe every manifest, leaving out its blobs."""
+        with self._index.read("list_manifests") as db:
+            rows = db.execute("SELECT digest, size_bytes, media_type, artifact_type FROM manifests").fetchall()
+        return {Digest(row[0]): ManifestFacts(row[1], row[2], row[3], {}) for row in rows}
+
     def added(self) -> dict[Digest, float]:
         """Tell of every manifest when it was put."""
         with self._index.read("collect") as db:

@@ -1,0 +1,153 @@
+"""Puts the application together: store, catalog, pulls, residency, inference, and the services on top of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.catalog import Catalog
+from lmd.daemon.config import Config
+from lmd.daemon.devices import devices
+from lmd.daemon.dropin import DropIn
+from lmd.daemon.inference import Inference
+from lmd.daemon.pulls import Pulls
+from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.residency import Residency
+from lmd.daemon.server import AddServicer, adder
+from lmd.daemon.services.inference import InferenceServiceServicer
+from lmd.daemon.services.models import ModelServiceServicer
+from lmd.daemon.services.runtime import RuntimeServiceServicer
+from lmd.daemon.services.store import StoreServiceServicer
+from lmd.registry.aliases import AliasTable
+from lmd.registry.errors import StoreLocked
+from lmd.registry.pull import Puller, PullEvent, PullOptions
+from lmd.registry.ref import ModelRef
+from lmd.registry.store import Store, TagRecord
+from lmd.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from lmd.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from lmd.v1.runtime_service_pb2_grpc import add_RuntimeServiceServicer_to_server
+from lmd.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
+from lmd.v1.version import __version__
+
+log = structlog.get_logger(__name__)
+
+#: A daemon that was told to stop closes its socket first and its store last; the next one waits that long for it.
+STORE_WAIT_S = 2.0
+
+
+class Application:
+    """Everything the daemon does, in the order in which it is built; it is taken down in the opposite one."""
+
+    def __init__(self, config: Config, pool: BlockingPool) -> None:
+        self._config = config
+        self._pool = pool
+        self._servicers: list[AddServicer] = []
+        self._exit = AsyncExitStack()
+        self._draining = AsyncExitStack()
+
+    @property
+    def servicers(self) -> Sequence[AddServicer]:
+        """Return what adds each service to the server."""
+        return self._servicers
+
+    async def start(self) -> None:
+        """Open the store and build what works on it.
+
+        Raises:
+            StoreLocked: when another daemon has the store.
+            LmdError: when the store or the aliases cannot be read.
+        """
+        config, pool = self._config, self._pool
+        aliases = await pool.run(AliasTable.load, config.aliases_file)
+        store = await self._open_store()
+        self._exit.callback(store.close)
+
+        catalog = Catalog(store, aliases, pool)
+        self._exit.push_async_callback(catalog.stop)
+
+        residency = Residency(config, store, config.dirs.log, pool, read_devices=_device_memory)
+        residency.on_released = catalog.model_released
+        store.set_resident_roots(residency.resident_manifests)
+        await residency.start()
+        self._exit.push_async_callback(residency.stop)
+        inference = Inference(catalog, residency, config)
+
+        puller = Puller(
+            store,
+            aliases,
+            endpoint=config.pull.endpoint,
+            user_agent=f"lmd/{__version__}",
+            options=PullOptions(
+                connections=config.pull.connections,
+                stall_timeout_s=config.pull.stall_timeout.total_seconds(),
+                proxies=config.pull.proxies,
+            ),
+        )
+        self._exit.push_async_callback(pool.run, puller.close)
+        token = config.pull.token
+        pulls = Pulls(_OwnToken(puller, token.get_secret_value()) if token else puller)
+        self._draining.push_async_callback(pulls.stop)
+
+        if config.dropin.enabled:
+            # Imports take as long as the files are large; they get a thread of their own.
+            dropin_pool = BlockingPool(1, "dropin")
+            self._draining.callback(dropin_pool.close)
+            dropin = DropIn(store, catalog.names, dropin_pool, config.dropin.path)
+            await dropin.start()
+            self._draining.push_async_callback(dropin.stop)
+
+        self._servicers = [
+            adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
+            adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool)),
+            adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
+            adder("InferenceService", add_InferenceServiceServicer_to_server, InferenceServiceServicer(inference)),
+        ]
+
+    async def drain(self) -> None:
+        """Stop pulls, which keep what arrived, and the drop-in folder."""
+        await self._draining.aclose()
+
+    async def stop(self) -> None:
+        """End the runners, and close the store."""
+        async with self._exit:
+            await self.drain()
+
+    async def _open_store(self) -> Store:
+        deadline = time.monotonic() + STORE_WAIT_S
+        grace_s = self._config.store.grace_period.total_seconds()
+        while True:
+            with contextlib.suppress(StoreLocked):
+                return await self._pool.run(Store.open, self._config.store.path, grace_s=grace_s)
+            if time.monotonic() > deadline:
+                return await self._pool.run(Store.open, self._config.store.path, grace_s=grace_s)
+            await asyncio.sleep(0.1)
+
+
+class _OwnToken:
+    """A puller that uses the daemon's own token for callers who bring none."""
+
+    def __init__(self, puller: Puller, token: str) -> None:
+        self._puller = puller
+        self._token = token
+
+    def pull(
+        self,
+        ref: ModelRef,
+        *,
+        token: str | None,
+        on_event: Callable[[PullEvent], None],
+        cancelled: threading.Event,
+    ) -> TagRecord:
+        """Pull *ref*; blocks."""
+        return self._puller.pull(ref, token=token or self._token, on_event=on_event, cancelled=cancelled)
+
+
+def _device_memory() -> list[DeviceMemory]:
+    return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in devices()]

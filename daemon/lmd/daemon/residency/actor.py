@@ -1,0 +1,460 @@
+"""One actor for each model: it alone loads, drains and unloads its runner, one thing after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from lmd.daemon.errors import Draining, ModelIncompatible, QueueFull, RunnerStartTimeout, TemplateFailed, Unloaded
+from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.loading import Loaded, Loader
+from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.values import FOR_EVER, Loadable, LoadSettings, RunnerState, RunnerStatus, WaitStatus
+from lmd.daemon.runner_process import RunnerProcess
+from lmd.registry.digest import Digest
+from lmd.registry.errors import LmdError
+
+log = structlog.get_logger(__name__)
+
+QUEUE_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds an actor; seconds, except for the counts."""
+
+    max_queue: int
+    slots: int
+    #: How long a reload waits for running answers, and a load for memory.
+    wait_s: float
+    drain_s: float
+    #: After the n-th failure in a row the next load waits backoff_s * 2 ** (n - 1), at most backoff_cap_s.
+    backoff_s: float = 0.5
+    backoff_cap_s: float = 30.0
+    #: How long a failed runner stays listed.
+    failed_s: float = 60.0
+
+
+class ModelActor:
+    """The runner of one manifest, and the queue in front of it.
+
+    All state changes happen on the event loop, between awaits of the actor's own task or in plain calls from others;
+    so a request never joins a runner that has been told to go, and an idle timer never fires under a request.
+    """
+
+    def __init__(
+        self,
+        model: Loadable,
+        *,
+        keep_alive: timedelta,
+        limits: Limits,
+        ledger: Ledger,
+        loader: Loader,
+        on_released: Callable[[Digest], None],
+        on_end: Callable[[ModelActor], None],
+    ) -> None:
+        self.model = model
+        self.key = str(model.manifest_digest)
+        self.names = {model.name}
+        self.state = RunnerState.LOADING
+        self.reason = ""
+        self._limits = limits
+        self._ledger = ledger
+        self._loader = loader
+        self._on_released = on_released
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._waiting: dict[Ticket, None] = {}
+        self._admitted: set[Ticket] = set()
+        self._runner: RunnerProcess | None = None
+        self._released = asyncio.Event()
+        self._loaded: Loaded | None = None
+        self._loading: LoadSettings | None = None
+        self._fraction: float | None = None
+        self._patient = False
+        self._preload: LoadSettings | None = None
+        self._default_keep_alive = keep_alive
+        self._keep_alive = keep_alive
+        self._keep_alive_asked = False
+        self._last_used = self._loop.time()
+        self._leave = False
+        self._force = False
+        self._closing = False
+        self._drain_until = 0.0
+        self._failures = 0
+        self._retry_at = 0.0
+        self._failed_at = 0.0
+        self._refusal: LmdError | None = None
+        self._load_started = time.time()
+        self._load_s: float | None = None
+
+    # Requests
+
+    def enqueue(self, settings: LoadSettings, keep_alive: timedelta | None) -> Ticket:
+        """Give a request a place; it is admitted at once when the model is ready and nobody waits.
+
+        Raises:
+            QueueFull: too many wait.
+            Draining: the daemon shuts down.
+            ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
+        """
+        self._check_open()
+        queued = len(self._waiting) + (self._runner.queued if self._runner is not None else 0)
+        if queued >= self._limits.max_queue:
+            raise QueueFull(limit=self._limits.max_queue, retry_after_s=QUEUE_RETRY_S)
+        self._note_keep_alive(keep_alive)
+        ticket = Ticket(self, settings)
+        self._waiting[ticket] = None
+        self._admit_waiting()
+        self._wake.set()
+        return ticket
+
+    def preload(self, settings: LoadSettings, keep_alive: timedelta | None) -> None:
+        """Load the model, also when nobody waits for it any more."""
+        self._check_open()
+        self._note_keep_alive(keep_alive)
+        if self._runner is None:
+            self._preload = settings
+        self._last_used = self._loop.time()
+        self._wake.set()
+
+    def wait_status(self, ticket: Ticket) -> WaitStatus:
+        """Say what a ticket waits for."""
+        position = next((place for place, other in enumerate(self._waiting) if other is ticket), 0)
+        return WaitStatus(position, self._fraction, self.reason)
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Free a ticket's place or its hold on the runner."""
+        self._waiting.pop(ticket, None)
+        if ticket in self._admitted:
+            self._admitted.discard(ticket)
+            self._last_used = self._loop.time()
+            self._ledger.changed()
+        self._wake.set()
+
+    # Others
+
+    @property
+    def resident(self) -> bool:
+        """Whether the model is loaded, or will be."""
+        return self._runner is not None or self._loading is not None or bool(self._waiting) or self._preload is not None
+
+    def usage(self) -> Usage:
+        """Say what the runner does, for the planner."""
+        ready = self.state is RunnerState.READY
+        leaving = self.state is RunnerState.DRAINING and not self._admitted
+        return Usage(
+            busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
+            last_used=self._last_used,
+            pinned=ready and self._keep_alive == FOR_EVER,
+            leaving=leaving,
+        )
+
+    def evict(self) -> None:
+        """Leave because someone needs the memory; a busy runner stays."""
+        if not self.usage().busy and self._runner is not None:
+            self._depart("makes room for another model")
+
+    def unload(self, *, force: bool) -> int:
+        """Leave when the running answers are done, or cut them; return how many there are."""
+        running = len(self._admitted)
+        self._preload = None
+        self._force = self._force or force
+        if force:
+            self._refuse_waiting(Unloaded(self.model.name))
+        self._depart(f"{running} running answers finish first" if running and not force else "is unloaded")
+        return running
+
+    def close(self) -> None:
+        """Take no new requests, drain, and end."""
+        self._closing = True
+        self._drain_until = self._loop.time() + self._limits.drain_s
+        self._preload = None
+        self._refuse_waiting(Draining())
+        self._depart("the daemon shuts down")
+
+    async def released(self) -> None:
+        """Wait until the present runner is gone."""
+        if self._runner is not None:
+            await self._released.wait()
+
+    def status(self) -> RunnerStatus:
+        """Describe the runner."""
+        held = self._ledger.holding(self.key)
+        memory = self._loaded.memory if self._loaded is not None else None
+        settings = self._loading or (self._loaded.settings if self._loaded is not None else None)
+        forever = self._keep_alive == FOR_EVER
+        idle_until = None
+        if self.state is RunnerState.READY and not forever and not self._admitted:
+            left_s = self._expires_at() - self._loop.time()
+            idle_until = datetime.now(UTC) + timedelta(seconds=max(0.0, left_s))
+        return RunnerStatus(
+            name=self.model.name,
+            digest=self.model.manifest_digest,
+            state=self.state,
+            memory_bytes=memory.total_bytes if memory is not None else held.held_bytes if held is not None else 0,
+            vram_bytes=memory.vram_bytes if memory is not None else 0,
+            device=self._loaded.device if self._loaded is not None else "",
+            context_length=self._loaded.num_ctx if self._loaded is not None else settings.num_ctx if settings else 0,
+            slots=self._limits.slots,
+            slots_busy=self._runner.busy if self._runner is not None else 0,
+            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
+            expires_at=idle_until,
+            keep_forever=forever,
+            pid=self._runner.pid if self._runner is not None else 0,
+            load_started_at=datetime.fromtimestamp(self._load_started, UTC),
+            load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
+            reason=self.reason,
+        )
+
+    # The actor's own task
+
+    async def run(self) -> None:
+        """Live until there is nothing to hold, to load or to show."""
+        try:
+            while (step := self._next_step()) is not None:
+                await step()
+        except Exception as error:
+            log.exception("residency_actor_failed", model=self.model.name)
+            self._refuse_waiting(error)
+            raise
+        finally:
+            self._on_end(self)
+            if self._runner is not None:
+                self._runner.kill(Draining)
+                await self._runner.gone()
+            self._ledger.release(self.key)
+
+    def _next_step(self) -> Callable[[], Awaitable[None]] | None:
+        if self._runner is not None:
+            if self._runner.exit.done():
+                return self._bury
+            return self._unload if self._has_to_go() else self._rest
+        if self._closing:
+            return None
+        if self._waiting or self._preload is not None:
+            return self._load
+        if self.state is RunnerState.FAILED and self._loop.time() < self._failed_at + self._limits.failed_s:
+            return self._rest
+        return None
+
+    async def _rest(self) -> None:
+        """Sleep until something happens, or until the next deadline."""
+        deadline = None
+        if self._runner is None:
+            deadline = self._failed_at + self._limits.failed_s
+        elif not self._admitted and self._keep_alive != FOR_EVER:
+            deadline = self._expires_at()
+        await self._woken(deadline)
+
+    async def _load(self) -> None:
+        """Load the runner that those who wait need; leave off when it is not wanted any more."""
+        settings = self._target()
+        self.state, self.reason, self._loading = RunnerState.LOADING, "", settings
+        self._load_started, self._load_s = time.time(), None
+        started = self._loop.time()
+        attempt = asyncio.create_task(self._bring_up(settings))
+        attempt.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not attempt.done():
+                if self._load_is_unwanted():
+                    attempt.cancel()
+                    await asyncio.wait([attempt])
+                else:
+                    await self._woken(None)
+        finally:
+            attempt.cancel()
+            await asyncio.wait([attempt])
+            self._loading, self._fraction, self._patient = None, None, False
+        self._preload = None
+        if attempt.cancelled():
+            self._forget()
+            return
+        if (error := attempt.exception()) is not None:
+            self._note_failure(error)
+            return
+        self._loaded = attempt.result()
+        self._runner = self._loaded.runner
+        self._released = asyncio.Event()
+        self._runner.exit.add_done_callback(lambda _: self._wake.set())
+        self._load_s = self._loop.time() - started
+        self.state, self.reason = RunnerState.READY, ""
+        self._last_used = self._loop.time()
+        log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
+        if self._leave:
+            # An unload that came during the load lets those who waited be served first.
+            self._admit_all()
+            self._depart("is unloaded")
+        self._admit_waiting()
+        self._ledger.changed()
+
+    async def _bring_up(self, settings: LoadSettings) -> Loaded:
+        pause_s = self._retry_at - self._loop.time()
+        if pause_s > 0:
+            self._patient, self.reason = True, f"waits {pause_s:.1f} s after a failure"
+            await asyncio.sleep(pause_s)
+            self._patient = False
+        return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
+
+    async def _unload(self) -> None:
+        """Drain and end the runner; stop doing so when the reason goes away."""
+        runner, name = self._runner, self.model.name
+        assert runner is not None
+        self.state = RunnerState.DRAINING
+        if self._waiting and not self._leave:
+            self.reason = "reloads with other settings when the running answers are done"
+        self._ledger.changed()
+        patience_ends = self._loop.time() + self._limits.wait_s
+        while self._admitted and not self._force and not runner.exit.done():
+            if not self._has_to_go():
+                self.state, self.reason = RunnerState.READY, ""
+                self._admit_waiting()
+                return
+            now = self._loop.time()
+            if self._closing and now >= self._drain_until:
+                break
+            if now >= patience_ends:
+                self._refuse_waiting(RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail()))
+                patience_ends = now + self._limits.wait_s
+                continue
+            await self._woken(self._drain_until if self._closing else patience_ends)
+        drain_s = 0.0 if self._admitted else self._limits.drain_s
+        await runner.stop(drain_s=drain_s, cut=Draining if self._closing else lambda: Unloaded(name))
+        await runner.gone()
+        log.info("model_unloaded", model=name)
+        self._forget()
+
+    async def _bury(self) -> None:
+        """Note that the runner died by itself; its requests know already."""
+        assert self._runner is not None
+        ended = self._runner.exit.result()
+        if self._runner.served:
+            self._failures = 0
+        await self._runner.gone()
+        leaving = self._leave
+        self._forget()
+        if not leaving:
+            self._fail(f"died ({ended.cause})")
+
+    # State
+
+    def _load_is_unwanted(self) -> bool:
+        """A load that nobody waits for any more goes on once it reads the weights: the next one may want it."""
+        if self._closing or self._force:
+            return True
+        return not self._waiting and (self._leave or (self._patient and self._preload is None))
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Draining
+        if self._refusal is not None and self._loop.time() < self._retry_at:
+            raise self._refusal
+
+    def _note_keep_alive(self, keep_alive: timedelta | None) -> None:
+        """The latest explicit value wins; requests without one do not change what was asked for explicitly."""
+        if keep_alive is not None:
+            self._keep_alive, self._keep_alive_asked = max(keep_alive, FOR_EVER), True
+        elif not self._keep_alive_asked:
+            self._keep_alive = self._default_keep_alive
+
+    def _has_to_go(self) -> bool:
+        if self._leave:
+            return True
+        if self._waiting:
+            return not self._serves(next(iter(self._waiting)))
+        return not self._admitted and self._keep_alive != FOR_EVER and self._loop.time() >= self._expires_at()
+
+    def _expires_at(self) -> float:
+        return self._last_used + self._keep_alive.total_seconds()
+
+    def _serves(self, ticket: Ticket) -> bool:
+        return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
+
+    def _target(self) -> LoadSettings:
+        """Return settings that serve as many of those who wait as possible: the largest context of them all."""
+        wanted = [ticket.settings for ticket in self._waiting]
+        if self._preload is not None:
+            wanted.append(self._preload)
+        return replace(wanted[0], num_ctx=max(settings.num_ctx for settings in wanted))
+
+    def _admit_waiting(self) -> None:
+        """Admit from the front of the queue as long as the runner serves them."""
+        if self.state is not RunnerState.READY or self._runner is None or self._runner.exit.done():
+            return
+        while self._waiting and self._serves(ticket := next(iter(self._waiting))):
+            self._admit(ticket)
+
+    def _admit_all(self) -> None:
+        for ticket in [ticket for ticket in self._waiting if self._serves(ticket)]:
+            self._admit(ticket)
+
+    def _admit(self, ticket: Ticket) -> None:
+        assert self._runner is not None
+        del self._waiting[ticket]
+        self._admitted.add(ticket)
+        ticket.admit(self._runner)
+
+    def _refuse_waiting(self, error: Exception) -> None:
+        for ticket in self._waiting:
+            ticket.refuse(error)
+        self._waiting.clear()
+
+    def _depart(self, reason: str) -> None:
+        """Begin to leave, from this very moment: whoever asks now waits for the next load."""
+        self._leave = True
+        if self._runner is not None:
+            self.state = RunnerState.DRAINING
+        self.reason = reason
+        self._wake.set()
+
+    def _note_phase(self, reason: str, patient: bool) -> None:
+        self.reason, self._patient = reason, patient
+        self._wake.set()
+
+    def _note_progress(self, fraction: float) -> None:
+        self._fraction, self.reason = fraction, ""
+
+    def _note_failure(self, error: BaseException) -> None:
+        if not isinstance(error, LmdError):
+            raise error
+        self._refuse_waiting(error)
+        self._forget()
+        self._refusal = error if isinstance(error, ModelIncompatible | TemplateFailed) else None
+        self._fail(error.message)
+
+    def _fail(self, reason: str) -> None:
+        """Enter the failed state, and make the next load wait longer than the last."""
+        self._failures += 1
+        now = self._loop.time()
+        pause_s = min(self._limits.backoff_cap_s, self._limits.backoff_s * 2 ** min(self._failures - 1, 16))
+        self.state, self.reason = RunnerState.FAILED, reason
+        self._failed_at, self._retry_at = now, now + pause_s
+        log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._failures)
+
+    def _forget(self) -> None:
+        """Nothing of a runner is left."""
+        self._runner, self._loaded = None, None
+        self._released.set()
+        self._leave = self._force = False
+        if not self._waiting:
+            self._keep_alive, self._keep_alive_asked = self._default_keep_alive, False
+        self._admitted.clear()
+        self.reason = ""
+        self._ledger.release(self.key)
+        self._on_released(self.model.manifest_digest)
+
+    async def _woken(self, deadline: float | None) -> None:
+        """Wait for a change, at most until *deadline* on the loop's clock."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()

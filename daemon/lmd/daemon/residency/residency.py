@@ -1,0 +1,211 @@
+"""Which models are resident: the front of the actors, and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from lmd.daemon.config import Config
+from lmd.daemon.errors import Draining
+from lmd.daemon.residency.actor import Limits, ModelActor
+from lmd.daemon.residency.facts import Facts, FactStore, Pool
+from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.loading import Loader
+from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.values import Loadable, LoadSettings, RunnerStatus, WaitStatus
+from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.registry.digest import Digest
+from lmd.registry.errors import ModelNotFound
+
+log = structlog.get_logger(__name__)
+
+#: How often a waiting caller is told what it waits for, at most.
+WAITING_INTERVAL_S = 0.2
+
+_GONE = Usage(busy=False, last_used=0.0, pinned=False, leaving=True)
+
+
+class Residency:
+    """Loads models when they are needed, keeps them while they are used, and evicts idle ones when memory is short.
+
+    One actor for each manifest; a load, drain or failure of one never delays another, except for memory that both
+    need. Use it from the event loop only. *on_released* is called with a manifest's digest when its runner is gone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: FactStore,
+        log_dir: Path,
+        pool: Pool,
+        *,
+        read_devices: Callable[[], Sequence[DeviceMemory]],
+        command: Sequence[str] = RUNNER_COMMAND,
+        timings: RunnerTimings | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        runtime = config.runtime
+        load_s = runtime.load_timeout.total_seconds()
+        self.on_released: Callable[[Digest], None] = lambda digest: None
+        self._keep_alive = runtime.keep_alive
+        self._limits = limits or Limits(
+            max_queue=runtime.max_queue,
+            slots=runtime.slots,
+            wait_s=load_s,
+            drain_s=runtime.drain_timeout.total_seconds(),
+        )
+        self._views_dir = config.dirs.runtime / "runners"
+        self._pool = pool
+        self._actors: dict[str, ModelActor] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+        def read() -> Awaitable[Sequence[DeviceMemory]]:
+            return pool.run(read_devices)
+
+        self._ledger = Ledger(
+            read_devices=read,
+            reserve_bytes=runtime.memory_reserve_bytes,
+            usage=self._usage,
+            evict=self._evict,
+        )
+        self._loader = Loader(
+            ledger=self._ledger,
+            facts=Facts(store, pool, self._limits.slots),
+            read_devices=read,
+            name_of=self._name_of,
+            slots=self._limits.slots,
+            wait_s=self._limits.wait_s,
+            views_dir=self._views_dir,
+            log_dir=log_dir,
+            command=command,
+            timings=timings or RunnerTimings(load_stall_s=load_s),
+        )
+
+    async def start(self) -> None:
+        """Remove what a daemon that was killed left of its runners' views."""
+        await self._pool.run(shutil.rmtree, self._views_dir, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """Take no new requests, let running answers finish until the drain deadline, and end every runner."""
+        self._closing = True
+        for actor in list(self._actors.values()):
+            actor.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def resident_manifests(self) -> set[Digest]:
+        """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
+        return {actor.model.manifest_digest for actor in list(self._actors.values()) if actor.resident}
+
+    def list(self) -> list[RunnerStatus]:
+        """Return all runners, longest resident first."""
+        listed = [actor.status() for actor in self._actors.values()]
+        return sorted(listed, key=lambda status: status.load_started_at)
+
+    def enqueue(self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None) -> Ticket:
+        """Give a request a place in the queue of its model, which is loaded if it has to be.
+
+        Use the ticket as a context manager: the place, and later the hold on the runner, last as long as the block.
+        *keep_alive* is how long the model stays after its last use; negative for ever, None for what is in effect.
+
+        Raises:
+            Draining, QueueFull: no more requests are taken.
+            ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
+        """
+        return self._actor(model).enqueue(settings, keep_alive)
+
+    async def load(
+        self,
+        model: Loadable,
+        settings: LoadSettings,
+        keep_alive: timedelta | None = None,
+        on_waiting: Callable[[WaitStatus], None] = lambda status: None,
+    ) -> RunnerStatus:
+        """Make a model resident. Cancelling this does not undo the load.
+
+        Raises:
+            LmdError: as `enqueue`, and what the load ends with.
+        """
+        actor = self._actor(model)
+        with actor.enqueue(settings, keep_alive) as ticket:
+            actor.preload(settings, keep_alive)
+            last = None
+            while not await ticket.wait(WAITING_INTERVAL_S if last is not None else 0):
+                if (status := ticket.status()) != last:
+                    on_waiting(status)
+                last = status
+            _ = ticket.runner
+            return actor.status()
+
+    async def unload(self, name_or_digest: str, *, force: bool) -> int:
+        """Unload a model, and return how many answers were running.
+
+        Without *force* they finish first, and this does not wait for them; with it, or when none are running, the
+        runner is gone afterwards.
+
+        Raises:
+            ModelNotFound: it is not resident.
+        """
+        wanted = name_or_digest.lower()
+        for actor in self._actors.values():
+            names = {name.lower() for name in actor.names}
+            if actor.resident and (wanted == actor.key or wanted in names):
+                running = actor.unload(force=force)
+                if force or not running:
+                    await actor.released()
+                return running
+        raise ModelNotFound(name_or_digest, hint="it is not resident; `lm ps` shows what is")
+
+    def _actor(self, model: Loadable) -> ModelActor:
+        if self._closing:
+            raise Draining
+        key = str(model.manifest_digest)
+        actor = self._actors.get(key)
+        if actor is None:
+            actor = ModelActor(
+                model,
+                keep_alive=self._keep_alive,
+                limits=self._limits,
+                ledger=self._ledger,
+                loader=self._loader,
+                on_released=self._note_released,
+                on_end=self._note_end,
+            )
+            self._actors[key] = actor
+            task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
+            self._tasks.add(task)
+            task.add_done_callback(self._note_done)
+        actor.names.add(model.name)
+        return actor
+
+    def _note_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: the actor has logged it
+
+    def _note_released(self, digest: Digest) -> None:
+        self.on_released(digest)
+
+    def _note_end(self, actor: ModelActor) -> None:
+        if self._actors.get(actor.key) is actor:
+            del self._actors[actor.key]
+
+    def _usage(self, key: str) -> Usage:
+        actor = self._actors.get(key)
+        return actor.usage() if actor is not None else _GONE
+
+    def _evict(self, key: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.evict()
+
+    def _name_of(self, key: str) -> str:
+        actor = self._actors.get(key)
+        return actor.model.name if actor is not None else key

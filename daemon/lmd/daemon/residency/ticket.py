@@ -1,0 +1,77 @@
+"""One request's place in the queue of a model, and then its hold on the runner."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Protocol, Self
+
+from lmd.daemon.residency.values import LoadSettings, WaitStatus
+from lmd.daemon.runner_process import RunnerProcess
+
+
+class TicketOffice(Protocol):
+    """What a ticket reports to: the actor of its model."""
+
+    def wait_status(self, ticket: Ticket) -> WaitStatus:
+        """Say what the ticket waits for."""
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Take the ticket back: its place, or its hold on the runner, is free."""
+
+
+class Ticket:
+    """A place in a queue that turns into a runner. Leave the `with` block to give either back.
+
+    While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted.
+    """
+
+    def __init__(self, office: TicketOffice, settings: LoadSettings) -> None:
+        self.settings = settings
+        self._office = office
+        self._admitted: asyncio.Future[RunnerProcess] = asyncio.get_running_loop().create_future()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether the wait is over, one way or the other."""
+        return self._admitted.done()
+
+    @property
+    def runner(self) -> RunnerProcess:
+        """The runner that serves this request.
+
+        Raises:
+            LmdError: what the wait ended with.
+        """
+        return self._admitted.result()
+
+    def status(self) -> WaitStatus:
+        """Say what the ticket waits for."""
+        return self._office.wait_status(self)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of the wait; tell whether it came in time."""
+        await asyncio.wait([self._admitted], timeout=timeout_s)
+        return self._admitted.done()
+
+    def admit(self, runner: RunnerProcess) -> None:
+        """Hand over the runner."""
+        self._admitted.set_result(runner)
+
+    def refuse(self, error: Exception) -> None:
+        """End the wait with an error."""
+        self._admitted.set_exception(error)
+        self._admitted.exception()  # mark as seen: the holder may be gone
+
+    def close(self) -> None:
+        """Leave. Idempotent."""
+        self._office.give_back(self)
+        self._admitted.cancel()

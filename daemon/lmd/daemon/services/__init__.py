@@ -1,0 +1,1 @@
+"""The gRPC services: thin adapters that translate messages, and hold no behaviour."""

@@ -1,0 +1,729 @@
+"""Residency over real processes: who is loaded when, and what each request gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ParamSpec, TypeVar, cast
+
+import psutil
+import pytest
+
+from lmd.daemon.config import Config
+from lmd.daemon.errors import (
+    DeviceMemoryShort,
+    Draining,
+    ModelIncompatible,
+    QueueFull,
+    RunnerCrashed,
+    RunnerHung,
+    RunnerStartTimeout,
+    Unloaded,
+)
+from lmd.daemon.residency.actor import Limits
+from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.residency import Residency
+from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.values import FOR_EVER, LoadSettings, RunnerState, RunnerStatus, WaitStatus
+from lmd.daemon.runner_answer import Answer
+from lmd.daemon.runner_spec import RunnerTimings
+from lmd.registry.digest import Digest
+from lmd.registry.errors import ModelNotFound
+from lmd.registry.gguf import GgufHeader
+from lmd.runner.v1 import frames_pb2 as frames
+from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from tests.support.leaks import nothing_left_in, until
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SETTINGS = LoadSettings(num_ctx=1024)
+QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=0.3)
+LIMITS = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=0.05, failed_s=20)
+
+
+class Threads:
+    """Stands in for the daemon's pool of threads."""
+
+    async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(fn, *args, **kwargs)
+
+
+class Memory:
+    """Stands in for the store's memory of measured facts; a model not yet measured is said to need *unknown_bytes*."""
+
+    def __init__(self) -> None:
+        self.facts: dict[tuple[str, str], str] = {}
+        self.unknown_bytes = 1000
+
+    def recall(self, kind: str, key: str) -> str | None:
+        unknown = {"weights_bytes": self.unknown_bytes, "kv_bytes": 0, "compute_bytes": 0, "vram_bytes": 0}
+        return self.facts.get((kind, key), json.dumps(unknown) if kind == "memory" else None)
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        self.facts[kind, key] = value
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resolved model whose weights are a script for the fake runner."""
+
+    name: str
+    weights: tuple[Path, ...]
+    template: str | None = None
+    headers: tuple[GgufHeader, ...] = field(default=(cast(GgufHeader, SimpleNamespace(block_count=2)),))
+
+    @property
+    def manifest_digest(self) -> Digest:
+        return Digest.of(self.name.encode())
+
+
+@dataclass
+class World:
+    """A machine with a residency on it."""
+
+    path: Path
+    memory: Memory = field(default_factory=Memory)
+    free_bytes: int = 1 << 30
+    keep_alive: timedelta = timedelta(minutes=5)
+    limits: Limits = LIMITS
+    timings: RunnerTimings = QUICK
+    released: list[Digest] = field(default_factory=list)
+    _residency: Residency | None = None
+
+    @property
+    def residency(self) -> Residency:
+        if self._residency is None:
+            runtime = SimpleNamespace(
+                keep_alive=self.keep_alive,
+                load_timeout=timedelta(seconds=30),
+                drain_timeout=timedelta(seconds=30),
+                slots=2,
+                max_queue=100,
+                memory_reserve_bytes=0,
+            )
+            config = SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run"))
+            self._residency = Residency(
+                cast(Config, config),
+                self.memory,
+                self.path / "log",
+                Threads(),
+                read_devices=lambda: [DeviceMemory("cpu", 1 << 31, self.free_bytes)],
+                command=FAKE_COMMAND,
+                timings=self.timings,
+                limits=self.limits,
+            )
+            self._residency.on_released = self.released.append
+        return self._residency
+
+    def model(self, name: str, **script: Any) -> Model:
+        return Model(f"{name}:latest", (write_model(self.path / name, Script(**script)),))
+
+    def loads(self) -> list[str]:
+        journal = self.path / "journal"
+        return journal.read_text().splitlines() if journal.exists() else []
+
+    def journal(self) -> str:
+        return str(self.path / "journal")
+
+    def status(self, model: Model) -> RunnerStatus | None:
+        found = [s for s in self.residency.list() if s.digest == model.manifest_digest]
+        return found[0] if found else None
+
+    def state(self, model: Model) -> RunnerState | None:
+        status = self.status(model)
+        return status.state if status is not None else None
+
+    async def ask(
+        self,
+        model: Model,
+        prompt: str,
+        settings: LoadSettings = SETTINGS,
+        keep_alive: timedelta | None = None,
+    ) -> str:
+        """Do what a request does; return the text."""
+        with self.residency.enqueue(model, settings, keep_alive) as ticket:
+            answer = await self.submit(ticket, prompt)
+            try:
+                return await collect(answer)
+            finally:
+                answer.close()
+
+    async def submit(self, ticket: Ticket, prompt: str) -> Answer:
+        assert await ticket.wait(30)
+        return await ticket.runner.submit(frames.Submit(prompt=prompt))
+
+    async def holding(self, model: Model, prompt: str = "hold", **options: Any) -> asyncio.Task[str]:
+        """Start a request that goes on, and return when it has a slot."""
+        before = status.slots_busy if (status := self.status(model)) else 0
+        task = asyncio.create_task(self.ask(model, prompt, **options))
+        await until(lambda: task.done() or ((s := self.status(model)) is not None and s.slots_busy > before))
+        assert not task.done()
+        return task
+
+
+async def collect(answer: Answer) -> str:
+    pieces = []
+    async with asyncio.timeout(30):
+        while True:
+            await answer.changed()
+            pieces.append(answer.take()[0])
+            if answer.error is not None:
+                raise answer.error
+            if answer.finished is not None:
+                return "".join(pieces)
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
+def no_leaks(tmp_path: Path) -> Iterator[None]:
+    with nothing_left_in(tmp_path / "run" / "runners"):
+        yield
+
+
+@pytest.fixture
+async def world(tmp_path: Path, no_leaks: None) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    yield made
+    async with asyncio.timeout(30):
+        made.residency._limits = made.limits
+        for status in made.residency.list():
+            if status.state is not RunnerState.FAILED:
+                await made.residency.unload(str(status.digest), force=True)
+        await made.residency.stop()
+    assert made.residency.resident_manifests() == set()
+
+
+# Loading
+
+
+async def test_first_requests_of_many_load_once(world: World) -> None:
+    """LM Studio #1751: concurrent first requests each loaded the model."""
+    model = world.model("a", journal=world.journal())
+    texts = await asyncio.gather(*(world.ask(model, f"word{n}") for n in range(10)))
+    assert texts == [f"word{n} " for n in range(10)]
+    assert len(world.loads()) == 1
+
+
+async def test_two_models_are_resident_side_by_side(world: World) -> None:
+    a, b = world.model("a"), world.model("b")
+    assert await asyncio.gather(world.ask(a, "x"), world.ask(b, "y")) == ["x ", "y "]
+    assert world.state(a) is world.state(b) is RunnerState.READY
+    assert world.residency.resident_manifests() == {a.manifest_digest, b.manifest_digest}
+
+
+async def test_a_slow_load_delays_nobody_else(world: World) -> None:
+    """Ollama loads one model at a time: a request for a small one waits for the big one."""
+    gate = world.path / "gate"
+    slow, other = world.model("slow", gate=str(gate)), world.model("other")
+    waiting = asyncio.create_task(world.ask(slow, "late"))
+    await until(lambda: (s := world.status(slow)) is not None and s.pid == 0 and s.state is RunnerState.LOADING)
+    assert await world.ask(other, "early") == "early "
+    assert not waiting.done()
+    gate.touch()
+    assert await waiting == "late "
+
+
+async def test_status_while_it_loads_and_serves(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate), memory_bytes=777)
+    with world.residency.enqueue(model, SETTINGS) as ticket:
+        await until(lambda: ticket.status().load_fraction == 0.5)
+        loading = world.status(model)
+        assert loading is not None
+        assert loading.state is RunnerState.LOADING
+        assert loading.memory_bytes == 1000  # the estimate
+        assert loading.queued == 1
+        gate.touch()
+        assert await ticket.wait(20)
+        ready = world.status(model)
+        assert ready is not None
+        assert (ready.state, ready.memory_bytes, ready.device) == (RunnerState.READY, 777, "cpu")
+        assert ready.expires_at is None
+        assert ready.pid == ticket.runner.pid
+        assert ready.load_duration is not None
+    idle = world.status(model)
+    assert idle is not None
+    assert idle.expires_at is not None
+
+
+async def test_measured_facts_are_used_by_the_next_load(world: World) -> None:
+    model = world.model("a", journal=world.journal(), memory_bytes=4321)
+    await world.ask(model, "x")
+    await world.residency.unload(model.name, force=False)
+    await world.ask(model, "x")
+    assert world.loads() == ["1024 0", "1024 3"]  # the thread count that the first one measured
+    assert (
+        json.loads(next(v for (kind, _), v in world.memory.facts.items() if kind == "memory"))["weights_bytes"] == 4321
+    )
+
+
+async def test_client_that_hangs_up_during_a_load_does_not_waste_it(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate), journal=world.journal())
+    waiting = asyncio.create_task(world.ask(model, "x"))
+    await until(lambda: len(world.loads()) == 1)
+    await cancel(waiting)
+    gate.touch()
+    await until(lambda: world.state(model) is RunnerState.READY)
+    assert await world.ask(model, "y") == "y "
+    assert len(world.loads()) == 1
+
+
+async def test_explicit_load_reports_progress_and_is_not_undone(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate))
+    seen: list[WaitStatus] = []
+    loading = asyncio.create_task(world.residency.load(model, SETTINGS, None, seen.append))
+    await until(lambda: any(status.load_fraction == 0.5 for status in seen))
+    await cancel(loading)
+    gate.touch()
+    await until(lambda: world.state(model) is RunnerState.READY)
+    assert (await world.residency.load(model, SETTINGS)).state is RunnerState.READY
+
+
+# Settings
+
+
+async def test_smaller_context_reuses_and_larger_reloads_once(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x", LoadSettings(num_ctx=1024))
+    await world.ask(model, "x", LoadSettings(num_ctx=512, num_batch=64, num_thread=2))
+    assert len(world.loads()) == 1
+    sizes = [2048, 4096, 1500]
+    await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=n)) for n in sizes))
+    assert [line.split()[0] for line in world.loads()] == ["1024", "4096"]
+
+
+async def test_reload_waits_for_running_answers_and_others_queue_behind_it(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    gate = world.path / "gate"
+    running = await world.holding(model, f"gate {gate}")
+    larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
+    await until(lambda: world.state(model) is RunnerState.DRAINING)
+    small = asyncio.create_task(world.ask(model, "small"))
+    await asyncio.sleep(0)
+    assert not larger.done()
+    assert not small.done()
+    gate.touch()
+    assert await running == "x"
+    assert await larger == "larger "
+    assert await small == "small "
+    assert len(world.loads()) == 2
+
+
+async def test_reload_is_called_off_when_its_client_leaves(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    running = await world.holding(model)
+    larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
+    await until(lambda: world.state(model) is RunnerState.DRAINING)
+    small = asyncio.create_task(world.ask(model, "small"))
+    await asyncio.sleep(0)
+    await cancel(larger)
+    assert await small == "small "
+    assert world.state(model) is RunnerState.READY
+    assert len(world.loads()) == 1
+    await cancel(running)
+
+
+async def test_wait_for_a_reload_has_a_deadline(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=0.2, drain_s=20)
+    model = world.model("a")
+    running = await world.holding(model)
+    with pytest.raises(RunnerStartTimeout):
+        await world.ask(model, "larger", LoadSettings(num_ctx=4096))
+    assert await world.ask(model, "small") == "small "
+    await cancel(running)
+
+
+async def test_engine_that_gives_less_context_is_not_reloaded_for_ever(world: World) -> None:
+    """A model trained with 512 tokens that answers "512" to a request for 1024 has answered the request."""
+    model = world.model("a", num_ctx_max=512, journal=world.journal())
+    await world.ask(model, "x")
+    await world.ask(model, "x")
+    assert len(world.loads()) == 1
+    status = world.status(model)
+    assert status is not None
+    assert status.context_length == 512
+
+
+# Queues
+
+
+async def test_queue_is_bounded_and_leaving_frees_the_place(world: World) -> None:
+    """A client that is gone must free its place (llama-swap OnCancel, Ollama's leaked handlers)."""
+    world.limits = Limits(max_queue=2, slots=2, wait_s=20, drain_s=20)
+    model = world.model("a")
+    running = [await world.holding(model) for _ in range(2)]
+    queued = [asyncio.create_task(world.ask(model, "hold")) for _ in range(2)]
+    await until(lambda: (s := world.status(model)) is not None and s.queued == 2)
+    with pytest.raises(QueueFull):
+        await world.ask(model, "one too many")
+    await cancel(queued[0])
+    await until(lambda: (s := world.status(model)) is not None and s.queued == 1)
+    queued.append(asyncio.create_task(world.ask(model, "hold")))
+    await until(lambda: (s := world.status(model)) is not None and s.queued == 2)
+    for task in running + queued[1:]:
+        await cancel(task)
+    await until(lambda: (s := world.status(model)) is not None and s.slots_busy == s.queued == 0)
+
+
+async def test_each_of_many_waiters_gets_its_turn(world: World) -> None:
+    """llama.cpp #28443: two waiters, one freed slot, one starves."""
+    model = world.model("a")
+    running = [await world.holding(model) for _ in range(2)]
+    waiters = [asyncio.create_task(world.ask(model, f"n{n}")) for n in range(20)]
+    await until(lambda: (s := world.status(model)) is not None and s.queued == 20)
+    await cancel(running[0])
+    assert await asyncio.gather(*waiters) == [f"n{n} " for n in range(20)]
+    await cancel(running[1])
+
+
+async def test_place_in_the_queue_is_known_while_loading(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate))
+    with world.residency.enqueue(model, SETTINGS) as first, world.residency.enqueue(model, SETTINGS) as second:
+        assert (first.status().queue_position, second.status().queue_position) == (0, 1)
+        first.close()
+        assert second.status().queue_position == 0
+        gate.touch()
+        assert await second.wait(20)
+
+
+# Keep-alive
+
+
+async def test_unloads_after_idle(world: World) -> None:
+    world.keep_alive = timedelta(milliseconds=50)
+    model = world.model("a")
+    await world.ask(model, "x")
+    await until(lambda: world.status(model) is None)
+    assert world.released == [model.manifest_digest]
+    assert world.residency.resident_manifests() == set()
+
+
+async def test_idle_timer_never_hits_a_request(world: World) -> None:
+    """llama-swap #946: the timer unloads while a request is being handed to the runner."""
+    model = world.model("a", journal=world.journal())
+    for round_ in range(30):
+        pause_s = round_ % 5 / 1000
+        assert await world.ask(model, "x", keep_alive=timedelta(milliseconds=2)) == "x "
+        await asyncio.sleep(pause_s)
+    assert len(world.loads()) > 1
+
+
+async def test_keep_alive_zero_unloads_at_once_but_not_under_others(world: World) -> None:
+    model = world.model("a")
+    running = await world.holding(model)
+    assert await world.ask(model, "x", keep_alive=timedelta(0)) == "x "
+    assert world.state(model) is RunnerState.READY
+    await cancel(running)
+    await until(lambda: world.status(model) is None)
+
+
+async def test_latest_explicit_keep_alive_wins_over_defaults(world: World) -> None:
+    world.keep_alive = timedelta(milliseconds=20)
+    model = world.model("a")
+    await world.ask(model, "x", keep_alive=FOR_EVER)
+    await world.ask(model, "x")
+    status = world.status(model)
+    assert status is not None
+    assert status.keep_forever
+    assert status.expires_at is None
+    await world.ask(model, "x", keep_alive=timedelta(milliseconds=10))
+    await until(lambda: world.status(model) is None)
+    await world.ask(model, "x", keep_alive=timedelta(hours=1))
+    await world.residency.unload(model.name, force=False)
+    await world.ask(model, "x")
+    await until(lambda: world.status(model) is None)  # an unload ends what was asked for
+
+
+# Memory
+
+
+async def test_evicts_the_least_recently_used_idle_model_only(world: World) -> None:
+    world.free_bytes = 3000
+    a, b, c, d = (world.model(name) for name in "abcd")
+    busy = await world.holding(a)
+    await world.ask(b, "x")
+    await world.ask(c, "x")
+    await world.ask(b, "x")
+    assert await world.ask(d, "x") == "x "
+    assert world.state(c) is None
+    assert world.state(a) is world.state(b) is world.state(d) is RunnerState.READY
+    assert not busy.done()
+    await cancel(busy)
+
+
+async def test_waits_for_busy_models_instead_of_evicting(world: World) -> None:
+    """LM Studio #1796: eviction killed a running generation."""
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    gate = world.path / "gate"
+    busy = await world.holding(a, f"gate {gate}")
+    other = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
+    gate.touch()
+    assert await busy == "x"
+    assert await other == "y "
+    assert world.state(a) is None
+
+
+async def test_explicit_load_evicts_like_any_other(world: World) -> None:
+    """LM Studio #2051: an explicit load bypassed eviction and ran out of memory."""
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    await world.ask(a, "x")
+    await world.residency.load(b, SETTINGS)
+    assert world.state(a) is None
+
+
+async def test_models_kept_for_ever_are_not_evicted(world: World) -> None:
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    await world.ask(a, "x", keep_alive=FOR_EVER)
+    with pytest.raises(DeviceMemoryShort) as caught:
+        await world.ask(b, "y")
+    assert caught.value.metadata["needed_bytes"] == "1000"
+    assert caught.value.metadata["free_bytes"] == "0"
+    assert world.state(a) is RunnerState.READY
+
+
+async def test_what_can_never_fit_is_refused_at_once(world: World) -> None:
+    world.free_bytes = 999
+    idle = world.model("idle", memory_bytes=1)
+    world.memory.unknown_bytes = 1
+    await world.ask(idle, "x")
+    world.memory.unknown_bytes = 1000
+    with pytest.raises(DeviceMemoryShort):
+        await world.ask(world.model("big"), "y")
+    assert world.state(idle) is RunnerState.READY
+
+
+async def test_wait_for_memory_has_a_deadline_and_can_be_left(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=0.3, drain_s=20)
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    busy = await world.holding(a)
+    with pytest.raises(DeviceMemoryShort):
+        await world.ask(b, "y")
+    leaving = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
+    await cancel(leaving)
+    await until(lambda: world.status(b) is None)
+    assert not busy.done()
+    await cancel(busy)
+
+
+async def test_two_loads_at_once_do_not_get_the_same_bytes(world: World) -> None:
+    world.free_bytes = 1500
+    gate = world.path / "gate"
+    a, b = world.model("a", gate=str(gate)), world.model("b", journal=world.journal())
+    first = asyncio.create_task(world.ask(a, "x"))
+    await until(lambda: (s := world.status(a)) is not None and s.memory_bytes == 1000)
+    second = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
+    assert world.loads() == []
+    gate.touch()
+    assert await asyncio.gather(first, second) == ["x ", "y "]
+
+
+async def test_out_of_memory_evicts_everyone_idle_and_tries_once_more(world: World) -> None:
+    freed = world.path / "freed"
+    idle, big = world.model("idle"), world.model("big", oom_until=str(freed), journal=world.journal())
+    world.residency.on_released = lambda digest: freed.touch() if digest == idle.manifest_digest else None
+    await world.ask(idle, "x")
+    assert await world.ask(big, "y") == "y "
+    assert world.state(idle) is None
+    assert len(world.loads()) == 2
+
+
+async def test_out_of_memory_twice_is_an_error_with_numbers(world: World) -> None:
+    idle, big = world.model("idle"), world.model("big", load="oom", journal=world.journal())
+    busy = world.model("busy")
+    running = await world.holding(busy)
+    await world.ask(idle, "x")
+    with pytest.raises(DeviceMemoryShort):
+        await world.ask(big, "y", LoadSettings(num_ctx=64))
+    assert len(world.loads()) == 2
+    assert world.state(busy) is RunnerState.READY
+    await cancel(running)
+
+
+# Failures
+
+
+async def test_crash_reaches_only_the_requests_it_hit(world: World) -> None:
+    a, b = world.model("a"), world.model("b")
+    bystander = await world.holding(b)
+    same_runner = await world.holding(a)
+    with pytest.raises(RunnerCrashed, match="SIGABRT"):
+        await world.ask(a, "abort")
+    with pytest.raises(RunnerCrashed, match="SIGABRT"):
+        await same_runner
+    assert not bystander.done()
+    await until(lambda: world.state(a) is RunnerState.FAILED)
+    status = world.status(a)
+    assert status is not None
+    assert "SIGABRT" in status.reason
+    assert a.manifest_digest in world.released
+    assert await world.ask(a, "again") == "again "
+    await cancel(bystander)
+
+
+async def test_request_after_an_idle_runner_died_is_served(world: World) -> None:
+    """llama.cpp #28698 B: a request joins a dying child."""
+    model = world.model("a")
+    await world.ask(model, "x")
+    status = world.status(model)
+    assert status is not None
+    process = psutil.Process(status.pid)
+    process.kill()
+    await until(lambda: world.state(model) is RunnerState.FAILED)
+    assert await world.ask(model, "y") == "y "
+
+
+async def test_hung_runner_is_ended_and_told_apart(world: World) -> None:
+    world.timings = RunnerTimings(ping_interval_s=0.05, hang_s=0.5, term_s=0.3)
+    model = world.model("a")
+    with pytest.raises(RunnerHung):
+        await world.ask(model, "freeze")
+    assert await world.ask(model, "x") == "x "
+
+
+async def test_failing_loads_do_not_storm(world: World) -> None:
+    """LocalAI's cool-down: a model whose runner dies while it loads is not respawned for each request."""
+    world.limits = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=0.2)
+    model = world.model("a", load="abort", journal=world.journal())
+    for attempt in (1, 2, 3):
+        outcomes = await asyncio.gather(*(world.ask(model, "x") for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(outcome, RunnerCrashed) for outcome in outcomes)
+        assert len(world.loads()) == attempt
+    with world.residency.enqueue(model, SETTINGS) as ticket:
+        await until(lambda: "after a failure" in ticket.status().detail)
+
+
+async def test_refused_model_is_refused_again_without_a_process(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=15)
+    model = world.model("a", load="incompatible", journal=world.journal())
+    for _ in range(3):
+        with pytest.raises(ModelIncompatible):
+            await world.ask(model, "x")
+    assert len(world.loads()) == 1
+
+
+async def test_failed_runner_is_listed_for_a_while(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, failed_s=0.1)
+    model = world.model("a", load="abort")
+    with pytest.raises(RunnerCrashed):
+        await world.ask(model, "x")
+    assert world.state(model) is RunnerState.FAILED
+    assert world.residency.resident_manifests() == set()
+    with pytest.raises(ModelNotFound):
+        await world.residency.unload(model.name, force=True)
+    await until(lambda: world.status(model) is None)
+
+
+# Unloading
+
+
+async def test_unload_lets_running_answers_finish(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    gate = world.path / "gate"
+    running = await world.holding(model, f"gate {gate}")
+    assert await world.residency.unload(model.name, force=False) == 1
+    assert world.state(model) is RunnerState.DRAINING
+    newcomer = asyncio.create_task(world.ask(model, "new"))
+    gate.touch()
+    assert await running == "x"
+    assert await newcomer == "new "
+    assert len(world.loads()) == 2
+
+
+async def test_unload_by_force_cuts_answers_with_their_own_error(world: World) -> None:
+    model, other = world.model("a"), world.model("b")
+    bystander = await world.holding(other)
+    running = [await world.holding(model) for _ in range(2)]
+    queued = asyncio.create_task(world.ask(model, "x"))
+    await until(lambda: (s := world.status(model)) is not None and s.queued == 1)
+    assert await world.residency.unload(str(model.manifest_digest), force=True) == 3
+    for task in [*running, queued]:
+        with pytest.raises(Unloaded):
+            await task
+    assert world.status(model) is None
+    assert not bystander.done()
+    await cancel(bystander)
+
+
+async def test_unload_of_an_idle_model_is_done_when_it_returns(world: World) -> None:
+    model = world.model("a")
+    await world.ask(model, "x")
+    assert await world.residency.unload("A:Latest", force=False) == 0
+    assert world.residency.resident_manifests() == set()
+    with pytest.raises(ModelNotFound):
+        await world.residency.unload(model.name, force=False)
+
+
+async def test_unload_during_a_load(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate), journal=world.journal())
+    with world.residency.enqueue(model, SETTINGS) as ticket:
+        await until(lambda: len(world.loads()) == 1)
+        assert await world.residency.unload(model.name, force=False) == 0
+        gate.touch()
+        assert await collect(await world.submit(ticket, "served first")) == "served first "
+    await until(lambda: world.status(model) is None)
+    gate.unlink()
+    waiting = asyncio.create_task(world.ask(model, "x"))
+    await until(lambda: len(world.loads()) == 2)
+    await world.residency.unload(model.name, force=True)
+    with pytest.raises(Unloaded):
+        await waiting
+    await until(lambda: world.status(model) is None)
+
+
+# Shutdown
+
+
+async def test_shutdown_drains_running_and_refuses_waiting(world: World) -> None:
+    gate = world.path / "gate"
+    a, b = world.model("a"), world.model("b", gate=str(world.path / "never"))
+    running = await world.holding(a, f"gate {gate}")
+    loading = asyncio.create_task(world.ask(b, "x"))
+    await until(lambda: world.status(b) is not None)
+    stopping = asyncio.create_task(world.residency.stop())
+    with pytest.raises(Draining):
+        await loading
+    with pytest.raises(Draining):
+        await world.ask(a, "new")
+    assert not stopping.done()
+    gate.touch()
+    assert await running == "x"
+    await stopping
+    assert world.residency.list() == []
+
+
+async def test_shutdown_cuts_what_outlasts_the_deadline(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=20, drain_s=0.1)
+    model = world.model("a")
+    running = await world.holding(model)
+    await world.residency.stop()
+    with pytest.raises(Draining):
+        await running
+
+
+async def test_views_of_a_killed_daemon_are_removed(world: World) -> None:
+    stale = world.path / "run" / "runners" / "view-old"
+    stale.mkdir(parents=True)
+    await world.residency.start()
+    assert not stale.exists()

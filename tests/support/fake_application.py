@@ -1,0 +1,75 @@
+"""A daemon process whose application serves no models: `python -m tests.support.fake_application [LMD OPTIONS]`.
+
+What happens to it is appended to the file `events` in the state directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.config import Config
+from lmd.daemon.main import launch
+from lmd.daemon.server import AddServicer
+from lmd.registry.errors import StoreLocked
+from tests.support.shell_daemon import Probe
+
+
+class FakeApplication:
+    def __init__(self, config: Config, pool: BlockingPool) -> None:
+        self._state = config.dirs.state
+        self._probe = Probe()
+        self._lock: IO[str] | None = None
+
+    @property
+    def servicers(self) -> Sequence[AddServicer]:
+        return [self._probe.add]
+
+    async def start(self) -> None:
+        if os.environ.get("TEST_START") == "hangs":
+            self._note("starting")
+            await asyncio.Event().wait()
+        if os.environ.get("TEST_START") == "fails":
+            raise ZeroDivisionError("a defect")
+        self._state.mkdir(parents=True, exist_ok=True)
+        lock = (self._state / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read()
+            lock.close()
+            raise StoreLocked(f"the store is in use by pid {pid}", operation="open", hint=f"kill {pid}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+        self._note("started")
+
+    async def drain(self) -> None:
+        self._note("drained")
+
+    async def stop(self) -> None:
+        self._note("stopped")
+        if self._lock is not None:
+            self._lock.close()
+
+    def _note(self, event: str) -> None:
+        self._state.mkdir(parents=True, exist_ok=True)
+        with (self._state / "events").open("a") as file:
+            file.write(f"{event}\n")
+
+
+def main() -> None:
+    home = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    sys.exit(launch(os.environ, lambda: FakeApplication, home=home))
+
+
+if __name__ == "__main__":
+    main()

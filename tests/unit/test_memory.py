@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import pytest
+
+from lmd.registry.gguf import GgufHeader, read_header
+from lmd.registry.memory import MemoryEstimate, estimate
+from tests.support.gguf_bytes import INT32, Tensor, TinyModel, Value, array, gguf
+from tests.support.shared_models import shared_model
+
+MIB = 1024**2
+
+
+def header(metadata: Mapping[str, Value], *tensors: Tensor) -> GgufHeader:
+    data = gguf(metadata, tensors)
+    return read_header(io.BytesIO(data), len(data))
+
+
+def llama(**over: Value) -> GgufHeader:
+    """Llama 3 8B's shape, without its weights."""
+    metadata: dict[str, Value] = {
+        "general.architecture": "llama",
+        "llama.block_count": 32,
+        "llama.embedding_length": 4096,
+        "llama.feed_forward_length": 14336,
+        "llama.attention.head_count": 32,
+        "llama.attention.head_count_kv": 8,
+        "llama.vocab_size": 128256,
+    }
+    return header(metadata | {f"llama.{key}": value for key, value in over.items()})
+
+
+def test_keys_and_values_of_llama_3() -> None:
+    """1 GiB for 8192 tokens, as the engine prints for this model."""
+    assert estimate(llama(), num_ctx=8192, slots=1).kv_bytes == 1024 * MIB
+
+
+def test_slots_multiply_the_context() -> None:
+    assert estimate(llama(), num_ctx=2048, slots=4) == estimate(llama(), num_ctx=8192, slots=1)
+
+
+def test_the_context_is_rounded_up_to_256_cells() -> None:
+    assert estimate(llama(), num_ctx=1, slots=1).kv_bytes == estimate(llama(), num_ctx=256, slots=1).kv_bytes
+    assert estimate(llama(), num_ctx=257, slots=1).kv_bytes == 2 * estimate(llama(), num_ctx=1, slots=1).kv_bytes
+
+
+def test_explicit_head_sizes_win() -> None:
+    sized = llama(**{"attention.key_length": 256, "attention.value_length": 128})
+    assert estimate(sized, num_ctx=256, slots=1).kv_bytes == 32 * 8 * (256 + 128) * 2 * 256
+
+
+def test_heads_for_each_layer() -> None:
+    varied = llama(**{"attention.head_count_kv": array(INT32, [8, 0, 4] + [2] * 29)})
+    assert estimate(varied, num_ctx=256, slots=1).kv_bytes == (8 + 4 + 2 * 29) * 256 * 2 * 256
+
+
+def test_an_array_that_is_too_short_counts_as_its_largest() -> None:
+    short = llama(**{"attention.head_count_kv": array(INT32, [8, 4])})
+    assert estimate(short, num_ctx=256, slots=1).kv_bytes == (4 + 8 * 31) * 256 * 2 * 256
+
+
+def test_without_a_count_all_heads_have_keys() -> None:
+    bare = header(
+        {"general.architecture": "x", "x.block_count": 2, "x.embedding_length": 64, "x.attention.head_count": 4}
+    )
+    assert estimate(bare, num_ctx=256, slots=1).kv_bytes == 2 * 4 * 32 * 2 * 256
+
+
+def test_hybrids_have_attention_in_every_nth_layer() -> None:
+    assert (
+        estimate(llama(full_attention_interval=4), num_ctx=4096, slots=1).kv_bytes
+        == estimate(llama(), num_ctx=1024, slots=1).kv_bytes
+    )
+
+
+def test_recurrent_state_belongs_to_the_slot_not_the_context() -> None:
+    mamba = header(
+        {
+            "general.architecture": "mamba",
+            "mamba.block_count": 24,
+            "mamba.embedding_length": 768,
+            "mamba.attention.head_count_kv": 0,
+            "mamba.ssm.conv_kernel": 4,
+            "mamba.ssm.inner_size": 1536,
+            "mamba.ssm.state_size": 16,
+        }
+    )
+    state = 24 * (3 * 1536 + 1536 * 16) * 4
+    assert estimate(mamba, num_ctx=256, slots=1).kv_bytes == state
+    assert estimate(mamba, num_ctx=65536, slots=3).kv_bytes == 3 * state
+
+
+def test_rwkv_state() -> None:
+    rwkv = header(
+        {
+            "general.architecture": "rwkv7",
+            "rwkv7.block_count": 12,
+            "rwkv7.embedding_length": 768,
+            "rwkv7.attention.head_count": 0,
+            "rwkv7.wkv.head_size": 64,
+            "rwkv7.token_shift_count": 2,
+        }
+    )
+    assert estimate(rwkv, num_ctx=4096, slots=2).kv_bytes == 2 * 12 * 768 * (2 + 64) * 4
+
+
+def test_weights_are_exact_over_all_shards() -> None:
+    one = header({"general.architecture": "llama"}, Tensor("a", (64, 4)))
+    two = header({"split.no": 1}, Tensor("b", (32, 2), 8))
+    assert estimate([one, two], num_ctx=256, slots=1).weights_bytes == 64 * 4 * 4 + 2 * 34
+
+
+def test_the_scratch_memory_is_above_what_the_engine_takes() -> None:
+    """The engine prints 258.5 MiB for Llama 3 8B with a micro-batch of 512 and flash attention."""
+    compute = estimate(llama(), num_ctx=8192, slots=1, num_batch=512).compute_bytes
+    assert 258 * MIB < compute < 600 * MIB
+    assert estimate(llama(), num_ctx=8192, slots=1, num_batch=64).compute_bytes < compute
+    assert estimate(llama(), num_ctx=8192, slots=1, num_batch=2048).compute_bytes == compute
+
+
+def test_the_total_is_the_sum() -> None:
+    assert MemoryEstimate(1, 2, 4).total_bytes == 7
+
+
+@pytest.mark.parametrize("block_count", [0, 2**31 - 1])
+def test_absurd_headers_are_estimated_all_the_same(block_count: int) -> None:
+    got = estimate(llama(block_count=block_count), num_ctx=4096, slots=4)
+    assert got.total_bytes >= 0
+
+
+def test_a_header_without_anything() -> None:
+    assert estimate(header({}), num_ctx=4096, slots=1).kv_bytes == 0
+
+
+def test_a_real_model() -> None:
+    path = shared_model("stories260K.gguf")
+    with path.open("rb") as file:
+        found = estimate(read_header(file, path.stat().st_size), num_ctx=512, slots=1)
+    assert found.weights_bytes == 292800 * 4
+    assert found.kv_bytes == 5 * 4 * (8 + 8) * 2 * 512
+
+
+def test_a_tiny_model() -> None:
+    data = TinyModel().to_bytes()
+    found = estimate(read_header(io.BytesIO(data), len(data)), num_ctx=256, slots=2)
+    assert found.kv_bytes == 2 * 16 * 2 * 512
