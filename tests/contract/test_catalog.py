@@ -30,8 +30,8 @@ from lmd.registry.errors import (
 )
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.store import Store, TagRecord
-from tests.support.fake_puller import FakePuller, progress
 from tests.support.created_models import add_model, tiny_file
+from tests.support.fake_puller import FakePuller, progress
 from tests.support.tiny_models import CHATML, split_model
 
 ME = Caller(os.geteuid(), os.getpid(), "me")
@@ -435,6 +435,36 @@ async def test_an_upload_that_is_cut_off_leaves_nothing(catalog: Catalog, store:
         await task
     usage = store.usage()
     assert (usage.blobs, usage.ingests) == (0, 0)
+
+
+async def test_an_upload_that_is_cancelled_while_it_cleans_up_leaves_nothing(store: Store) -> None:
+    """A client that hangs up shows first as the end of its messages, then as a cancellation.
+
+    The second came while the first was being cleaned up after, and the removal of the ingest, which still waited for
+    a thread, was dropped with it.
+    """
+    pool = BlockingPool(1)
+    uploads = Catalog(store, AliasTable.load(), pool).uploads
+    gate = threading.Event()
+    ended = asyncio.Event()
+    blockers: list[asyncio.Task[bool]] = []
+
+    async def short() -> AsyncIterator[Chunk]:
+        yield Chunk(1000, b"x" * 500)
+        blockers.append(asyncio.create_task(pool.run(gate.wait, 20)))
+        await asyncio.sleep(0)  # it has the only thread from here on
+        ended.set()
+
+    task = asyncio.create_task(uploads.receive(short()))
+    await ended.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.gather(*blockers)
+    assert store.usage().ingests == 0
+    pool.close()
 
 
 async def test_an_upload_without_room_is_refused_before_its_first_byte(catalog: Catalog, store: Store) -> None:

@@ -29,10 +29,10 @@ from lmd.registry.store import Store
 from lmd.v1 import model_service_pb2 as pb
 from lmd.v1 import model_service_pb2_grpc as rpc
 from lmd.v1 import store_service_pb2, store_service_pb2_grpc
+from tests.support.created_models import add_model, tiny_file
 from tests.support.fake_puller import DEADLINE_S, FakePuller, progress
 from tests.support.hub import HubServer
 from tests.support.shell_daemon import shell
-from tests.support.created_models import add_model, tiny_file
 
 
 @dataclass

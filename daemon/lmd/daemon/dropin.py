@@ -26,7 +26,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.dropin_folder import DropInFolder
 from lmd.daemon.names import Names
 from lmd.daemon.settling import Timing
-from lmd.daemon.tasks import give_up
+from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.errors import LmdError
 from lmd.registry.store import Store
 
@@ -92,7 +92,7 @@ class DropIn:
         self._cancelled.set()
         if self._task is not None:
             await give_up(self._task)
-        await self._pool.run(self._unwatch)
+        await to_the_end(self._pool.run(self._unwatch))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

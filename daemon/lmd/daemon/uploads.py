@@ -16,7 +16,7 @@ from lmd.daemon.access import check_may_open
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
 from lmd.daemon.latest import Latest
-from lmd.daemon.tasks import give_up
+from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.pull import PullEvent, PullState
@@ -72,10 +72,10 @@ class Uploads:
             async for chunk in chunks:
                 await self._pool.run(reception.take, chunk.data)
             digest = reception.digest()
-            await self._hold(digest)
+            await to_the_end(self._hold(digest))
             await self._pool.run(reception.commit, digest)
         finally:
-            await self._pool.run(reception.close)
+            await to_the_end(self._pool.run(reception.close))
         log.info("upload_stored", digest=str(digest), size_bytes=first.size_bytes)
         return StoredBlob(digest, first.size_bytes)
 
@@ -104,7 +104,7 @@ class Uploads:
                 digest, size_bytes = await self._pool.run_cancellable(
                     cancelled, self._store.import_file, path, on_progress=on_progress, cancelled=cancelled
                 )
-                await self._hold(digest)
+                await to_the_end(self._hold(digest))
             return StoredBlob(digest, size_bytes)
 
         task = asyncio.create_task(work(), name="import")
