@@ -92,11 +92,14 @@ class Terminal:
             env={**env, "TERM": "xterm-256color"},
             start_new_session=True,
         )
-        self.is_echoing = lambda: bool(termios.tcgetattr(slave)[3] & termios.ECHO)
         self._slave = slave
         #: Everything written so far, and the part no `expect` has passed yet.
         self.raw = ""
         self._unread = ""
+
+    def is_echoing(self) -> bool:
+        """Return whether typed keys show by themselves."""
+        return bool(termios.tcgetattr(self._slave)[3] & termios.ECHO)
 
     def type(self, text: str) -> None:
         """Type *text*; "\\x03" is Ctrl-C, "\\r" is Enter."""

@@ -349,6 +349,7 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         yield model_pb.ImportFileResponse(progress=step)
         yield model_pb.ImportFileResponse(blob=_blob(data))
 
+    @_unary
     def UploadBlob(self, request_iterator: Any, context: Any) -> Any:
         data = b"".join(request.data for request in request_iterator)
         self.daemon.uploads.append(data)

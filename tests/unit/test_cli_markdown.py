@@ -16,7 +16,8 @@ from tests.support.screen import Screen
 _PIECES = st.lists(
     st.sampled_from(
         ["word ", "**bold** ", "`code` ", "\n", "\n\n", "- item\n", "1. one\n", "# Title\n", "```\n", "    x\n",
-         "> q\n", "| a | b |\n|--|--|\n", "| 1 | 2 |\n", "---\n", "<think>\n", "#", "*", "-", "ünïcödé 漢字 ", "[a](b) "]
+         "> q\n", "| a | b |\n|--|--|\n",
+         "| 1 | 2 |\n", "---\n", "<think>\n", "#", "*", "-", "ünïcödé 漢字 ", "[a](b) "]
     ),
     max_size=25,
 )  # fmt: skip

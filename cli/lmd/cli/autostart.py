@@ -55,6 +55,7 @@ def start_daemon(
         log_start = log.stat().st_size if log.exists() else 0
         child = _spawn(command, env, log)
         _wait_until_listening(place, child, log, log_start, deadline)
+        child.returncode = 0  # it outlives us, and nobody waits for it; without this, Popen complains
     palette = palette_for(sys.stderr)
     print(palette.faint(f"started lmd (pid {child.pid}), log in {log}"), file=sys.stderr)  # noqa: T201
     return place.own

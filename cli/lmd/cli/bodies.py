@@ -35,9 +35,9 @@ class RawBody:
     def feed(self, piece: str) -> None:
         """Write *piece* at once."""
         text = printable(piece) if self._clean else piece
+        self._last = text[-1:] or self._last  # first: Ctrl-C may come as soon as the text is out
         self._stream.write(text)
         self._stream.flush()
-        self._last = text[-1:] or self._last
 
     def refresh(self) -> None:
         """Do nothing: nothing is held back."""

@@ -5,11 +5,15 @@ This module and `wire` know gRPC; commands see messages and `ClientError`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+# gRPC's core writes about lost connections to stderr, which belongs to us; the errors say it better.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 

@@ -110,6 +110,7 @@ def run(args: Sequence[str]) -> int:
     """Run `lm` with *args*, print errors the way the caller asked for, and return the exit status."""
     options = args[: args.index("--")] if "--" in args else args
     try:
+        _require_text(args)
         # Not through Click's own main: what it makes of Ctrl-C and closed pipes changes between its versions.
         with cli.make_context("lm", list(args)) as context:
             cli.invoke(context)
@@ -126,6 +127,15 @@ def run(args: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _reader_left()
+
+
+def _require_text(args: Sequence[str]) -> None:
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            shown = arg.encode(errors="replace").decode()
+            raise BadUsage(f"the argument `{shown}` is not text in UTF-8") from None
 
 
 def _fail(error: ClientError, options: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ from lmd.cli.terminal import (
     printable,
     progress_wanted,
     terminal_size,
+    without_colour,
 )
 from lmd.cli.units import format_clock, format_size
 from lmd.v1 import model_service_pb2 as pb
@@ -110,7 +111,7 @@ class BarReporter:
         steps = self._steps.shown()
         columns = terminal_size().columns
         width = min(max((cell_width(s.label) for s in steps), default=0), _WIDEST_NAME, max(columns // 3, 8))
-        return [self._line(step, width, columns) for step in steps]
+        return [_cut(self._line(step, width, columns), columns - 1) for step in steps]
 
     def _line(self, step: _Step, name_width: int, columns: int) -> str:
         progress, palette = step.progress, self._palette
@@ -151,6 +152,11 @@ class BarReporter:
     def _resumed(self, progress: pb.PullProgress, room: int = _WIDEST_BAR) -> str:
         text = f"  resumed at {format_size(progress.resumed_bytes)}" if progress.resumed_bytes else ""
         return self._palette.faint(text) if len(text) <= room else ""
+
+
+def _cut(line: str, width: int) -> str:
+    """Return *line* cut to *width* cells; a line that wraps could not be drawn over."""
+    return line if cell_width(line) <= width else without_colour(line)[:width]
 
 
 class LineReporter:

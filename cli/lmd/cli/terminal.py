@@ -50,7 +50,14 @@ def use_colour(stream: TextIO | None) -> bool:
 
 
 def terminal_size() -> os.terminal_size:
-    """Return columns and rows, 80 by 24 when nothing knows better."""
+    """Return columns and rows of the terminal we write to, 80 by 24 when nothing knows better."""
+    for descriptor in (1, 2):
+        try:
+            size = os.get_terminal_size(descriptor)
+        except OSError:
+            continue
+        if size.columns and size.lines:
+            return size
     return shutil.get_terminal_size((80, 24))
 
 

@@ -79,11 +79,9 @@ def _upload(client: Client, path: Path, reporter: Reporter) -> str:
         size_bytes = os.fstat(descriptor).st_size
         pieces = _Pieces(descriptor, size_bytes)
         call = client.models.UploadBlob.future(iter(pieces))
-        progress = pb.PullProgress(filename=path.name, total_bytes=size_bytes, state=pb.PullProgress.STATE_DOWNLOADING)
         try:
             while True:
-                progress.completed_bytes = pieces.sent_bytes
-                reporter.progress(progress)
+                reporter.progress(_progress(path, pieces.sent_bytes, size_bytes, pb.PullProgress.STATE_DOWNLOADING))
                 try:
                     digest = call.result(timeout=_BEAT_S).blob.digest
                     break
@@ -93,8 +91,13 @@ def _upload(client: Client, path: Path, reporter: Reporter) -> str:
             raise pieces.failure or client_error(error) from None
         finally:
             call.cancel()
-        progress.completed_bytes, progress.state = size_bytes, pb.PullProgress.STATE_DONE
-        reporter.progress(progress)
+        reporter.progress(_progress(path, size_bytes, size_bytes, pb.PullProgress.STATE_DONE))
         return digest
     finally:
         os.close(descriptor)
+
+
+def _progress(
+    path: Path, completed_bytes: int, total_bytes: int, state: pb.PullProgress.State.ValueType
+) -> pb.PullProgress:
+    return pb.PullProgress(filename=path.name, completed_bytes=completed_bytes, total_bytes=total_bytes, state=state)

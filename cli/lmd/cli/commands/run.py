@@ -106,7 +106,7 @@ def _prompt(words: tuple[str, ...]) -> str | None:
     piped = None
     if sys.stdin is not None and not is_terminal(sys.stdin):
         try:
-            piped = sys.stdin.read()
+            piped = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise BadUsage(f"stdin is not text: {error.reason} at byte {error.start}") from None
     given = " ".join(words) if words else None

@@ -85,6 +85,8 @@ class Session:
         except ClientError as error:
             click.echo(render_error(error, palette_for(sys.stderr)), err=True)
         except KeyboardInterrupt:
+            if not self._on_terminal:
+                raise
             note("stopped")
         if self._on_terminal:
             click.echo()
@@ -108,8 +110,8 @@ class Session:
         elif self.request.chats:
             messages.append(model_pb2.Message(role="assistant", content=answer.text))
         if answer.done is None:
-            note("stopped")
-        elif self.timings:
+            raise KeyboardInterrupt
+        if self.timings:
             print_timings(answer.done)
 
     def _make_reader(self) -> Reader:

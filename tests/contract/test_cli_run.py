@@ -1,0 +1,228 @@
+"""`lm run` for one prompt, against a daemon on a real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from lmd.v1 import inference_service_pb2 as pb
+from lmd.v1 import model_service_pb2 as model_pb
+from lmd.v1.endpoint import home_socket
+from tests.support.cli import command, environment, lm_process, terminal
+from tests.support.fake_daemon import FakeDaemon, FakeFailure, Gate, not_found, text_events
+
+
+@pytest.fixture
+def daemon(lmd_home: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(home_socket(lmd_home)) as fake:
+        fake.add("llama3:latest")
+        fake.add("stories:latest", capabilities=("completion",))
+        yield fake
+
+
+def test_a_prompt_is_answered_in_plain_text(daemon: FakeDaemon) -> None:
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "**bold**\n\n* x")
+    result = lm_process("run", "llama3", "hello", "there")
+    assert (result.code, result.out, result.err) == (0, "**bold**\n\n* x\n", "")
+    [request] = daemon.requests("Chat")
+    assert [(m.role, m.content) for m in request.messages] == [("user", "hello there")]
+    assert not request.HasField("keep_alive")
+
+
+def test_what_is_piped_in_comes_before_the_prompt(daemon: FakeDaemon) -> None:
+    lm_process("run", "llama3", "Summarise:", stdin="notes\n\n")
+    lm_process("run", "llama3", stdin="only this")
+    first, second = daemon.requests("Chat")
+    assert first.messages[0].content == "notes\n\nSummarise:"
+    assert second.messages[0].content == "only this"
+
+
+def test_options_reach_the_daemon(daemon: FakeDaemon) -> None:
+    lm_process(
+        "run", "llama3", "-o", "temperature=0", "-o", "num_predict=60", "-o", "stop=a", "-o", "stop=b",
+        "--system", "Be kind.", "--keep-alive", "-1", "hi",
+    )  # fmt: skip
+    [request] = daemon.requests("Chat")
+    assert request.parameters.HasField("temperature")
+    assert request.parameters.num_predict == 60
+    assert list(request.parameters.stop) == ["a", "b"]
+    assert [m.role for m in request.messages] == ["system", "user"]
+    assert request.keep_alive.seconds == -1
+
+
+def test_a_model_without_a_chat_template_is_completed(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "stories", "Once upon a time", "--system", "")
+    assert result.out == " and they lived happily\n"
+    [request] = daemon.requests("Generate")
+    assert (request.model, request.prompt, request.raw) == ("stories:latest", "Once upon a time", False)
+    assert request.HasField("system")
+
+
+def test_raw_completes_also_a_model_that_chats(daemon: FakeDaemon) -> None:
+    lm_process("run", "--raw", "llama3", "Once")
+    assert daemon.requests("Generate")[0].raw
+    assert not daemon.requests("Chat")
+
+
+def test_json_is_one_object_at_the_end(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "--json", "llama3", "hi")
+    answer = json.loads(result.out)
+    assert answer["response"] == "You said: hi"
+    assert answer["finish_reason"] == "stop"
+    assert answer["prompt_tokens"] == 12
+    assert answer["generate_seconds"] == 0.4
+    assert answer["seed"] == 7
+
+
+def test_timings_go_to_stderr(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "--verbose", "llama3", "hi")
+    assert result.out == "You said: hi\n"
+    assert "prompt  12 tokens in 100ms, 80.0 tokens/s, 4 from the prefix cache" in result.err
+    assert "answer  3 tokens in 400ms, 7.5 tokens/s" in result.err
+
+
+def test_a_missing_model_is_pulled_first(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "hf.co/test/new", "hi")
+    assert (result.code, result.out) == (0, "You said: hi\n")
+    assert "pulling hf.co/test/new:latest\n" in result.err
+    assert "pulled hf.co/test/new:latest  1.13 MiB in " in result.err
+    assert daemon.requests("Chat")[0].model == "hf.co/test/new:latest"
+
+
+def test_other_failures_do_not_pull(daemon: FakeDaemon) -> None:
+    daemon.failures["GetModel"] = FakeFailure(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_MODEL_REF", "bad name")
+    assert lm_process("run", "..", "hi").code == 2
+    assert not daemon.requests("PullModel")
+
+
+def test_an_unknown_name_says_so_once(daemon: FakeDaemon) -> None:
+    def refuse(*_: Any) -> Iterator[model_pb.PullModelResponse]:
+        raise not_found("lama3")
+        yield
+
+    daemon.pull = refuse
+    result = lm_process("run", "lama3", "hi")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: model `lama3` not found")
+
+
+def test_a_failure_in_the_middle_keeps_what_came(daemon: FakeDaemon) -> None:
+    def die(*_: Any) -> Iterator[pb.ChatResponse]:
+        yield pb.ChatResponse(delta=pb.TextDelta(text="half an"))
+        raise FakeFailure(grpc.StatusCode.INTERNAL, "RUNNER_CRASHED", "the runner died", log="boom", hint="run again")
+
+    daemon.chat = die
+    result = lm_process("run", "llama3", "hi")
+    assert (result.code, result.out) == (1, "half an\n")
+    assert result.err == "error: the runner died\n\n  the last lines of its log:\n    boom\n\nhint: run again\n"
+
+
+def test_a_stream_without_an_end_is_an_error(daemon: FakeDaemon) -> None:
+    daemon.chat = lambda *_: iter([pb.ChatResponse(delta=pb.TextDelta(text="x"))])
+    assert "without a result" in lm_process("run", "llama3", "hi").err
+
+
+def test_an_empty_prompt_only_loads(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "-o", "num_ctx=64", "--keep-alive", "1h", "llama3", "")
+    assert (result.code, result.out, result.err) == (0, "", "loaded llama3:latest\n")
+    [request] = daemon.requests("LoadModel")
+    assert (request.parameters.num_ctx, request.keep_alive.seconds) == (64, 3600)
+
+
+def test_nothing_to_answer_is_a_mistake(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "llama3")
+    assert result.code == 2
+    assert "no prompt" in result.err
+
+
+def test_bytes_that_are_no_text_are_a_mistake(daemon: FakeDaemon) -> None:
+    done = subprocess.run(
+        command("run", "llama3"), input=b"\xff\xfe\xfa", capture_output=True, env=environment(), check=False
+    )
+    assert done.returncode == 2
+    assert b"stdin is not text" in done.stderr
+    done = subprocess.run(command(b"run", b"m\xff"), capture_output=True, env=environment(), check=False)  # type: ignore[arg-type]
+    assert done.returncode == 2
+    assert b"is not text in UTF-8" in done.stderr
+
+
+def test_text_arrives_before_the_answer_ends(daemon: FakeDaemon) -> None:
+    gate = Gate()
+
+    def script(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield pb.ChatResponse(delta=pb.TextDelta(text="early"))
+        gate.wait(context)
+        yield from text_events(pb.ChatResponse, " late")
+
+    daemon.chat = script
+    running = subprocess.Popen(
+        command("run", "llama3", "hi"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment()
+    )
+    assert running.stdout is not None
+    assert os.read(running.stdout.fileno(), 100) == b"early"
+    gate.opened.set()
+    assert running.stdout.read() == b" late\n"
+    running.stdout.close()
+    assert running.wait(30) == 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_hangs_up_and_keeps_what_came(daemon: FakeDaemon, sent: signal.Signals, code: int) -> None:
+    gate = Gate()
+
+    def script(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield pb.ChatResponse(delta=pb.TextDelta(text="early"))
+        gate.wait(context)
+
+    daemon.chat = script
+    running = subprocess.Popen(
+        command("run", "llama3", "hi"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert running.stdout is not None
+    assert os.read(running.stdout.fileno(), 100) == b"early"
+    running.send_signal(sent)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out, err) == (code, b"\n", b"")
+    assert gate.hung_up.wait(10)
+
+
+def test_a_terminal_gets_markdown_and_a_word_about_the_load(daemon: FakeDaemon) -> None:
+    gate = Gate()
+
+    def script(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        from lmd.v1 import runtime_service_pb2 as runtime_pb
+
+        yield pb.ChatResponse(waiting=pb.Waiting(load=runtime_pb.LoadProgress(fraction=0.42)))
+        gate.wait(context)
+        yield from text_events(pb.ChatResponse, "# Title\n\nSome **bold** text\n")
+
+    daemon.chat = script
+    with terminal("run", "llama3", "hi") as screen:
+        screen.expect("loading llama3:latest 42%")
+        assert not screen.is_echoing()
+        gate.opened.set()
+        screen.expect(r"Title\s+Some bold text")
+        assert screen.wait() == 0
+        assert screen.is_echoing()
+    assert "\x1b[?25h" in screen.raw.rpartition("\x1b[?25l")[2]
+
+
+def test_no_color_and_a_dumb_terminal(daemon: FakeDaemon) -> None:
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "# Title\n\nSome **bold** text\n")
+    with terminal("run", "llama3", "hi", env={"NO_COLOR": "1"}) as screen:
+        assert screen.wait() == 0
+        assert "bold text" in screen.rest()
+        assert not re.search(r"\x1b\[[0-9;]+m", screen.raw)
