@@ -14,6 +14,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -896,6 +897,53 @@ def test_a_collection_may_change_threads_and_be_abandoned(store: Store) -> None:
     assert len(items) == 3
     store.put_bytes(b"others go on")
     assert store.usage().blobs < 150
+
+
+def test_collections_race_with_pulls_and_removals(root: Path, store: Store) -> None:
+    """Pulls that hold a lease share blobs, come and go, while everything without a root is collected all the time."""
+    failures: list[BaseException] = []
+    pulling = threading.Event()
+    pulling.set()
+
+    def pull(number: int) -> None:
+        model = make_model(b"shared by all", f"of {number}".encode())
+        for _ in range(8):
+            with store.lease(f"pull {number}") as lease:
+                lease.add(*model.blob_digests, model.digest)
+                for blob, digest in zip(model.blobs, model.blob_digests, strict=True):
+                    if store.has_blob(digest, len(blob)):
+                        continue
+                    with store.begin_ingest(f"{number} {digest}", total_bytes=len(blob)) as ingest:
+                        ingest.write(0, blob)
+                        ingest.note(0, len(blob))
+                        ingest.commit(digest, len(blob))
+                store.set_tag(f"model-{number}", store.put_manifest(model.manifest))
+            assert all(store.has_blob(digest, None) for digest in model.blob_digests)
+            store.delete_tag(f"model-{number}")
+
+    def collect() -> None:
+        while pulling.is_set():
+            list(store.collect(grace_s=0))
+            store.sweep_condemned()
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    collector = threading.Thread(target=guarded, args=(collect,))
+    pullers = [threading.Thread(target=guarded, args=(partial(pull, number),)) for number in range(3)]
+    for thread in (collector, *pullers):
+        thread.start()
+    for thread in pullers:
+        thread.join()
+    pulling.clear()
+    collector.join()
+    assert failures == []
+    list(store.collect(grace_s=0))
+    assert store.usage().blobs == 0
+    assert_store_is_right(root, store)
 
 
 def test_removing_a_model_frees_what_only_it_needed(root: Path, store: Store) -> None:
