@@ -53,7 +53,7 @@ def test_ten_kills_in_one_pull(product: Product, hub: HubServer, big_model: Path
 
         moment = hub.sent_bytes(REPO, big_model.name) + moments.randrange(size // 24, size // 12)
         hub.fault(REPO, big_model.name, Trigger(moment, kill))
-        pull = product.lm("pull", f"hf.co/{REPO}", code=1)
+        pull = product.lm("pull", f"hf.co/{REPO}", code=3)
         assert killed.wait(10), pull.stderr
 
     product.start()
