@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hub import HubServer, Trigger
-from tests.support.product import Daemon, Product, installed
+from tests.support.product import Daemon, Product, installed, wait_until
 from tests.support.tiny_models import make_tiny_llama
 
 REPO = "test/big"
@@ -38,16 +38,25 @@ def product(lmd_home: Path, hub: HubServer) -> Iterator[Product]:
         yield made
 
 
+def on_disk_bytes(product: Product) -> int:
+    """Return the disk space that unfinished transfers take."""
+    files = (product.home / "store" / "ingest").rglob("*")
+    return sum(path.stat().st_blocks * 512 for path in files if path.is_file())
+
+
 def test_ten_kills_in_one_pull(product: Product, hub: HubServer, big_model: Path) -> None:
     size = big_model.stat().st_size
     moments = random.Random(20261121)
     for _ in range(10):
         daemon = product.start()
         assert product.json("ls") == []
-        # At a random byte of the next twelfth of the file the server itself kills the daemon.
+        # At a random byte of the next twelfth of the file the server itself kills the daemon, as soon as some of what
+        # is in the sockets has reached the disk.
         killed = threading.Event()
+        before = on_disk_bytes(product)
 
-        def kill(daemon: Daemon = daemon, killed: threading.Event = killed) -> None:
+        def kill(daemon: Daemon = daemon, killed: threading.Event = killed, before: int = before) -> None:
+            wait_until(lambda: on_disk_bytes(product) > before, "something new is on the disk")
             daemon.kill()
             killed.set()
 
