@@ -19,6 +19,7 @@ import pytest
 
 from lmd.runner.v1 import frames_pb2
 from tests.support.runner_client import RunnerProcess
+from tests.support.shared_models import STORIES
 from tests.support.tiny_models import (
     CHATML,
     make_scripted_llama,
@@ -210,14 +211,9 @@ def test_greedy_says_what_llama_cpp_python_says(runner: RunnerProcess, models: P
 
 
 def test_greedy_on_a_trained_model_says_what_llama_cpp_python_says(runner: RunnerProcess) -> None:
-    here = Path(__file__).resolve().parents[2]
-    models = Path(os.environ.get("LMD_SHARED_MODELS", here.parent / "shared" / "models"))
-    path = models / "stories260K.gguf"
-    if not path.exists():
-        pytest.skip(f"no {path.name} in {models}")
-    runner.load(path, num_ctx=4096)
+    runner.load(STORIES, num_ctx=4096)
     answer = runner.ask("Once upon a time", num_predict=200)
-    assert (answer.text, answer.done.generated_tokens) == llama_text(path, "Once upon a time", 200)
+    assert (answer.text, answer.done.generated_tokens) == llama_text(STORIES, "Once upon a time", 200)
 
 
 def test_one_answer_in_full(script: RunnerProcess) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from tests.support.hub import HubServer
 from tests.support.product import Product, installed
+from tests.support.shared_models import STORIES
 from tests.support.tiny_models import make_tiny_llama
-
-STORIES = Path(__file__).resolve().parent.parent / "data" / "stories260K.gguf"
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"

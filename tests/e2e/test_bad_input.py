@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import STORIES
 from tests.support.hub import HubServer, Trigger
 from tests.support.product import Product, command
+from tests.support.shared_models import STORIES
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +99,6 @@ def test_no_network(product: Product, hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", "empty"),
         (b"GGUF", "truncated"),
         (b"PK\x03\x04" + b"0" * 64, "zip"),
         (b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, "counts"),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import STORIES
 from tests.support.hub import HubServer
 from tests.support.product import Product, wait_until
+from tests.support.shared_models import STORIES
 
 pytestmark = pytest.mark.e2e
 

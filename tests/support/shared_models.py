@@ -1,20 +1,20 @@
-"""Real files for development and CI that lie beside the checkout; tests that need them are skipped without."""
+"""Real model files: a small trained model in the checkout, and tokenizers of well-known models that may lie beside it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).resolve().parents[2]
-# Read at import: while a test runs, the product's variables are out of its environment.
-_FOLDER = Path(os.environ.get("LMD_SHARED_MODELS") or _ROOT.parent / "shared" / "models")
+
+#: A trained model of 260 thousand parameters, F32, without a chat template.
+STORIES = _ROOT / "tests" / "data" / "stories260K.gguf"
 
 
 def shared_model(name: str) -> Path:
-    """The path of a shared file such as ``vocab/ggml-vocab-phi-3.gguf``; skips the test when it is not there."""
-    path = _FOLDER / name
+    """The path of a file such as ``vocab/ggml-vocab-phi-3.gguf``; skips the test when it is not there."""
+    path = _ROOT.parent / "shared" / "models" / name
     if not path.is_file():
-        pytest.skip(f"needs {name}, which lies in shared/models beside the checkout (or in LMD_SHARED_MODELS)")
+        pytest.skip(f"needs {name}, which lies in shared/models beside the checkout")
     return path

@@ -43,7 +43,7 @@ from tests.support.gguf_bytes import (
     scalar,
     string,
 )
-from tests.support.shared_models import shared_model
+from tests.support.shared_models import STORIES, shared_model
 
 
 def parse(data: bytes, *, file_size: int | None = None, limits: Limits = DEFAULT_LIMITS) -> GgufHeader:
@@ -339,7 +339,7 @@ def test_real_tokenizers(name: str, architecture: str, tokens: int, context: int
 
 
 def test_a_real_model_agrees_with_the_gguf_package() -> None:
-    path = shared_model("stories260K.gguf")
+    path = STORIES
     reader = gguf_package.GGUFReader(path)
     with path.open("rb") as file:
         header = read_header(file, path.stat().st_size)

@@ -18,7 +18,7 @@ from lmd.registry.model_store import read_blob_header
 from lmd.registry.modelfile import parse_modelfile
 from tests.support.gguf_bytes import Tensor, TinyModel, Value, gguf
 from tests.support.memory_store import MemoryStore, MemoryTag
-from tests.support.shared_models import shared_model
+from tests.support.shared_models import STORIES
 
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 PROJECTOR = gguf({"general.architecture": "clip"}, [Tensor("v", (4,))])
@@ -285,7 +285,7 @@ def test_weights_that_are_gone() -> None:
 
 def test_a_real_model() -> None:
     store = MemoryStore()
-    found = model_info(store, pulled(store, data=shared_model("stories260K.gguf").read_bytes()))
+    found = model_info(store, pulled(store, data=STORIES.read_bytes()))
     assert (found.architecture, found.quantization, found.parameter_count) == ("llama", "F32", 292800)
     assert (found.context_length, found.vocabulary_size, found.licenses) == (512, 512, ("MIT",))
     assert found.capabilities == ("completion",)

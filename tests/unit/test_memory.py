@@ -8,7 +8,7 @@ import pytest
 from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.memory import MemoryEstimate, estimate
 from tests.support.gguf_bytes import INT32, Tensor, TinyModel, Value, array, gguf
-from tests.support.shared_models import shared_model
+from tests.support.shared_models import STORIES
 
 MIB = 1024**2
 
@@ -135,7 +135,7 @@ def test_a_header_without_anything() -> None:
 
 
 def test_a_real_model() -> None:
-    path = shared_model("stories260K.gguf")
+    path = STORIES
     with path.open("rb") as file:
         found = estimate(read_header(file, path.stat().st_size), num_ctx=512, slots=1)
     assert found.weights_bytes == 292800 * 4
