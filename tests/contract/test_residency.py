@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import psutil
 import pytest
 
-from lmd.daemon.config import Config
 from lmd.daemon.errors import (
     DeviceMemoryShort,
     Draining,
@@ -25,158 +23,11 @@ from lmd.daemon.errors import (
     RunnerStartTimeout,
     Unloaded,
 )
-from lmd.daemon.residency.actor import Limits
-from lmd.daemon.residency.planner import DeviceMemory
-from lmd.daemon.residency.residency import Residency
-from lmd.daemon.residency.ticket import Ticket
-from lmd.daemon.residency.values import FOR_EVER, LoadSettings, RunnerState, RunnerStatus, WaitStatus
-from lmd.daemon.runner_answer import Answer
+from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RunnerTimings
-from lmd.registry.digest import Digest
-from lmd.registry.errors import ModelNotFound
-from lmd.registry.gguf import GgufHeader
-from lmd.runner.v1 import frames_pb2 as frames
-from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from lmd.registry.errors import InvalidRequest, ModelNotFound
 from tests.support.leaks import nothing_left_in, until
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-SETTINGS = LoadSettings(num_ctx=1024)
-QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=0.3)
-LIMITS = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=0.05, failed_s=20)
-
-
-class Threads:
-    """Stands in for the daemon's pool of threads."""
-
-    async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(fn, *args, **kwargs)
-
-
-class Memory:
-    """Stands in for the store's memory of measured facts; a model not yet measured is said to need *unknown_bytes*."""
-
-    def __init__(self) -> None:
-        self.facts: dict[tuple[str, str], str] = {}
-        self.unknown_bytes = 1000
-
-    def recall(self, kind: str, key: str) -> str | None:
-        unknown = {"weights_bytes": self.unknown_bytes, "kv_bytes": 0, "compute_bytes": 0, "vram_bytes": 0}
-        return self.facts.get((kind, key), json.dumps(unknown) if kind == "memory" else None)
-
-    def remember(self, kind: str, key: str, value: str) -> None:
-        self.facts[kind, key] = value
-
-
-@dataclass(frozen=True)
-class Model:
-    """A resolved model whose weights are a script for the fake runner."""
-
-    name: str
-    weights: tuple[Path, ...]
-    template: str | None = None
-    headers: tuple[GgufHeader, ...] = field(default=(cast(GgufHeader, SimpleNamespace(block_count=2)),))
-
-    @property
-    def manifest_digest(self) -> Digest:
-        return Digest.of(self.name.encode())
-
-
-@dataclass
-class World:
-    """A machine with a residency on it."""
-
-    path: Path
-    memory: Memory = field(default_factory=Memory)
-    free_bytes: int = 1 << 30
-    keep_alive: timedelta = timedelta(minutes=5)
-    limits: Limits = LIMITS
-    timings: RunnerTimings = QUICK
-    released: list[Digest] = field(default_factory=list)
-    _residency: Residency | None = None
-
-    @property
-    def residency(self) -> Residency:
-        if self._residency is None:
-            runtime = SimpleNamespace(
-                keep_alive=self.keep_alive,
-                load_timeout=timedelta(seconds=30),
-                drain_timeout=timedelta(seconds=30),
-                slots=2,
-                max_queue=100,
-                memory_reserve_bytes=0,
-            )
-            config = SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run"))
-            self._residency = Residency(
-                cast(Config, config),
-                self.memory,
-                self.path / "log",
-                Threads(),
-                read_devices=lambda: [DeviceMemory("cpu", 1 << 31, self.free_bytes)],
-                command=FAKE_COMMAND,
-                timings=self.timings,
-                limits=self.limits,
-            )
-            self._residency.on_released = self.released.append
-        return self._residency
-
-    def model(self, name: str, **script: Any) -> Model:
-        return Model(f"{name}:latest", (write_model(self.path / name, Script(**script)),))
-
-    def loads(self) -> list[str]:
-        journal = self.path / "journal"
-        return journal.read_text().splitlines() if journal.exists() else []
-
-    def journal(self) -> str:
-        return str(self.path / "journal")
-
-    def status(self, model: Model) -> RunnerStatus | None:
-        found = [s for s in self.residency.list() if s.digest == model.manifest_digest]
-        return found[0] if found else None
-
-    def state(self, model: Model) -> RunnerState | None:
-        status = self.status(model)
-        return status.state if status is not None else None
-
-    async def ask(
-        self,
-        model: Model,
-        prompt: str,
-        settings: LoadSettings = SETTINGS,
-        keep_alive: timedelta | None = None,
-    ) -> str:
-        """Do what a request does; return the text."""
-        with self.residency.enqueue(model, settings, keep_alive) as ticket:
-            answer = await self.submit(ticket, prompt)
-            try:
-                return await collect(answer)
-            finally:
-                answer.close()
-
-    async def submit(self, ticket: Ticket, prompt: str) -> Answer:
-        assert await ticket.wait(30)
-        return await ticket.runner.submit(frames.Submit(prompt=prompt))
-
-    async def holding(self, model: Model, prompt: str = "hold", **options: Any) -> asyncio.Task[str]:
-        """Start a request that goes on, and return when it has a slot."""
-        before = status.slots_busy if (status := self.status(model)) else 0
-        task = asyncio.create_task(self.ask(model, prompt, **options))
-        await until(lambda: task.done() or ((s := self.status(model)) is not None and s.slots_busy > before))
-        assert not task.done()
-        return task
-
-
-async def collect(answer: Answer) -> str:
-    pieces = []
-    async with asyncio.timeout(30):
-        while True:
-            await answer.changed()
-            pieces.append(answer.take()[0])
-            if answer.error is not None:
-                raise answer.error
-            if answer.finished is not None:
-                return "".join(pieces)
+from tests.support.residents import SETTINGS, World, collect
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
@@ -195,13 +46,7 @@ def no_leaks(tmp_path: Path) -> Iterator[None]:
 async def world(tmp_path: Path, no_leaks: None) -> AsyncIterator[World]:
     made = World(tmp_path)
     yield made
-    async with asyncio.timeout(30):
-        made.residency._limits = made.limits
-        for status in made.residency.list():
-            if status.state is not RunnerState.FAILED:
-                await made.residency.unload(str(status.digest), force=True)
-        await made.residency.stop()
-    assert made.residency.resident_manifests() == set()
+    await made.close()
 
 
 # Loading
@@ -217,7 +62,7 @@ async def test_first_requests_of_many_load_once(world: World) -> None:
 
 async def test_two_models_are_resident_side_by_side(world: World) -> None:
     a, b = world.model("a"), world.model("b")
-    assert await asyncio.gather(world.ask(a, "x"), world.ask(b, "y")) == ["x ", "y "]
+    assert list(await asyncio.gather(world.ask(a, "x"), world.ask(b, "y"))) == ["x ", "y "]
     assert world.state(a) is world.state(b) is RunnerState.READY
     assert world.residency.resident_manifests() == {a.manifest_digest, b.manifest_digest}
 
@@ -282,14 +127,23 @@ async def test_client_that_hangs_up_during_a_load_does_not_waste_it(world: World
 
 async def test_explicit_load_reports_progress_and_is_not_undone(world: World) -> None:
     gate = world.path / "gate"
-    model = world.model("a", gate=str(gate))
-    seen: list[WaitStatus] = []
-    loading = asyncio.create_task(world.residency.load(model, SETTINGS, None, seen.append))
-    await until(lambda: any(status.load_fraction == 0.5 for status in seen))
-    await cancel(loading)
+    model = world.model("a", gate=str(gate), journal=world.journal())
+    async with contextlib.aclosing(world.residency.load(model, {})) as events:
+        async for event in events:
+            assert isinstance(event, Waiting)
+            if event.load_fraction == 0.5:
+                break
     gate.touch()
     await until(lambda: world.state(model) is RunnerState.READY)
-    assert (await world.residency.load(model, SETTINGS)).state is RunnerState.READY
+    (status,) = [event async for event in world.residency.load(model, {"num_ctx": 64})]
+    assert isinstance(status, RunnerStatus)
+    assert status.state is RunnerState.READY
+    assert [line.split()[0] for line in world.loads()] == ["1024"]  # what the model was trained with, not 4096
+
+
+async def test_explicit_load_checks_its_parameters(world: World) -> None:
+    with pytest.raises(InvalidRequest, match="num_ctx"):
+        [event async for event in world.residency.load(world.model("a"), {"num_ctx": 1})]
 
 
 # Settings
@@ -484,7 +338,7 @@ async def test_explicit_load_evicts_like_any_other(world: World) -> None:
     world.free_bytes = 1000
     a, b = world.model("a"), world.model("b")
     await world.ask(a, "x")
-    await world.residency.load(b, SETTINGS)
+    assert [event async for event in world.residency.load(b, {})]
     assert world.state(a) is None
 
 
@@ -535,7 +389,7 @@ async def test_two_loads_at_once_do_not_get_the_same_bytes(world: World) -> None
     await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
     assert world.loads() == []
     gate.touch()
-    assert await asyncio.gather(first, second) == ["x ", "y "]
+    assert list(await asyncio.gather(first, second)) == ["x ", "y "]
 
 
 async def test_out_of_memory_evicts_everyone_idle_and_tries_once_more(world: World) -> None:

@@ -9,7 +9,7 @@ its view as `model.gguf`. What a request does is its prompt:
     hold             one token, then nothing until the request is cancelled
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
-    crash-once PATH  like abort, the first time; PATH remembers
+    abort-at PATH    one token, then SIGABRT when PATH exists
     fail KIND        `failed` of that kind
     freeze           the whole process stops reading and writing
     garbage          bytes that are no frame
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -56,6 +57,10 @@ class Script:
     answers_ping: bool = True
     obeys_drain: bool = True
     obeys_term: bool = True
+    #: Dies when a request comes in, before it has a slot.
+    crash_on_submit: bool = False
+    #: A chat comes back as "role=content" of each message, not as the words of the last one.
+    echo_chat: bool = False
     #: Starts a child that holds our standard error.
     child: bool = False
     stderr: str = "fake runner"
@@ -78,6 +83,7 @@ class Fake:
         self.running: dict[int, asyncio.Task[None]] = {}
         self.load = frames.Load()
         self.draining = False
+        self.drained = asyncio.Event()
 
     def send(self, frame: frames.RunnerFrame) -> None:
         data = frame.SerializeToString()
@@ -88,6 +94,14 @@ class Fake:
         return frames.DaemonFrame.FromString(await self.reader.readexactly(length))
 
     async def run(self) -> None:
+        """Live until the daemon hangs up, or drains and the running requests are done."""
+        frames_read = asyncio.create_task(self.follow_frames())
+        drained = asyncio.create_task(self.drained.wait())
+        done, _ = await asyncio.wait([frames_read, drained], return_when="FIRST_COMPLETED")
+        if frames_read in done:
+            frames_read.result()
+
+    async def follow_frames(self) -> None:
         match self.script.hello:
             case "never":
                 await asyncio.Event().wait()
@@ -106,6 +120,8 @@ class Fake:
                     self.load = frame.load
                     await self.do_load()
                 case "submit":
+                    if self.script.crash_on_submit:
+                        os.abort()
                     self.waiting.append(frame.submit)
                     self.fill_slots()
                 case "cancel":
@@ -116,7 +132,7 @@ class Fake:
                 case "drain":
                     self.draining = self.script.obeys_drain
             if self.draining and not self.running and not self.waiting:
-                return
+                self.drained.set()
 
     async def do_load(self) -> None:
         if self.script.journal:
@@ -159,7 +175,10 @@ class Fake:
     def fill_slots(self) -> None:
         while self.waiting and len(self.running) < self.load.slots:
             submit = self.waiting.popleft()
-            self.running[submit.request_id] = asyncio.create_task(self.serve(submit))
+            task = asyncio.create_task(self.answer(submit))
+            # Not a `finally` in the coroutine: a task that is cancelled before its first step never enters it.
+            task.add_done_callback(functools.partial(self.note_end, submit.request_id))
+            self.running[submit.request_id] = task
 
     def do_cancel(self, request_id: int) -> None:
         if (task := self.running.get(request_id)) is not None:
@@ -176,18 +195,13 @@ class Fake:
         )
         self.send(frames.RunnerFrame(failed=failed))
 
-    async def serve(self, submit: frames.Submit) -> None:
-        request_id = submit.request_id
-        try:
-            await self.answer(submit)
-        except asyncio.CancelledError:
+    def note_end(self, request_id: int, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
             self.fail(request_id, frames.Failed.KIND_CANCELLED)
-        finally:
-            del self.running[request_id]
-            self.fill_slots()
-            if self.draining and not self.running and not self.waiting:
-                await self.writer.drain()
-                os._exit(0)
+        del self.running[request_id]
+        self.fill_slots()
+        if self.draining and not self.running and not self.waiting:
+            self.drained.set()
 
     async def answer(self, submit: frames.Submit) -> None:
         chat = submit.WhichOneof("input") == "chat"
@@ -196,6 +210,8 @@ class Fake:
             return
         prompt = submit.chat.messages[-1].content if chat else submit.prompt
         words = prompt.split()
+        if chat and self.script.echo_chat:
+            words = [f"{message.role}={message.content}" for message in submit.chat.messages]
         started = frames.Started(request_id=submit.request_id, prompt_tokens=len(words))
         self.send(frames.RunnerFrame(started=started))
         verb, argument = (*words, "", "")[:2]
@@ -213,8 +229,8 @@ class Fake:
                 if generated % 64 == 0:
                     await self.writer.drain()
                     await asyncio.sleep(0)
-        elif verb == "crash-once" and not Path(argument).exists():
-            Path(argument).touch()
+        elif verb == "abort-at":
+            await until_exists(argument)
             os.abort()
         elif verb == "abort":
             os.abort()

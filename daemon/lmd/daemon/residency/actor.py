@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import Draining, ModelIncompatible, QueueFull, RunnerStartTimeout, TemplateFailed, Unloaded
+from lmd.daemon.errors import Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.residency.backoff import Backoff
+from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
 from lmd.daemon.residency.ticket import Ticket
-from lmd.daemon.residency.values import FOR_EVER, Loadable, LoadSettings, RunnerState, RunnerStatus, WaitStatus
+from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
 from lmd.registry.errors import LmdError
@@ -22,22 +24,6 @@ from lmd.registry.errors import LmdError
 log = structlog.get_logger(__name__)
 
 QUEUE_RETRY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds an actor; seconds, except for the counts."""
-
-    max_queue: int
-    slots: int
-    #: How long a reload waits for running answers, and a load for memory.
-    wait_s: float
-    drain_s: float
-    #: After the n-th failure in a row the next load waits backoff_s * 2 ** (n - 1), at most backoff_cap_s.
-    backoff_s: float = 0.5
-    backoff_cap_s: float = 30.0
-    #: How long a failed runner stays listed.
-    failed_s: float = 60.0
 
 
 class ModelActor:
@@ -79,18 +65,12 @@ class ModelActor:
         self._fraction: float | None = None
         self._patient = False
         self._preload: LoadSettings | None = None
-        self._default_keep_alive = keep_alive
-        self._keep_alive = keep_alive
-        self._keep_alive_asked = False
-        self._last_used = self._loop.time()
+        self._keep_alive = KeepAlive(keep_alive)
+        self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
         self._leave = False
         self._force = False
         self._closing = False
         self._drain_until = 0.0
-        self._failures = 0
-        self._retry_at = 0.0
-        self._failed_at = 0.0
-        self._refusal: LmdError | None = None
         self._load_started = time.time()
         self._load_s: float | None = None
 
@@ -108,33 +88,30 @@ class ModelActor:
         queued = len(self._waiting) + (self._runner.queued if self._runner is not None else 0)
         if queued >= self._limits.max_queue:
             raise QueueFull(limit=self._limits.max_queue, retry_after_s=QUEUE_RETRY_S)
-        self._note_keep_alive(keep_alive)
+        self._keep_alive.note_request(keep_alive)
         ticket = Ticket(self, settings)
         self._waiting[ticket] = None
         self._admit_waiting()
         self._wake.set()
         return ticket
 
-    def preload(self, settings: LoadSettings, keep_alive: timedelta | None) -> None:
-        """Load the model, also when nobody waits for it any more."""
-        self._check_open()
-        self._note_keep_alive(keep_alive)
+    def preload(self, settings: LoadSettings) -> None:
+        """Load the model even when nobody waits for it any more."""
         if self._runner is None:
             self._preload = settings
-        self._last_used = self._loop.time()
-        self._wake.set()
+        self._keep_alive.note_use()
 
-    def wait_status(self, ticket: Ticket) -> WaitStatus:
+    def wait_status(self, ticket: Ticket) -> Waiting:
         """Say what a ticket waits for."""
         position = next((place for place, other in enumerate(self._waiting) if other is ticket), 0)
-        return WaitStatus(position, self._fraction, self.reason)
+        return Waiting(position, self._fraction, self.reason)
 
     def give_back(self, ticket: Ticket) -> None:
         """Free a ticket's place or its hold on the runner."""
         self._waiting.pop(ticket, None)
         if ticket in self._admitted:
             self._admitted.discard(ticket)
-            self._last_used = self._loop.time()
+            self._keep_alive.note_use()
             self._ledger.changed()
         self._wake.set()
 
@@ -151,8 +128,8 @@ class ModelActor:
         leaving = self.state is RunnerState.DRAINING and not self._admitted
         return Usage(
             busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
-            last_used=self._last_used,
-            pinned=ready and self._keep_alive == FOR_EVER,
+            last_used=self._keep_alive.last_used,
+            pinned=ready and self._keep_alive.for_ever,
             leaving=leaving,
         )
 
@@ -189,11 +166,7 @@ class ModelActor:
         held = self._ledger.holding(self.key)
         memory = self._loaded.memory if self._loaded is not None else None
         settings = self._loading or (self._loaded.settings if self._loaded is not None else None)
-        forever = self._keep_alive == FOR_EVER
-        idle_until = None
-        if self.state is RunnerState.READY and not forever and not self._admitted:
-            left_s = self._expires_at() - self._loop.time()
-            idle_until = datetime.now(UTC) + timedelta(seconds=max(0.0, left_s))
+        idle = self.state is RunnerState.READY and not self._admitted
         return RunnerStatus(
             name=self.model.name,
             digest=self.model.manifest_digest,
@@ -205,8 +178,8 @@ class ModelActor:
             slots=self._limits.slots,
             slots_busy=self._runner.busy if self._runner is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            expires_at=idle_until,
-            keep_forever=forever,
+            expires_at=self._keep_alive.expiry_time() if idle else None,
+            keep_forever=self._keep_alive.for_ever,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
@@ -240,7 +213,7 @@ class ModelActor:
             return None
         if self._waiting or self._preload is not None:
             return self._load
-        if self.state is RunnerState.FAILED and self._loop.time() < self._failed_at + self._limits.failed_s:
+        if self.state is RunnerState.FAILED and self._loop.time() < self._shown_until():
             return self._rest
         return None
 
@@ -248,9 +221,9 @@ class ModelActor:
         """Sleep until something happens, or until the next deadline."""
         deadline = None
         if self._runner is None:
-            deadline = self._failed_at + self._limits.failed_s
-        elif not self._admitted and self._keep_alive != FOR_EVER:
-            deadline = self._expires_at()
+            deadline = self._shown_until()
+        elif not self._admitted:
+            deadline = self._keep_alive.expires_at()
         await self._woken(deadline)
 
     async def _load(self) -> None:
@@ -285,7 +258,7 @@ class ModelActor:
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
         self.state, self.reason = RunnerState.READY, ""
-        self._last_used = self._loop.time()
+        self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
             # An unload that came during the load lets those who waited be served first.
@@ -295,8 +268,7 @@ class ModelActor:
         self._ledger.changed()
 
     async def _bring_up(self, settings: LoadSettings) -> Loaded:
-        pause_s = self._retry_at - self._loop.time()
-        if pause_s > 0:
+        if (pause_s := self._backoff.pause_s()) > 0:
             self._patient, self.reason = True, f"waits {pause_s:.1f} s after a failure"
             await asyncio.sleep(pause_s)
             self._patient = False
@@ -335,7 +307,7 @@ class ModelActor:
         assert self._runner is not None
         ended = self._runner.exit.result()
         if self._runner.served:
-            self._failures = 0
+            self._backoff.reset()
         await self._runner.gone()
         leaving = self._leave
         self._forget()
@@ -353,25 +325,18 @@ class ModelActor:
     def _check_open(self) -> None:
         if self._closing:
             raise Draining
-        if self._refusal is not None and self._loop.time() < self._retry_at:
-            raise self._refusal
-
-    def _note_keep_alive(self, keep_alive: timedelta | None) -> None:
-        """The latest explicit value wins; requests without one do not change what was asked for explicitly."""
-        if keep_alive is not None:
-            self._keep_alive, self._keep_alive_asked = max(keep_alive, FOR_EVER), True
-        elif not self._keep_alive_asked:
-            self._keep_alive = self._default_keep_alive
+        if (refusal := self._backoff.refusal()) is not None:
+            raise refusal
 
     def _has_to_go(self) -> bool:
         if self._leave:
             return True
         if self._waiting:
             return not self._serves(next(iter(self._waiting)))
-        return not self._admitted and self._keep_alive != FOR_EVER and self._loop.time() >= self._expires_at()
+        return not self._admitted and self._keep_alive.expired()
 
-    def _expires_at(self) -> float:
-        return self._last_used + self._keep_alive.total_seconds()
+    def _shown_until(self) -> float:
+        return self._backoff.failed_at + self._limits.failed_s
 
     def _serves(self, ticket: Ticket) -> bool:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
@@ -425,17 +390,12 @@ class ModelActor:
             raise error
         self._refuse_waiting(error)
         self._forget()
-        self._refusal = error if isinstance(error, ModelIncompatible | TemplateFailed) else None
-        self._fail(error.message)
+        self._fail(error.message, error)
 
-    def _fail(self, reason: str) -> None:
-        """Enter the failed state, and make the next load wait longer than the last."""
-        self._failures += 1
-        now = self._loop.time()
-        pause_s = min(self._limits.backoff_cap_s, self._limits.backoff_s * 2 ** min(self._failures - 1, 16))
+    def _fail(self, reason: str, error: LmdError | None = None) -> None:
+        self._backoff.note_failure(error)
         self.state, self.reason = RunnerState.FAILED, reason
-        self._failed_at, self._retry_at = now, now + pause_s
-        log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._failures)
+        log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._backoff.failures)
 
     def _forget(self) -> None:
         """Nothing of a runner is left."""
@@ -443,7 +403,7 @@ class ModelActor:
         self._released.set()
         self._leave = self._force = False
         if not self._waiting:
-            self._keep_alive, self._keep_alive_asked = self._default_keep_alive, False
+            self._keep_alive.reset()
         self._admitted.clear()
         self.reason = ""
         self._ledger.release(self.key)

@@ -110,7 +110,7 @@ class Loader:
             await self.facts.note_memory(model.manifest_digest, settings, _kind(device), memory)
             if frame.num_thread == 0:
                 await self.facts.note_threads(model.manifest_digest, hello.engine_version, ready.num_thread)
-            return Loaded(runner, settings, ready.num_ctx, memory, _where(ready, model.headers[0].block_count))
+            return Loaded(runner, settings, ready.num_ctx, memory, _where(ready, model.header.block_count))
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -142,12 +142,12 @@ class Loader:
         measured = await self.facts.memory(model.manifest_digest, settings, kind)
         if measured is not None:
             return measured.total_bytes if kind == CPU else measured.vram_bytes
-        whole = estimate(model.headers, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
         needed_bytes = whole.total_bytes
         if kind == CPU or settings.num_gpu == -1:
             return needed_bytes
         # The engine counts the output layer as one more.
-        layers = model.headers[0].block_count + 1
+        layers = model.header.block_count + 1
         return needed_bytes * min(settings.num_gpu, layers) // layers
 
     async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
 from lmd.daemon.config import Config
+from lmd.daemon.devices import Device, devices
 from lmd.daemon.errors import Draining
-from lmd.daemon.residency.actor import Limits, ModelActor
+from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
-from lmd.daemon.residency.values import Loadable, LoadSettings, RunnerStatus, WaitStatus
+from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
@@ -45,7 +47,7 @@ class Residency:
         log_dir: Path,
         pool: Pool,
         *,
-        read_devices: Callable[[], Sequence[DeviceMemory]],
+        read_devices: Callable[[], Sequence[Device]] = devices,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
@@ -54,6 +56,7 @@ class Residency:
         load_s = runtime.load_timeout.total_seconds()
         self.on_released: Callable[[Digest], None] = lambda digest: None
         self._keep_alive = runtime.keep_alive
+        self._num_ctx = runtime.num_ctx
         self._limits = limits or Limits(
             max_queue=runtime.max_queue,
             slots=runtime.slots,
@@ -66,8 +69,8 @@ class Residency:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
-        def read() -> Awaitable[Sequence[DeviceMemory]]:
-            return pool.run(read_devices)
+        async def read() -> list[DeviceMemory]:
+            return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
 
         self._ledger = Ledger(
             read_devices=read,
@@ -122,27 +125,30 @@ class Residency:
         return self._actor(model).enqueue(settings, keep_alive)
 
     async def load(
-        self,
-        model: Loadable,
-        settings: LoadSettings,
-        keep_alive: timedelta | None = None,
-        on_waiting: Callable[[WaitStatus], None] = lambda status: None,
-    ) -> RunnerStatus:
-        """Make a model resident. Cancelling this does not undo the load.
+        self, model: Loadable, parameters: Mapping[str, object], keep_alive: timedelta | None = None
+    ) -> AsyncGenerator[Waiting | RunnerStatus, None]:
+        """Make a model resident: yield what it waits for, and last the ready runner. Closing does not undo the load.
+
+        *parameters* are those of the request; of all settings the load-time ones count.
 
         Raises:
+            InvalidRequest: a parameter is unknown or out of range.
             LmdError: as `enqueue`, and what the load ends with.
         """
+        settings = load_settings(
+            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+        )
         actor = self._actor(model)
         with actor.enqueue(settings, keep_alive) as ticket:
-            actor.preload(settings, keep_alive)
-            last = None
-            while not await ticket.wait(WAITING_INTERVAL_S if last is not None else 0):
-                if (status := ticket.status()) != last:
-                    on_waiting(status)
-                last = status
-            _ = ticket.runner
-            return actor.status()
+            actor.preload(settings)
+            shown: Waiting | None = None
+            while not await ticket.wait(WAITING_INTERVAL_S if shown is not None else 0):
+                if (waiting := ticket.status()) != shown:
+                    shown = waiting
+                    yield waiting
+            ticket.raise_refusal()
+            status = actor.status()
+        yield status
 
     async def unload(self, name_or_digest: str, *, force: bool) -> int:
         """Unload a model, and return how many answers were running.

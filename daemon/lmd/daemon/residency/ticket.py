@@ -6,14 +6,14 @@ import asyncio
 from types import TracebackType
 from typing import Protocol, Self
 
-from lmd.daemon.residency.values import LoadSettings, WaitStatus
+from lmd.daemon.residency.values import LoadSettings, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 
 
 class TicketOffice(Protocol):
     """What a ticket reports to: the actor of its model."""
 
-    def wait_status(self, ticket: Ticket) -> WaitStatus:
+    def wait_status(self, ticket: Ticket) -> Waiting:
         """Say what the ticket waits for."""
 
     def give_back(self, ticket: Ticket) -> None:
@@ -53,13 +53,18 @@ class Ticket:
         """
         return self._admitted.result()
 
-    def status(self) -> WaitStatus:
+    def raise_refusal(self) -> None:
+        """Raise what the wait ended with, if it was not a runner."""
+        self._admitted.result()
+
+    def status(self) -> Waiting:
         """Say what the ticket waits for."""
         return self._office.wait_status(self)
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end of the wait; tell whether it came in time."""
-        await asyncio.wait([self._admitted], timeout=timeout_s)
+        if not self._admitted.done():
+            await asyncio.wait([self._admitted], timeout=timeout_s)
         return self._admitted.done()
 
     def admit(self, runner: RunnerProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -10,9 +11,12 @@ from typing import Protocol
 
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
+from lmd.registry.parameters import ParameterValue
 
-#: A keep-alive that never ends.
+#: A keep-alive that never ends; so does every negative one.
 FOR_EVER = timedelta(seconds=-1)
+#: Longer ones overflow calendars.
+MAX_KEEP_ALIVE = timedelta(days=36_500)
 
 MAX_PROMPT_BYTES = 32 << 20
 TEMPLATE_TIMEOUT_S = 5.0
@@ -34,8 +38,12 @@ class Loadable(Protocol):
         """The GGUF files, all shards in order."""
 
     @property
-    def headers(self) -> tuple[GgufHeader, ...]:
-        """Their headers."""
+    def header(self) -> GgufHeader:
+        """The header of the whole model."""
+
+    @property
+    def parameters(self) -> Mapping[str, ParameterValue]:
+        """The settings that the manifest makes."""
 
     @property
     def template(self) -> str | None:
@@ -59,6 +67,22 @@ class LoadSettings:
         so they wait for the next load: clients that differ in them do not take turns reloading the model.
         """
         return self.num_ctx <= loaded.num_ctx and self.num_gpu in (-1, loaded.num_gpu)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds an actor; seconds, except for the counts."""
+
+    max_queue: int
+    slots: int
+    #: How long a reload waits for running answers, and a load for memory.
+    wait_s: float
+    drain_s: float
+    #: After the n-th failure in a row the next load waits backoff_s * 2 ** (n - 1), at most backoff_cap_s.
+    backoff_s: float = 0.5
+    backoff_cap_s: float = 30.0
+    #: How long a failed runner stays listed.
+    failed_s: float = 60.0
 
 
 class RunnerState(Enum):
@@ -93,7 +117,7 @@ class RunnerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitStatus:
+class Waiting:
     """Why a request has no answer yet.
 
     Attributes:

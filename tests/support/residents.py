@@ -1,0 +1,190 @@
+"""A machine with a residency on it whose runners are fakes; for tests of what stands above them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ParamSpec, TypeVar, cast
+
+from lmd.daemon.config import Config
+from lmd.daemon.devices import Device
+from lmd.daemon.residency.residency import Residency
+from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
+from lmd.daemon.runner_answer import Answer
+from lmd.daemon.runner_spec import RunnerTimings
+from lmd.registry.digest import Digest
+from lmd.registry.gguf import GgufHeader
+from lmd.registry.lm_config import Message
+from lmd.registry.parameters import ParameterValue
+from lmd.runner.v1 import frames_pb2 as frames
+from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from tests.support.leaks import until
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SETTINGS = LoadSettings(num_ctx=1024)
+QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=0.3)
+LIMITS = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=0.05, failed_s=20)
+
+
+class Threads:
+    """Stands in for the daemon's pool of threads."""
+
+    async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(fn, *args, **kwargs)
+
+
+class Memory:
+    """Stands in for the store's memory of measured facts; a model not yet measured is said to need *unknown_bytes*."""
+
+    def __init__(self) -> None:
+        self.facts: dict[tuple[str, str], str] = {}
+        self.unknown_bytes = 1000
+
+    def recall(self, kind: str, key: str) -> str | None:
+        unknown = {"weights_bytes": self.unknown_bytes, "kv_bytes": 0, "compute_bytes": 0, "vram_bytes": 0}
+        return self.facts.get((kind, key), json.dumps(unknown) if kind == "memory" else None)
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        self.facts[kind, key] = value
+
+
+def header() -> GgufHeader:
+    """The facts of a header that residency looks at."""
+    return cast(GgufHeader, SimpleNamespace(block_count=2, context_length=1024))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A resolved model whose weights are a script for the fake runner."""
+
+    name: str
+    weights: tuple[Path, ...]
+    template: str | None = None
+    header: GgufHeader = field(default_factory=header)
+    system: str | None = None
+    messages: tuple[Message, ...] = ()
+    capabilities: tuple[str, ...] = ("completion",)
+    digest: Digest | None = None
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+    @property
+    def manifest_digest(self) -> Digest:
+        return self.digest or Digest.of(self.name.encode())
+
+
+@dataclass
+class World:
+    """A machine with a residency on it."""
+
+    path: Path
+    memory: Memory = field(default_factory=Memory)
+    free_bytes: int = 1 << 30
+    keep_alive: timedelta = timedelta(minutes=5)
+    limits: Limits = LIMITS
+    timings: RunnerTimings = QUICK
+    released: list[Digest] = field(default_factory=list)
+    _residency: Residency | None = None
+
+    @property
+    def config(self) -> Config:
+        runtime = SimpleNamespace(
+            keep_alive=self.keep_alive,
+            load_timeout=timedelta(seconds=30),
+            drain_timeout=timedelta(seconds=30),
+            slots=2,
+            num_ctx=4096,
+            max_queue=100,
+            memory_reserve_bytes=0,
+        )
+        return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))
+
+    @property
+    def residency(self) -> Residency:
+        """The residency, made at first use so that a test can change the fields above before."""
+        if self._residency is None:
+            self._residency = Residency(
+                self.config,
+                self.memory,
+                self.path / "log",
+                Threads(),
+                read_devices=lambda: [Device("cpu", "", 1 << 31, self.free_bytes)],
+                command=FAKE_COMMAND,
+                timings=self.timings,
+                limits=self.limits,
+            )
+            self._residency.on_released = self.released.append
+        return self._residency
+
+    async def close(self) -> None:
+        """End everything; no runner may be left."""
+        async with asyncio.timeout(30):
+            for status in self.residency.list():
+                if status.state is not RunnerState.FAILED:
+                    await self.residency.unload(str(status.digest), force=True)
+            await self.residency.stop()
+        assert self.residency.resident_manifests() == set()
+
+    def model(self, name: str, **script: Any) -> Model:
+        return Model(f"{name}:latest", (write_model(self.path / name, Script(**script)),))
+
+    def loads(self) -> list[str]:
+        journal = self.path / "journal"
+        return journal.read_text().splitlines() if journal.exists() else []
+
+    def journal(self) -> str:
+        return str(self.path / "journal")
+
+    def status(self, model: Model) -> RunnerStatus | None:
+        found = [s for s in self.residency.list() if s.digest == model.manifest_digest]
+        return found[0] if found else None
+
+    def state(self, model: Model) -> RunnerState | None:
+        status = self.status(model)
+        return status.state if status is not None else None
+
+    async def ask(
+        self,
+        model: Model,
+        prompt: str,
+        settings: LoadSettings = SETTINGS,
+        keep_alive: timedelta | None = None,
+    ) -> str:
+        """Do what a request does; return the text."""
+        with self.residency.enqueue(model, settings, keep_alive) as ticket:
+            answer = await self.submit(ticket, prompt)
+            try:
+                return await collect(answer)
+            finally:
+                answer.close()
+
+    async def submit(self, ticket: Ticket, prompt: str) -> Answer:
+        assert await ticket.wait(30)
+        return await ticket.runner.submit(frames.Submit(prompt=prompt))
+
+    async def holding(self, model: Model, prompt: str = "hold", **options: Any) -> asyncio.Task[str]:
+        """Start a request that goes on, and return when it has a slot."""
+        before = status.slots_busy if (status := self.status(model)) else 0
+        task = asyncio.create_task(self.ask(model, prompt, **options))
+        await until(lambda: task.done() or ((s := self.status(model)) is not None and s.slots_busy > before))
+        assert not task.done()
+        return task
+
+
+async def collect(answer: Answer) -> str:
+    pieces = []
+    async with asyncio.timeout(30):
+        while True:
+            await answer.changed()
+            pieces.append(answer.take()[0])
+            if answer.error is not None:
+                raise answer.error
+            if answer.finished is not None:
+                return "".join(pieces)
