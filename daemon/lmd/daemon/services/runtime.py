@@ -1,0 +1,107 @@
+"""RuntimeService: translates messages; the behaviour is in `lmd.daemon.residency`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Protocol
+
+import grpc.aio
+
+from lmd.daemon.residency.residency import Residency
+from lmd.daemon.residency.values import Loadable, RunnerState, RunnerStatus, Waiting
+from lmd.daemon.services.inference import duration, keep_alive_of, load_progress, requested
+from lmd.registry.errors import ModelNotFound
+from lmd.registry.ref import parse_ref
+from lmd.v1 import runtime_service_pb2 as pb
+from lmd.v1 import runtime_service_pb2_grpc as rpc
+
+_STATES = {
+    RunnerState.LOADING: pb.Runner.STATE_LOADING,
+    RunnerState.READY: pb.Runner.STATE_READY,
+    RunnerState.DRAINING: pb.Runner.STATE_DRAINING,
+    RunnerState.FAILED: pb.Runner.STATE_FAILED,
+}
+
+
+class Models(Protocol):
+    """The part of the catalog that is needed here."""
+
+    async def resolve(self, text: str) -> Loadable:
+        """Return the model that a reference means."""
+
+
+class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
+    """Shows and steers the runners."""
+
+    def __init__(self, catalog: Models, residency: Residency) -> None:
+        self._catalog = catalog
+        self._residency = residency
+
+    async def ListRunners(
+        self,
+        request: pb.ListRunnersRequest,
+        context: grpc.aio.ServicerContext[pb.ListRunnersRequest, pb.ListRunnersResponse],
+    ) -> pb.ListRunnersResponse:
+        """Return the runners."""
+        return pb.ListRunnersResponse(runners=[runner_message(status) for status in self._residency.list()])
+
+    async def LoadModel(
+        self, request: pb.LoadModelRequest, context: grpc.aio.ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
+    ) -> AsyncIterator[pb.LoadModelResponse]:
+        """Load a model, and tell how it goes."""
+        model = await self._catalog.resolve(request.name)
+        events = self._residency.load(model, requested(request.parameters), keep_alive_of(request))
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Waiting):
+                    yield pb.LoadModelResponse(progress=load_progress(event))
+                else:
+                    yield pb.LoadModelResponse(runner=runner_message(event))
+
+    async def UnloadModel(
+        self,
+        request: pb.UnloadModelRequest,
+        context: grpc.aio.ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse],
+    ) -> pb.UnloadModelResponse:
+        """Unload a model; it need not be in the store any more."""
+        ref = parse_ref(request.name)
+        try:
+            running = await self._residency.unload(str(ref.digest or ref.name), force=request.force)
+        except ModelNotFound as not_resident:
+            running = await self._unload_alias(request, not_resident)
+        return pb.UnloadModelResponse(running_answers=running)
+
+    async def _unload_alias(self, request: pb.UnloadModelRequest, not_resident: ModelNotFound) -> int:
+        """Unload what another name of the same model made resident."""
+        try:
+            model = await self._catalog.resolve(request.name)
+        except ModelNotFound:
+            raise not_resident from None
+        return await self._residency.unload(str(model.manifest_digest), force=request.force)
+
+
+def runner_message(status: RunnerStatus) -> pb.Runner:
+    """Return a runner as the API shows it."""
+    message = pb.Runner(
+        name=status.name,
+        digest=str(status.digest),
+        state=_STATES[status.state],
+        memory_bytes=status.memory_bytes,
+        vram_bytes=status.vram_bytes,
+        device=status.device,
+        context_length=status.context_length,
+        slots=status.slots,
+        slots_busy=status.slots_busy,
+        queued=status.queued,
+        keep_forever=status.keep_forever,
+        pid=status.pid,
+        reason=status.reason,
+    )
+    message.load_time.FromDatetime(status.load_started_at)
+    if status.expires_at is not None:
+        message.expire_time.FromDatetime(status.expires_at)
+    if status.load_duration is not None:
+        message.load_duration.CopyFrom(duration(status.load_duration // timedelta(microseconds=1) * 1000))
+    return message
