@@ -109,7 +109,11 @@ def test_a_fresh_pull(rig: Rig) -> None:
     assert manifest.lm.origin.ref == f"{REF}:Q4_K_M"
     assert manifest.lm.origin.commit == rig.hub.repos[REPO].head
     assert manifest.lm.licenses == ("mit", "Do as you like.")
-    assert rig.states() == [PullState.RESOLVING, PullState.DOWNLOADING, PullState.COMMITTING, PullState.DONE]
+    # Progress is a state, not a history: a short step between two looks may go unseen.
+    seen = rig.states()
+    assert seen[0] is PullState.RESOLVING
+    assert seen[-1] is PullState.DONE
+    assert set(seen[1:-1]) <= {PullState.DOWNLOADING, PullState.COMMITTING}
     last = rig.events[-1]
     assert last == PullEvent(sha256_of(MODEL), FILE, len(MODEL), len(MODEL), PullState.DONE)
     progress = [event.completed_bytes for event in rig.events if event.state is PullState.DOWNLOADING]
