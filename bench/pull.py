@@ -73,7 +73,7 @@ def pull(endpoint: str, work: Path, filename: str) -> dict[str, float]:
         ended = time.perf_counter()
         puller.close()
     # Then everything is there and verified; what follows is making it durable, the manifest, and the tag.
-    verified = moments[PullState.COMMITTING]
+    verified = moments.get(PullState.COMMITTING, moments[PullState.DONE])
     return {"seconds": verified - started, "sync_seconds": ended - verified, "rss_kb": peak_kb()}
 
 

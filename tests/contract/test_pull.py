@@ -109,7 +109,11 @@ def test_a_fresh_pull(rig: Rig) -> None:
     assert manifest.lm.origin.ref == f"{REF}:Q4_K_M"
     assert manifest.lm.origin.commit == rig.hub.repos[REPO].head
     assert manifest.lm.licenses == ("mit", "Do as you like.")
-    assert rig.states() == [PullState.RESOLVING, PullState.DOWNLOADING, PullState.COMMITTING, PullState.DONE]
+    # Progress is a state, not a history: a short step between two looks may go unseen.
+    seen = rig.states()
+    assert seen[0] is PullState.RESOLVING
+    assert seen[-1] is PullState.DONE
+    assert set(seen[1:-1]) <= {PullState.DOWNLOADING, PullState.COMMITTING}
     last = rig.events[-1]
     assert last == PullEvent(sha256_of(MODEL), FILE, len(MODEL), len(MODEL), PullState.DONE)
     progress = [event.completed_bytes for event in rig.events if event.state is PullState.DOWNLOADING]
@@ -798,26 +802,30 @@ def test_shards_that_do_not_fit_together_are_refused_before_the_first_byte(rig: 
 # Resume
 
 
-def test_a_cancelled_pull_resumes_where_it_was(rig: Rig) -> None:
+def test_a_cancelled_pull_resumes_where_it_was(hub: HubServer, tmp_path: Path) -> None:
+    rig = Rig(hub, tmp_path / "store", ONE_CONNECTION)
     cancelled = threading.Event()
-    rig.hub.fault(REPO, FILE, Stall(100_000))
+    hub.fault(REPO, FILE, Stall(100_000))
 
     def stop(event: PullEvent) -> None:
         if event.completed_bytes > 0:
             cancelled.set()
 
-    with pytest.raises(PullCancelled):
-        rig.pull(REF, cancelled=cancelled, on_event=stop)
-    rig.hub.faults.clear()
-    rig.hub.requests.clear()
-    rig.events.clear()
+    try:
+        with pytest.raises(PullCancelled):
+            rig.pull(REF, cancelled=cancelled, on_event=stop)
+        hub.faults.clear()
+        hub.requests.clear()
+        rig.events.clear()
 
-    rig.pull(REF)
+        rig.pull(REF)
 
-    assert_stored(rig)
-    resumed = max(event.resumed_bytes for event in rig.events)
-    assert resumed > 0
-    assert sum(r.sent_bytes for r in rig.hub.data_requests(FILE)) == len(MODEL) - resumed
+        assert_stored(rig)
+        resumed = max(event.resumed_bytes for event in rig.events)
+        assert resumed > 0
+        assert [r.byte_range for r in hub.data_requests(FILE)] == [(resumed, len(MODEL))]
+    finally:
+        rig.close()
 
 
 def test_a_damaged_part_is_fetched_again(rig: Rig) -> None:

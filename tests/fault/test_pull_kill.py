@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from lmd.registry.errors import DiskFull
 from lmd.registry.store import Store
 from tests.support.gguf_file import make_gguf
 from tests.support.hub import HubServer, NoRange, Trigger
-from tests.support.pull_rig import Rig, sha256_of
+from tests.support.pull_rig import QUICK, Rig, sha256_of
 
 pytestmark = pytest.mark.fault
 
@@ -143,8 +144,10 @@ def test_a_disk_that_fills_up_keeps_what_arrived(model: Path, small_disk: Path) 
     with HubServer() as hub:
         hub.add_repo("test/fits", {FILE: make_gguf(8 << 20)}, license=None)
         ballast = small_disk / "ballast"
+        something_arrived = threading.Event()
 
         def fill() -> None:
+            assert something_arrived.wait(DEADLINE_S)
             with ballast.open("wb") as file:
                 try:
                     while True:
@@ -153,12 +156,12 @@ def test_a_disk_that_fills_up_keeps_what_arrived(model: Path, small_disk: Path) 
                 except OSError:
                     pass
 
-        rig = Rig(hub, small_disk / "store")
+        rig = Rig(hub, small_disk / "store", replace(QUICK, join_after_s=3600.0))
         try:
             # Somebody else takes the rest of the disk in the middle of the transfer.
             hub.fault("test/fits", FILE, Trigger(3 << 20, fill))
             with pytest.raises(DiskFull) as caught:
-                rig.pull("hf.co/test/fits")
+                rig.pull("hf.co/test/fits", on_event=lambda e: something_arrived.set() if e.completed_bytes else None)
             assert caught.value.hint
             assert rig.store.list_tags() == []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,12 +17,23 @@ from lmd.registry.sources import hub_env
 from tests.support.hub import HubServer
 
 
-def test_the_first_preparation_decides(tmp_path: Path) -> None:
-    hub_env.prepare(tmp_path / "first")
-    before = os.environ["HF_HOME"]
-    hub_env.prepare(tmp_path / "second")
-    assert os.environ["HF_HOME"] == before
-    assert os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+def test_the_package_is_imported_late_and_with_our_settings(tmp_path: Path) -> None:
+    """In a process of its own, because the package reads its settings once."""
+    script = f"""
+import sys
+from pathlib import Path
+import lmd.registry.pull
+from lmd.registry.sources import hub_env
+assert "huggingface_hub" not in sys.modules
+hub_env.prepare(Path({str(tmp_path / "first")!r}))
+hub_env.prepare(Path({str(tmp_path / "second")!r}))
+from huggingface_hub import constants
+assert constants.HF_HOME == {str(tmp_path / "first" / "hf")!r}, constants.HF_HOME
+assert constants.HF_HUB_DISABLE_XET and constants.HF_HUB_DISABLE_TELEMETRY
+assert constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def test_errands_to_other_servers_do_not_leave(tmp_path: Path) -> None:
