@@ -193,6 +193,7 @@ def test_a_signal_hangs_up_and_keeps_what_came(daemon: FakeDaemon, sent: signal.
     )
     assert running.stdout is not None
     assert os.read(running.stdout.fileno(), 100) == b"early"
+    assert gate.reached.wait(10)
     running.send_signal(sent)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out, err) == (code, b"\n", b"")

@@ -18,7 +18,7 @@ from lmd.v1 import runtime_service_pb2 as runtime_pb
 from lmd.v1 import store_service_pb2 as store_pb
 from lmd.v1.endpoint import home_socket
 from lmd.v1.version import API_VERSION, __version__
-from tests.support.cli import command, environment, lm, lm_process
+from tests.support.cli import command, environment, lm, lm_process, terminal
 from tests.support.fake_daemon import MIB, FakeDaemon, FakeFailure
 
 Capture = pytest.CaptureFixture[str]
@@ -279,6 +279,18 @@ def test_ls_into_a_pipe_loads_no_rich(daemon: FakeDaemon) -> None:
     script = "import sys; from lmd.cli.main import run; run(['ls']); print('rich' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
     assert done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "header"), [(100, "NAME ID PARAMS QUANT SIZE MODIFIED"), (64, "NAME PARAMS QUANT SIZE MODIFIED"),
+                            (30, "NAME SIZE MODIFIED")]
+)  # fmt: skip
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_names(daemon: FakeDaemon, columns: int, header: str) -> None:
+    daemon.add("hf.co/org/repo:q4_k_m")
+    with terminal("ls", columns=columns) as screen:
+        screen.expect(r"\s+".join(header.split()) + r"\s")
+        screen.expect("hf.co/org/repo:q4_k_m")
+        assert screen.wait() == 0
 
 
 def test_a_long_name_is_shortened_in_its_middle() -> None:
