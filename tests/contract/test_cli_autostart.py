@@ -75,11 +75,7 @@ def test_many_that_start_at_once_share_one_daemon(stand_in: Path, tmp_path: Path
 def test_no_start_is_exit_status_three_and_starts_nothing(stand_in: Path, tmp_path: Path, lmd_home: Path) -> None:
     result = lm_process(tmp_path, "--no-start", "ls")
     assert (result.code, result.out) == (3, "")
-    assert result.err == (
-        f"error: no daemon answers at {home_socket(lmd_home)}\n"
-        "\n"
-        "hint: start one with `lm serve`, or leave out `--no-start`\n"
-    )
+    assert result.err == (f"error: no daemon answers at {home_socket(lmd_home)}\n\nhint: start one with `lm serve`\n")
     as_json = json.loads(lm_process(tmp_path, "--no-start", "ps", "--json").err)
     assert as_json["error"]["reason"] == "DAEMON_UNREACHABLE"
     assert not (lmd_home / "started").exists()
@@ -114,6 +110,14 @@ def _has_ended(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_structured_log_lines_are_put_into_words(stand_in: Path, tmp_path: Path) -> None:
+    event = {"event": "daemon_crashed", "level": "critical", "timestamp": "2026-01-01T00:00:00Z", "pid": 7,
+             "exception": "Traceback (most recent call last):\n  File\nOSError: no"}  # fmt: skip
+    stand_in.write_text(f"import sys; print({json.dumps(json.dumps(event))}, flush=True); sys.exit(3)")
+    result = lm_process(tmp_path, "ls")
+    assert "\n    critical: daemon_crashed pid=7: OSError: no\n" in result.err
 
 
 def test_stop_waits_until_the_daemon_is_gone(stand_in: Path, tmp_path: Path, lmd_home: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +52,7 @@ def test_names_come_from_a_running_daemon(daemon: FakeDaemon) -> None:
 
 
 def test_without_a_daemon_there_are_no_names_and_none_is_started(lmd_home: Path) -> None:
-    started = time.monotonic()
     assert _completed("lm run ") == []
-    assert time.monotonic() - started < 10
     assert not home_socket(lmd_home).parent.exists()
 
 

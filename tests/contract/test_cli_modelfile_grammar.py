@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmd.cli.errors import BadUsage
@@ -14,6 +14,7 @@ from lmd.v1 import model_pb2
 _TEXT = st.text(st.sampled_from('ab "\n\t#x') | st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
 
 
+@settings(deadline=None)
 @given(_TEXT)
 @example("")
 @example('"')

@@ -132,6 +132,7 @@ def test_ctrl_c_hangs_up_and_says_what_becomes_of_the_pull(daemon: FakeDaemon, j
     daemon.pull = _gated(gate, joined=joined)
     with terminal("pull", "big", columns=100) as screen:
         screen.expect(r"big\.gguf .*58%.*600 MiB / 1 GiB")
+        assert gate.reached.wait(10)
         screen.type("\x03")
         screen.expect(said)
         assert screen.wait() == 130

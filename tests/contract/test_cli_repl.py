@@ -77,6 +77,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(daemon: FakeDaemon, chat: T
     daemon.chat = script
     chat.type("long\r")
     chat.expect("half an answer")
+    assert gate.reached.wait(10)
     chat.type("\x03")
     chat.expect("stopped")
     chat.expect(_PROMPT)

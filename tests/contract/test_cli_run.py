@@ -131,6 +131,19 @@ def test_a_stream_without_an_end_is_an_error(daemon: FakeDaemon) -> None:
     assert "without a result" in lm_process("run", "llama3", "hi").err
 
 
+@pytest.mark.parametrize(("options", "said"), [([], True), (["-o", "num_predict=3"], False)])
+def test_an_answer_that_runs_out_of_room_says_so(daemon: FakeDaemon, options: list[str], said: bool) -> None:
+    def script(*_: Any) -> Iterator[Any]:
+        *texts, last = text_events(pb.ChatResponse, "ten letters", size=4)
+        last.done.finish_reason = pb.AnswerDone.FINISH_REASON_LENGTH
+        return iter([*texts, last])
+
+    daemon.chat = script
+    result = lm_process("run", *options, "llama3", "hi")
+    assert (result.code, result.out) == (0, "ten letters\n")
+    assert ("the context is full" in result.err) is said
+
+
 def test_an_empty_prompt_only_loads(daemon: FakeDaemon) -> None:
     result = lm_process("run", "-o", "num_ctx=64", "--keep-alive", "1h", "llama3", "")
     assert (result.code, result.out, result.err) == (0, "", "loaded llama3:latest\n")
@@ -193,6 +206,7 @@ def test_a_signal_hangs_up_and_keeps_what_came(daemon: FakeDaemon, sent: signal.
     )
     assert running.stdout is not None
     assert os.read(running.stdout.fileno(), 100) == b"early"
+    assert gate.reached.wait(10)
     running.send_signal(sent)
     out, err = running.communicate(timeout=30)
     assert (running.returncode, out, err) == (code, b"\n", b"")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,15 +63,31 @@ def test_a_directory_that_others_write_to_is_not_trusted_by_default(listening: P
     assert probe(listening, trust_directory=True) is Answer.LISTENS
 
 
-def test_a_daemon_of_another_user_is_refused(listening: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client is made to believe that it is somebody else, which needs no second account."""
-    stranger = os.getuid() + 12345
-    monkeypatch.setattr("lmd.cli.endpoints.os.getuid", lambda: stranger)
-    if os.getuid() == stranger and listening.stat().st_uid == 0:
-        # Root's daemons are trusted by everyone; make the directory and the listener somebody else's instead.
-        pytest.skip("runs as root, whose daemons everyone trusts")
-    with pytest.raises(Unreachable, match=r"so `lm` does not trust|neither you nor root"):
-        probe(listening, trust_directory=False)
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_a_daemon_of_another_user_is_refused(directory: Path) -> None:
+    """Who listens counts, not who made the socket: here root bound it, and `nobody` took it over."""
+    path = directory / "lmd.sock"
+    script = (
+        "import os, socket, sys; os.setuid(65534); listener = socket.socket(fileno=int(sys.argv[1]));"
+        "listener.listen(); print('ready', flush=True); sys.stdin.read()"
+    )
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(server.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[server.fileno()],
+        )
+        with child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            for trust_directory in (False, True):
+                with pytest.raises(Unreachable, match="neither you nor root"):
+                    probe(path, trust_directory=trust_directory)
+            directory.chmod(0o755)
+            os.chown(directory, 65534, -1)
+            assert probe(path, trust_directory=True) is Answer.LISTENS
 
 
 def test_a_path_that_no_socket_can_have(directory: Path) -> None:

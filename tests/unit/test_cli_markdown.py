@@ -140,6 +140,7 @@ class TestBodies:
         RawBody(screen).close()  # type: ignore[arg-type]
         assert screen._row == 0
 
+    @settings(deadline=None)
     @given(st.lists(st.text("ab \n", max_size=8), max_size=20))
     def test_lines_break_between_words_wherever_the_pieces_end(self, pieces: list[str]) -> None:
         def shown(parts: list[str]) -> str:

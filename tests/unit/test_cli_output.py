@@ -18,7 +18,7 @@ from lmd.v1 import runtime_service_pb2 as runtime_pb
 from lmd.v1 import store_service_pb2 as store_pb
 from lmd.v1.endpoint import home_socket
 from lmd.v1.version import API_VERSION, __version__
-from tests.support.cli import command, environment, lm, lm_process
+from tests.support.cli import command, environment, lm, lm_process, terminal
 from tests.support.fake_daemon import MIB, FakeDaemon, FakeFailure
 
 Capture = pytest.CaptureFixture[str]
@@ -195,7 +195,7 @@ def test_gc_lists_what_goes_and_sums_up_on_stderr(daemon: FakeDaemon, capsys: Ca
 def test_gc_of_a_clean_store(daemon: FakeDaemon, capsys: Capture) -> None:
     result = lm(capsys, "gc")
     assert (result.code, result.out) == (0, "")
-    assert "nothing to free" in result.err
+    assert result.err == "nothing to free; 1 younger than the grace period stay\n"
 
 
 def test_rm_says_what_it_frees(daemon: FakeDaemon, capsys: Capture) -> None:
@@ -279,6 +279,18 @@ def test_ls_into_a_pipe_loads_no_rich(daemon: FakeDaemon) -> None:
     script = "import sys; from lmd.cli.main import run; run(['ls']); print('rich' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
     assert done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "header"), [(100, "NAME ID PARAMS QUANT SIZE MODIFIED"), (64, "NAME PARAMS QUANT SIZE MODIFIED"),
+                            (30, "NAME SIZE MODIFIED")]
+)  # fmt: skip
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_names(daemon: FakeDaemon, columns: int, header: str) -> None:
+    daemon.add("hf.co/org/repo:q4_k_m")
+    with terminal("ls", columns=columns) as screen:
+        screen.expect(r"\s+".join(header.split()) + r"\s")
+        screen.expect("hf.co/org/repo:q4_k_m")
+        assert screen.wait() == 0
 
 
 def test_a_long_name_is_shortened_in_its_middle() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmd.cli.meter import Meter
@@ -35,6 +35,7 @@ def test_sizes_have_three_digits_and_one_unit(size_bytes: float, text: str) -> N
     assert format_size(size_bytes) == text
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63))
 def test_a_size_never_needs_more_than_nine_cells_below_an_exbibyte(size_bytes: int) -> None:
     if size_bytes < 1024**6:
@@ -80,6 +81,7 @@ def test_durations_people_type(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
+@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_a_duration_parses_or_is_refused(text: str) -> None:
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmd.cli.bodies import Body, HeldBody, RawBody, WrappedBody
+from lmd.cli.context import note
 from lmd.cli.errors import ClientError
 from lmd.cli.spinner import Spinner, waiting_text
 from lmd.cli.terminal import can_redraw, is_terminal
@@ -66,6 +67,13 @@ class Request:
         )
         return client.stream(client.inference.Generate, generate)
 
+    def asked_for(self, tokens: int) -> bool:
+        """Return whether an answer of *tokens* has the length that the request, or else the model, sets."""
+        for parameters in (self.parameters, self.model.parameters):
+            if parameters is not None and parameters.HasField("num_predict"):
+                return 0 <= parameters.num_predict <= tokens
+        return False
+
 
 @dataclass(slots=True)
 class Answer:
@@ -106,7 +114,14 @@ def receive(client: Client, request: Request, body: Body) -> Answer:
         body.close()
     if answer.done is None and not interrupted:
         raise ClientError("the daemon ended the answer without a result", reason="INTERNAL")
+    if answer.done is not None and _is_cut(request, answer.done):
+        note("the context is full: the answer ends here; a larger `num_ctx` leaves more room")
     return answer
+
+
+def _is_cut(request: Request, done: pb.AnswerDone) -> bool:
+    """Return whether an answer ends for want of room, which nobody asked for."""
+    return done.finish_reason == pb.AnswerDone.FINISH_REASON_LENGTH and not request.asked_for(done.generated_tokens)
 
 
 def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Body, spinner: Spinner) -> None:

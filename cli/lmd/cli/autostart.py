@@ -7,6 +7,7 @@ finds it running. A daemon that someone else starts meanwhile is as good as ours
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ DAEMON_COMMAND = (sys.executable, "-P", "-m", "lmd.daemon.main")
 #: How long a daemon may take to answer: it checks its store first, which a slow disk draws out.
 READY_TIMEOUT_S = 60.0
 #: How long to look for another's daemon after ours found the place taken.
-_OTHER_TIMEOUT_S = 2.0
+_OTHER_TIMEOUT_S = 1.0
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 _LOG_TAIL_LINES = 12
@@ -154,7 +155,22 @@ def _tail(log: Path, start: int) -> list[str]:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - _LOG_TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    return printable(text).splitlines()[-_LOG_TAIL_LINES:]
+    return [printable(_in_words(line)) for line in text.splitlines()[-_LOG_TAIL_LINES:]]
+
+
+def _in_words(line: str) -> str:
+    """Return a structured log line as people read it, and any other line as it is."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(entry, dict) or "event" not in entry:
+        return line
+    exception = str(entry.pop("exception", "")).strip().rpartition("\n")[2]
+    entry.pop("timestamp", None)
+    level, event = entry.pop("level", "info"), entry.pop("event")
+    rest = "".join(f" {key}={value}" for key, value in entry.items())
+    return f"{level}: {event}{rest}{f': {exception}' if exception else ''}"
 
 
 def _pauses() -> Iterator[float]:

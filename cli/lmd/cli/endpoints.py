@@ -147,5 +147,5 @@ def not_running(place: Place) -> Unreachable:
     if SYSTEM_SOCKET in place.candidates:
         hint = "see `systemctl status lmd` for the system's daemon, or start your own with `lm serve`"
     else:
-        hint = "start one with `lm serve`, or leave out `--no-start`"
+        hint = "start one with `lm serve`"
     return Unreachable(f"no daemon answers at {paths}", hint=hint)

@@ -11,7 +11,6 @@ import click
 from lmd.cli.terminal import cell_width, is_terminal, one_line, palette_for, terminal_size
 
 _GAP = "  "
-_SHORTEST_NAME = 16
 
 
 def print_json(value: object) -> None:
@@ -20,38 +19,30 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), optional: Sequence[str] = ()
+) -> None:
     """Print *rows* in columns under *headers*; the columns named in *right* align to the right.
 
-    On a terminal that is too narrow the first column is shortened in its middle; a pipe gets everything.
+    On a terminal that is too narrow, columns of *optional* are left out, the first named first; cells are never cut,
+    as people copy names from them. A pipe gets everything.
     """
-    cells = [[one_line(cell) for cell in row] for row in rows]
+    table = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(cell_width(line[i]) for line in table) for i in range(len(headers))]
+    shown = list(range(len(headers)))
     if is_terminal(sys.stdout):
-        _fit(headers, cells, terminal_size().columns)
-    widths = [max(cell_width(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]
-    to_right = [header in right for header in headers]
+        columns = terminal_size().columns
+        for header in optional:
+            if sum(widths[i] + len(_GAP) for i in shown) - len(_GAP) > columns:
+                shown.remove(headers.index(header))
     palette = palette_for(sys.stdout)
-    click.echo(palette.faint(_join(headers, widths, to_right)))
-    for line in cells:
-        click.echo(_join(line, widths, to_right))
-
-
-def _join(line: Sequence[str], widths: Sequence[int], to_right: Sequence[bool]) -> str:
-    padded = []
-    for cell, width, right in zip(line, widths, to_right, strict=True):
-        gap = " " * (width - cell_width(cell))
-        padded.append(gap + cell if right else cell + gap)
-    return _GAP.join(padded).rstrip()
-
-
-def _fit(headers: Sequence[str], cells: list[list[str]], columns: int) -> None:
-    others = sum(
-        max(cell_width(text) for text in (headers[i], *(line[i] for line in cells))) + len(_GAP)
-        for i in range(1, len(headers))
-    )
-    room = max(columns - others, _SHORTEST_NAME)
-    for line in cells:
-        line[0] = shorten(line[0], room)
+    for number, line in enumerate(table):
+        padded = []
+        for i in shown:
+            gap = " " * (widths[i] - cell_width(line[i]))
+            padded.append(gap + line[i] if headers[i] in right else line[i] + gap)
+        text = _GAP.join(padded).rstrip()
+        click.echo(palette.faint(text) if number == 0 else text)
 
 
 def shorten(text: str, width: int) -> str:

@@ -176,7 +176,8 @@ class LineReporter:
     def progress(self, progress: pb.PullProgress) -> None:
         """Write a line if there is something new to say."""
         step, changed = self._steps.update(progress)
-        if not self._chatty or progress.state == State.STATE_RESOLVING:
+        nothing_known = not progress.completed_bytes and not progress.total_bytes
+        if not self._chatty or progress.state == State.STATE_RESOLVING or nothing_known:
             return
         now = self._clock()
         if changed or now - self._last_line.get(step.label, now) >= _PLAIN_LINE_S:
@@ -197,8 +198,9 @@ class LineReporter:
                 return f"{step.label}: writing to disk"
             case State.STATE_RETRYING:
                 return f"{step.label}: retrying, {one_line(progress.detail)}"
-        parts = [f"{format_size(progress.completed_bytes)} of {format_size(progress.total_bytes)}"]
+        parts = [format_size(progress.completed_bytes)]
         if progress.total_bytes:
+            parts[0] += f" of {format_size(progress.total_bytes)}"
             parts.append(f"{int(progress.completed_bytes / progress.total_bytes * 100)}%")
         rate = step.meter.rate(now)
         if rate is not None:

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from lmd.cli.context import App, announce, pass_app
+from lmd.cli.context import App, announce, note, pass_app
 from lmd.cli.options import DURATION, json_option
 
 
@@ -66,6 +66,6 @@ def command(app: App, dry_run: bool, grace: float | None, as_json: bool) -> None
     things = "1 thing" if summary.items == 1 else f"{summary.items} things"
     spared = f"{summary.spared_items} younger than the grace period stay" if summary.spared_items else ""
     if not summary.items:
-        announce("nothing to free", "", spared)
+        note(f"nothing to free{f'; {spared}' if spared else ''}")
     else:
         announce("would free" if dry_run else "freed", f"{format_size(summary.freed_bytes)} in {things}", spared)

@@ -55,4 +55,5 @@ def command(app: App, prefix: str, as_json: bool) -> None:
         )
         for model in models
     ]
-    print_table(("NAME", "ID", "PARAMS", "QUANT", "SIZE", "MODIFIED"), rows, right=("PARAMS", "SIZE"))
+    headers = ("NAME", "ID", "PARAMS", "QUANT", "SIZE", "MODIFIED")
+    print_table(headers, rows, right=("PARAMS", "SIZE"), optional=("ID", "PARAMS", "QUANT"))

@@ -52,4 +52,5 @@ def command(app: App, as_json: bool) -> None:
     if any(runner.reason for runner in runners):
         headers.append("REASON")
         rows = [[*row, runner.reason] for row, runner in zip(rows, runners, strict=True)]
-    print_table(headers, rows, right=("MEMORY", "CONTEXT", "SLOTS", "QUEUED"))
+    right = ("MEMORY", "CONTEXT", "SLOTS", "QUEUED")
+    print_table(headers, rows, right=right, optional=("CONTEXT", "QUEUED", "DEVICE"))
