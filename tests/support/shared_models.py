@@ -1,4 +1,4 @@
-"""Real model files: a small trained model in the checkout, and tokenizers of well-known models that may lie beside it."""
+"""Real model files: a small trained one in the checkout, and tokenizers of well-known models beside it."""
 
 from __future__ import annotations
 

@@ -14,11 +14,9 @@ import structlog
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
-from lmd.daemon.devices import devices
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.inference import Inference
 from lmd.daemon.pulls import Pulls
-from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.inference import InferenceServiceServicer
@@ -29,6 +27,7 @@ from lmd.registry.aliases import AliasTable
 from lmd.registry.errors import StoreLocked
 from lmd.registry.pull import Puller, PullEvent, PullOptions
 from lmd.registry.ref import ModelRef
+from lmd.registry.sources import hub_env
 from lmd.registry.store import Store, TagRecord
 from lmd.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from lmd.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -72,13 +71,14 @@ class Application:
         catalog = Catalog(store, aliases, pool)
         self._exit.push_async_callback(catalog.stop)
 
-        residency = Residency(config, store, config.dirs.log, pool, read_devices=_device_memory)
+        residency = Residency(config, store, config.dirs.log, pool)
         residency.on_released = catalog.model_released
         store.set_resident_roots(residency.resident_manifests)
         await residency.start()
         self._exit.push_async_callback(residency.stop)
         inference = Inference(catalog, residency, config)
 
+        hub_env.prepare(config.dirs.state)
         puller = Puller(
             store,
             aliases,
@@ -147,7 +147,3 @@ class _OwnToken:
     ) -> TagRecord:
         """Pull *ref*; blocks."""
         return self._puller.pull(ref, token=token or self._token, on_event=on_event, cancelled=cancelled)
-
-
-def _device_memory() -> list[DeviceMemory]:
-    return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in devices()]

@@ -60,7 +60,7 @@ def configure(config: LogConfig, log_dir: Path, env: Mapping[str, str], stderr: 
     root.addHandler(handler)
     root.setLevel(config.level.upper())
     # Chatty below warning, and their debug output shows URLs with signatures.
-    for name in ("asyncio", "filelock", "huggingface_hub", "httpcore", "httpx", "urllib3", "watchdog"):
+    for name in ("asyncio", "filelock", "huggingface_hub", "httpcore2", "httpx2", "watchdog"):
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
