@@ -203,7 +203,7 @@ def test_rm_says_what_it_frees(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.pending_bytes = 2 * MIB
     result = lm(capsys, "rm", "a")
     assert (result.code, result.out) == (0, "")
-    assert result.err == "removed a  1 MiB freed, 2 MiB follow when the model stops\n"
+    assert result.err == "removed a  1 MiB freed, 2 MiB to come when it stops\n"
 
 
 def test_rm_goes_on_after_a_name_that_fails(daemon: FakeDaemon, capsys: Capture) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from lmd.cli.context import App, announce, pass_app
-from lmd.cli.options import MODEL
+from lmd.cli.options import MODEL, json_option
 
 
 @click.command("cp", short_help="Give a model a second name")
 @click.argument("source", type=MODEL)
 @click.argument("destination", type=MODEL)
+@json_option
 @pass_app
-def command(app: App, source: str, destination: str) -> None:
+def command(app: App, source: str, destination: str, as_json: bool) -> None:
     """Give a model a second name.
 
     Costs no disk space. A model that has the name DESTINATION already loses it.
@@ -22,8 +23,13 @@ def command(app: App, source: str, destination: str) -> None:
       lm cp hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0 qwen
       lm cp qwen qwen:before-update
     """
+    from lmd.cli.output import print_json
+    from lmd.cli.shapes import model_json
     from lmd.v1 import model_service_pb2 as pb
 
     with app.daemon() as client:
         reply = client.call(client.models.CopyModel, pb.CopyModelRequest(source=source, destination=destination))
-    announce("copied", f"{source} to {reply.model.name}")
+    if as_json:
+        print_json(model_json(reply.model))
+    else:
+        announce("copied", f"{source} to {reply.model.name}")

@@ -10,10 +10,11 @@ import click
 
 from lmd.cli.context import App, announce, pass_app
 from lmd.cli.errors import ClientError
-from lmd.cli.options import MODEL
+from lmd.cli.options import MODEL, json_option
 
 if TYPE_CHECKING:
     from lmd.cli.client import Client
+    from lmd.v1 import model_pb2
 
 
 @click.command("create", short_help="Create a model from a Modelfile")
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="The Modelfile; - is stdin. Default: ./Modelfile.",
 )
+@json_option
 @pass_app
-def command(app: App, name: str, modelfile: str) -> None:
+def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
     """Create a model from a Modelfile, or replace the one that has the name.
 
     FROM names a model, which is pulled when it is not here, or a GGUF file; relative paths start at the Modelfile.
@@ -40,15 +42,20 @@ def command(app: App, name: str, modelfile: str) -> None:
       echo "FROM ./model.gguf" | lm create mine -f -
     """
     from lmd.cli.modelfiles import read_modelfile
+    from lmd.cli.output import print_json
+    from lmd.cli.shapes import model_json
 
     text = read_modelfile(modelfile)
     directory = Path.cwd() if modelfile == "-" else Path(modelfile).absolute().parent
     with app.daemon() as client:
         created = _create(client, name, text, directory, "stdin" if modelfile == "-" else modelfile)
-    announce("created", created)
+    if as_json:
+        print_json(model_json(created))
+    else:
+        announce("created", created.name)
 
 
-def _create(client: Client, name: str, text: str, directory: Path, shown_as: str) -> str:
+def _create(client: Client, name: str, text: str, directory: Path, shown_as: str) -> model_pb2.Model:
     from lmd.cli.modelfiles import referred_files, with_places
     from lmd.cli.progress import reporter_for
     from lmd.cli.pulling import token_from_environment
@@ -70,5 +77,5 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
                 elif event.HasField("progress"):
                     reporter.progress(event.progress)
                 elif event.HasField("model"):
-                    return event.model.name
+                    return event.model
     raise ClientError("the daemon ended the creation without a result", reason="INTERNAL")

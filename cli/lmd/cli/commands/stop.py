@@ -8,7 +8,7 @@ import click
 
 from lmd.cli.context import App, announce, note, pass_app
 from lmd.cli.errors import BadUsage
-from lmd.cli.options import MODEL
+from lmd.cli.options import MODEL, json_option
 
 if TYPE_CHECKING:
     from lmd.cli.client import Client
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="[MODEL]...", type=MODEL, nargs=-1)
 @click.option("-a", "--all", "stop_all", is_flag=True, help="Unload every model.")
 @click.option("-f", "--force", is_flag=True, help="Cut the answers that are running.")
+@json_option
 @pass_app
-def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool) -> None:
+def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool, as_json: bool) -> None:
     """Unload models from memory.
 
     A model that is answering stops when its answers are done. The model stays in the store and is loaded again when
@@ -32,9 +33,17 @@ def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool) -> N
     """
     if bool(models) == stop_all:
         raise BadUsage("name the models to stop, or use `--all`", hint="`lm ps` lists what is in memory")
+    stopped: list[dict[str, object]] = []
     with app.daemon() as client:
         for model in models or _resident(client):
-            _stop(client, model, force=force)
+            running = _stop(client, model, force=force)
+            stopped.append({"name": model, "running_answers": running})
+            if not as_json:
+                _announce(model, running, force=force)
+    if as_json:
+        from lmd.cli.output import print_json
+
+        print_json(stopped)
 
 
 def _resident(client: Client) -> list[str]:
@@ -48,11 +57,14 @@ def _resident(client: Client) -> list[str]:
     return names
 
 
-def _stop(client: Client, model: str, *, force: bool) -> None:
+def _stop(client: Client, model: str, *, force: bool) -> int:
+    """Unload *model* and return how many answers were running."""
     from lmd.v1 import runtime_service_pb2 as pb
 
-    reply = client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force))
-    running = reply.running_answers
+    return client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force)).running_answers
+
+
+def _announce(model: str, running: int, *, force: bool) -> None:
     answers = "1 answer" if running == 1 else f"{running} answers"
     if not running:
         announce("stopped", model)
