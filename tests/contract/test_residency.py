@@ -190,13 +190,15 @@ async def test_reload_is_called_off_when_its_client_leaves(world: World) -> None
     await cancel(running)
 
 
-async def test_wait_for_a_reload_has_a_deadline(world: World) -> None:
+async def test_wait_for_a_reload_has_a_deadline_and_those_behind_it_do_not_pay(world: World) -> None:
     world.limits = Limits(max_queue=100, slots=2, wait_s=0.2, drain_s=20)
     model = world.model("a")
     running = await world.holding(model)
-    with pytest.raises(RunnerStartTimeout):
-        await world.ask(model, "larger", LoadSettings(num_ctx=4096))
+    larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
+    await until(lambda: world.state(model) is RunnerState.DRAINING)
     assert await world.ask(model, "small") == "small "
+    with pytest.raises(RunnerStartTimeout):
+        await larger
     await cancel(running)
 
 
@@ -412,6 +414,29 @@ async def test_out_of_memory_twice_is_an_error_with_numbers(world: World) -> Non
     assert len(world.loads()) == 2
     assert world.state(busy) is RunnerState.READY
     await cancel(running)
+
+
+async def test_a_model_that_does_not_fit_is_told_so_without_a_pause(world: World) -> None:
+    world.limits = Limits(max_queue=100, slots=2, wait_s=20, drain_s=20, backoff_s=15)
+    world.free_bytes = 10
+    for _ in range(3):
+        with pytest.raises(DeviceMemoryShort):
+            await world.ask(world.model("a"), "x")
+
+
+async def test_accelerator_first_then_main_memory(world: World) -> None:
+    world.gpu_free_bytes = 1000
+    a, b = world.model("a", gpu=True), world.model("b", gpu=True)
+    await world.ask(a, "x", keep_alive=FOR_EVER)
+    world.gpu_free_bytes = 0
+    await world.ask(b, "x")
+    assert [s.device for s in map(world.status, (a, b)) if s is not None] == ["gpu", "cpu"]
+    with pytest.raises(DeviceMemoryShort):
+        await world.ask(world.model("c", gpu=True), "x", LoadSettings(num_ctx=64, num_gpu=99))
+    d = world.model("d", gpu=True)
+    await world.ask(d, "x", LoadSettings(num_ctx=64, num_gpu=0))
+    assert (status := world.status(d)) is not None
+    assert status.device == "cpu"
 
 
 # Failures

@@ -52,6 +52,7 @@ class Script:
     #: Each process appends a line here when its load begins.
     journal: str = ""
     memory_bytes: int = 1000
+    gpu: bool = False
     num_ctx_max: int = 0
     has_template: bool = True
     answers_ping: bool = True
@@ -85,6 +86,10 @@ class Fake:
         self.draining = False
         self.drained = asyncio.Event()
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.script.gpu and self.load.num_gpu != 0
+
     def send(self, frame: frames.RunnerFrame) -> None:
         data = frame.SerializeToString()
         self.writer.write(struct.pack(">I", len(data)) + data)
@@ -112,7 +117,11 @@ class Fake:
             case "huge":
                 self.writer.write(struct.pack(">I", 1 << 30))
             case _:
-                self.send(frames.RunnerFrame(hello=frames.Hello(pid=os.getpid(), engine_version="fake")))
+                self.send(
+                    frames.RunnerFrame(
+                        hello=frames.Hello(pid=os.getpid(), engine_version="fake", gpu_offload=self.script.gpu)
+                    )
+                )
         while True:
             frame = await self.receive()
             match frame.WhichOneof("frame"):
@@ -164,6 +173,8 @@ class Fake:
         num_ctx = min(self.load.num_ctx, self.script.num_ctx_max or self.load.num_ctx)
         ready = frames.Ready(
             weights_bytes=self.script.memory_bytes,
+            vram_bytes=self.script.memory_bytes if self.on_gpu else 0,
+            gpu_layers=99 if self.on_gpu else 0,
             num_ctx=num_ctx,
             train_ctx=4096,
             slots=self.load.slots,

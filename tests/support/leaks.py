@@ -18,12 +18,12 @@ async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 
 
 @contextlib.contextmanager
-def nothing_left_in(views: Path) -> Iterator[None]:
-    """Fail when the block leaves a child process, a descriptor, or a view."""
+def nothing_left_in(views: Path, *, more_descriptors: int = 0) -> Iterator[None]:
+    """Fail when the block leaves a child process, a view, or more descriptors than *more_descriptors*."""
     me = psutil.Process()
     descriptors = me.num_fds()
     yield
     _, alive = psutil.wait_procs(me.children(recursive=True), timeout=10)
     assert not alive
-    assert me.num_fds() <= descriptors
+    assert me.num_fds() <= descriptors + more_descriptors
     assert not views.exists() or not list(views.iterdir())

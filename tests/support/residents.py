@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
+from lmd.daemon.residency.facts import MeasuredMemory
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
@@ -49,8 +50,8 @@ class Memory:
         self.unknown_bytes = 1000
 
     def recall(self, kind: str, key: str) -> str | None:
-        unknown = {"weights_bytes": self.unknown_bytes, "kv_bytes": 0, "compute_bytes": 0, "vram_bytes": 0}
-        return self.facts.get((kind, key), json.dumps(unknown) if kind == "memory" else None)
+        unknown = MeasuredMemory(self.unknown_bytes, 0, 0, vram_bytes=self.unknown_bytes)
+        return self.facts.get((kind, key), json.dumps(asdict(unknown)) if kind == "memory" else None)
 
     def remember(self, kind: str, key: str, value: str) -> None:
         self.facts[kind, key] = value
@@ -87,6 +88,7 @@ class World:
     path: Path
     memory: Memory = field(default_factory=Memory)
     free_bytes: int = 1 << 30
+    gpu_free_bytes: int | None = None
     keep_alive: timedelta = timedelta(minutes=5)
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
@@ -115,13 +117,20 @@ class World:
                 self.memory,
                 self.path / "log",
                 Threads(),
-                read_devices=lambda: [Device("cpu", "", 1 << 31, self.free_bytes)],
+                read_devices=self.devices,
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,
             )
             self._residency.on_released = self.released.append
         return self._residency
+
+    def devices(self) -> list[Device]:
+        """Return what can be loaded on; a reading never shows what fakes "hold", as with mapped weights."""
+        found = [Device("cpu", "", 1 << 31, self.free_bytes)]
+        if self.gpu_free_bytes is not None:
+            found.append(Device("cuda0", "", 1 << 31, self.gpu_free_bytes))
+        return found
 
     async def close(self) -> None:
         """End everything; no runner may be left."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, Draining, QueueFull, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
@@ -19,7 +19,7 @@ from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
-from lmd.registry.errors import LmdError
+from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,7 @@ class ModelActor:
         self._preload: LoadSettings | None = None
         self._keep_alive = KeepAlive(keep_alive)
         self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
+        self._failed_at = 0.0
         self._leave = False
         self._force = False
         self._closing = False
@@ -292,7 +293,9 @@ class ModelActor:
             if self._closing and now >= self._drain_until:
                 break
             if now >= patience_ends:
-                self._refuse_waiting(RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail()))
+                # Those who only queued behind a reload are served when it is given up.
+                error = RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail())
+                self._refuse_waiting(error, keep=lambda ticket: not self._leave and self._serves(ticket))
                 patience_ends = now + self._limits.wait_s
                 continue
             await self._woken(self._drain_until if self._closing else patience_ends)
@@ -312,6 +315,7 @@ class ModelActor:
         leaving = self._leave
         self._forget()
         if not leaving:
+            self._backoff.note_failure()
             self._fail(f"died ({ended.cause})")
 
     # State
@@ -336,7 +340,7 @@ class ModelActor:
         return not self._admitted and self._keep_alive.expired()
 
     def _shown_until(self) -> float:
-        return self._backoff.failed_at + self._limits.failed_s
+        return self._failed_at + self._limits.failed_s
 
     def _serves(self, ticket: Ticket) -> bool:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
@@ -365,10 +369,10 @@ class ModelActor:
         self._admitted.add(ticket)
         ticket.admit(self._runner)
 
-    def _refuse_waiting(self, error: Exception) -> None:
-        for ticket in self._waiting:
+    def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:
+        for ticket in [ticket for ticket in self._waiting if not keep(ticket)]:
+            del self._waiting[ticket]
             ticket.refuse(error)
-        self._waiting.clear()
 
     def _depart(self, reason: str) -> None:
         """Begin to leave, from this very moment: whoever asks now waits for the next load."""
@@ -390,11 +394,12 @@ class ModelActor:
             raise error
         self._refuse_waiting(error)
         self._forget()
-        self._fail(error.message, error)
+        if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
+            self._backoff.note_failure(error)
+        self._fail(error.message)
 
-    def _fail(self, reason: str, error: LmdError | None = None) -> None:
-        self._backoff.note_failure(error)
-        self.state, self.reason = RunnerState.FAILED, reason
+    def _fail(self, reason: str) -> None:
+        self.state, self.reason, self._failed_at = RunnerState.FAILED, reason, self._loop.time()
         log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._backoff.failures)
 
     def _forget(self) -> None:

@@ -16,15 +16,13 @@ class Backoff:
     first_s: float
     cap_s: float
     failures: int = 0
-    failed_at: float = 0.0
     _retry_at: float = 0.0
     _refusal: LmdError | None = None
 
     def note_failure(self, error: LmdError | None = None) -> None:
         """Count a failure that happened now."""
         self.failures += 1
-        self.failed_at = _now()
-        self._retry_at = self.failed_at + min(self.cap_s, self.first_s * 2 ** min(self.failures - 1, 16))
+        self._retry_at = _now() + min(self.cap_s, self.first_s * 2 ** min(self.failures - 1, 16))
         # Of these the engine is sure: the same file fails in the same way.
         self._refusal = error if isinstance(error, ModelIncompatible | TemplateFailed) else None
 

@@ -1,0 +1,118 @@
+"""The ledger of memory, with drivers that are late and programs that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.residency import ledger as ledger_module
+from lmd.daemon.residency.ledger import Ledger, Option, Usage
+from lmd.daemon.residency.planner import DeviceMemory
+from tests.support.leaks import until
+
+ON_GPU = [Option(("cuda0",), 100)]
+IDLE = Usage(busy=False, last_used=0, pinned=False, leaving=False)
+
+
+class Machine:
+    """A GPU whose free memory a test sets; evicted models leave when the test says so."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+        self.usages: dict[str, Usage] = {}
+        self.evicted: list[str] = []
+        self.waits: list[tuple[str, ...]] = []
+        self.readings = 0
+        self.ledger = Ledger(
+            read_devices=self.read,
+            reserve_bytes=0,
+            usage=lambda key: self.usages.get(key, IDLE),
+            evict=self.evicted.append,
+        )
+
+    async def read(self) -> Sequence[DeviceMemory]:
+        await asyncio.sleep(0)
+        self.readings += 1
+        return [DeviceMemory("cuda0", 200, self.free_bytes)]
+
+    async def admit(self, key: str, timeout_s: float = 20) -> str:
+        return await self.ledger.admit(key, key, ON_GPU, timeout_s=timeout_s, on_wait=self.waits.append)
+
+    async def resident(self, key: str) -> None:
+        await self.admit(key)
+        self.free_bytes -= 100
+        self.ledger.settle(key, held_bytes=100, unseen_bytes=0)
+
+    async def until_waiting(self) -> None:
+        await until(lambda: bool(self.waits))
+
+
+async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp #23668: the driver still shows the memory of the child that just died, and the next load fails."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(100)
+    await machine.resident("a")
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    assert machine.evicted == ["a"]
+    machine.ledger.release("a")
+    seen = machine.readings
+    await until(lambda: machine.readings >= seen + 3)
+    assert not load.done()  # three late readings have neither refused it nor evicted more
+    assert set(machine.evicted) == {"a"}
+    machine.free_bytes = 100
+    assert await load == "cuda0"
+
+
+async def test_what_the_driver_never_gives_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    monkeypatch.setattr(ledger_module, "GPU_SETTLE_S", 0.05)
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.ledger.release("a")
+    with pytest.raises(DeviceMemoryShort):
+        await machine.admit("b")
+
+
+async def test_memory_freed_for_one_load_is_not_taken_by_a_later_one() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    first = asyncio.create_task(machine.admit("first"))
+    await machine.until_waiting()
+    later = asyncio.create_task(machine.admit("later"))
+    seen = machine.readings
+    await until(lambda: machine.readings > seen)
+    machine.free_bytes = 100
+    machine.ledger.release("a")
+    assert await first == "cuda0"
+    assert not later.done()
+    later.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await later
+
+
+async def test_loads_at_the_same_moment_do_not_share_bytes() -> None:
+    machine = Machine(150)
+    machine.usages = {key: Usage(busy=True, last_used=0, pinned=False, leaving=False) for key in "ab"}
+    tasks = [asyncio.create_task(machine.admit(key)) for key in "ab"]
+    done, pending = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+    assert len(done) == len(pending) == 1
+    for task in pending:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_the_wait_ends_with_numbers() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = Usage(busy=True, last_used=0, pinned=False, leaving=False)
+    with pytest.raises(DeviceMemoryShort) as caught:
+        await machine.admit("b", timeout_s=0.05)
+    assert caught.value.metadata["needed_bytes"] == "100"
+    assert caught.value.metadata["free_bytes"] == "0"
+    assert machine.evicted == []
+    assert machine.waits[0] == ("a",)
