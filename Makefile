@@ -6,7 +6,7 @@ PYTHON ?= python3
 PROTO_FILES := $(shell find protos/lmd -name '*.proto' | sort)
 SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
-.PHONY: help demo test test-slow check lint types imports protos protos-check fmt dev build clean bench
+.PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean bench
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -63,6 +63,11 @@ protos: $(VENV)/.dev ## regenerate the stubs from protos/lmd
 	  $(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. --mypy_grpc_out=quiet:. \
 	    $(filter %_service.proto,$(PROTO_FILES:protos/%=%))
 
+docs: $(VENV)/.test ## regenerate the references that come from the code
+	@$(BIN)/python -m tests.support.cli_docs
+	@$(BIN)/python -m lmd.daemon.config_docs reference > docs/reference/configuration.md
+	@$(BIN)/python -m lmd.daemon.config_docs example > docs/reference/config.example.toml
+
 protos-check: $(VENV)/.dev
 	@cd protos && $(BIN)/buf lint && $(BIN)/buf format -d --exit-code
 	@tools/protos_drift.sh $(VENV)
@@ -74,7 +79,9 @@ build: $(VENV)/.dev ## build the wheel and the source distribution
 bench: $(VENV)/.test ## measure against the named peers; run on an idle machine
 	@$(BIN)/python -m bench.cli
 	@$(BIN)/python -m bench.pull
-	@$(BIN)/python -m bench.engine
+	@$(BIN)/python -m bench.stream
+	@$(BIN)/python -m bench.stream --big
+	@$(BIN)/python -m bench.engine tests/data/stories260K.gguf
 	@$(BIN)/python -m bench.memory
 
 clean: ## remove what the other commands made, the environment too

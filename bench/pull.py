@@ -148,6 +148,9 @@ def summary(rounds: dict[str, list[dict[str, float]]], small: dict[str, float], 
         "lmd_bytes_per_s_with_sync": round(big_bytes / (seconds["lmd"] + sync_s)),
         "hf_hub_download_bytes_per_s": round(big_bytes / seconds["hub"]),
         "ratio": round(seconds["hub"] / seconds["lmd"], 2),
+        "ratio_of_the_fastest": round(
+            min(r["seconds"] for r in rounds["hub"]) / min(r["seconds"] for r in rounds["lmd"]), 2
+        ),
         "ratios": [round(h["seconds"] / o["seconds"], 2) for h, o in zip(rounds["hub"], rounds["lmd"], strict=True)],
         "sync_seconds": round(sync_s, 3),
         "sha256_bytes_per_s": round(hash_speed()),
