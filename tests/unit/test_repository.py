@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,30 @@ def test_every_decision_has_its_parts() -> None:
         text = page.read_text()
         for part in ("- State: ", "- Date: ", "## Context", "## Decision", "## Rationale", "## Consequences"):
             assert part in text, f"{page.name} lacks {part!r}"
+
+
+def test_every_import_of_the_product_is_a_declared_dependency() -> None:
+    """What only a developer's environment provides is missed by nobody but users."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {normal(re.match(r"[\w.-]+", line)[0]) for line in project["dependencies"]}  # type: ignore[index]
+    providers = importlib.metadata.packages_distributions()
+    missing = set()
+    for source in [path for root in ("registry", "daemon", "cli") for path in (ROOT / root).rglob("*.py")]:
+        for node in ast.walk(ast.parse(source.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top in sys.stdlib_module_names or top in ("lmd", "google"):
+                    continue  # google.* is a namespace that protobuf and googleapis-common-protos share
+                if not declared & {normal(provider) for provider in providers.get(top, ())}:
+                    missing.add(f"{source.relative_to(ROOT)}: {name}")
+    assert missing == set()
+
+
+def normal(name: str) -> str:
+    """Return the name of a distribution as the package index compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
