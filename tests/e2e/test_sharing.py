@@ -64,11 +64,25 @@ def test_rm_lets_the_running_answer_finish(product: Product, running: None, slow
     product.lm("rm", slow_model)
     assert slow_model not in [model["name"] for model in product.json("ls")]
     assert {path.name for path in blobs.iterdir()} == before
-    product.lm("stop", slow_model)
     out, err = long_answer.communicate(timeout=60)
     assert long_answer.returncode == 0, err
     assert json.loads(out)["finish_reason"] in ("stop", "length")
     wait_until(lambda: len({path.name for path in blobs.iterdir()}) < len(before), "the space returns")
+
+
+def test_rm_of_an_idle_model_frees_memory_and_disk_at_once(product: Product, running: None, slow_model: str) -> None:
+    product.lm("run", slow_model, "once", "-o", "num_predict=1")
+    (removed,) = product.json("rm", slow_model)
+    assert removed["freed_bytes"] > 1_000_000
+    assert removed["pending_bytes"] == 0
+    assert product.json("ps") == []
+
+
+def test_a_second_name_keeps_the_model_resident(product: Product, running: None) -> None:
+    product.lm("run", "hf.co/test/stories", "once", "-o", "num_predict=1")
+    product.lm("cp", "hf.co/test/stories", "tales")
+    product.lm("rm", "hf.co/test/stories")
+    assert len(product.json("ps")) == 1
 
 
 def test_a_client_that_leaves_stops_its_answer(product: Product, running: None, slow_model: str) -> None:

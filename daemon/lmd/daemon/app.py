@@ -73,6 +73,7 @@ class Application:
 
         residency = Residency(config, store, config.dirs.log, pool)
         residency.on_released = catalog.model_released
+        catalog.unload_unnamed = residency.unload_if_resident
         store.set_resident_roots(residency.resident_manifests)
         await residency.start()
         self._exit.push_async_callback(residency.stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,10 @@ class ResolvedModel:
     size_bytes: int
 
 
+async def _nothing_resident(_manifest: Digest) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some models of a list; *next_token* is empty on the last page."""
@@ -73,6 +77,8 @@ class Catalog:
         self._headers = HeaderCache()
         self._summaries = Summaries(store, self._headers)
         self._sweeps = TaskSet()
+        #: Stops the runner of a manifest when its answers are done; returns once it is gone or known to be busy.
+        self.unload_unnamed: Callable[[Digest], Awaitable[None]] = _nothing_resident
         #: For the drop-in folder, which works in a thread of its own.
         self.names = Names(store, aliases)
         self.uploads = Uploads(store, pool)
@@ -107,12 +113,18 @@ class Catalog:
         return await self._pool.run(lambda: model_info(self._store, self.names.find(text), self._headers))
 
     async def delete(self, text: str) -> Removal:
-        """Remove a name, and what only it needed; a resident model's bytes go when it stops.
+        """Remove a name, and what only it needed.
+
+        A resident model that nobody can name any more stops: at once when it is idle, after its running answers when
+        it is not; its bytes go then.
 
         Raises: InvalidRef, ModelNotFound, StoreError.
         """
         tag = await self._pool.run(self.names.find_exactly, text)
-        removal = await self._pool.run(self.names.remove, tag)
+        own = await self._pool.run(self.names.exclusive_blobs, tag)
+        if not await self._pool.run(self.names.remove, tag):
+            await self.unload_unnamed(tag.manifest)
+        removal = await self._pool.run(self.names.removal, own)
         log.info("model_removed", name=tag.name, freed_bytes=removal.freed_bytes, pending_bytes=removal.pending_bytes)
         return removal
 

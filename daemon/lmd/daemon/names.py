@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What came of a removal; *pending_bytes* follow when the model stops."""
+    """What came of a removal: bytes that are free now, and those that follow when the model stops."""
 
     freed_bytes: int
     pending_bytes: int
@@ -73,16 +73,29 @@ class Names:
         self._check_digest(ref, tag)
         return tag
 
-    def remove(self, tag: TagRecord) -> Removal:
-        """Remove a name, and at once the bytes that nothing else needs.
+    def exclusive_blobs(self, tag: TagRecord) -> dict[Digest, int]:
+        """Return the blobs that only this name needs, with their sizes in bytes."""
+        own = self._blobs(tag)
+        for other in self._store.list_tags():
+            if other.name != tag.name and own:
+                own -= self._blobs(other)
+        return {digest: self._size_if_there(digest) for digest in own}
+
+    def remove(self, tag: TagRecord) -> bool:
+        """Remove a name, and at once the bytes that nothing needs; return whether its manifest has another name.
 
         Raises: ModelNotFound when the name has gone meanwhile.
         """
-        own = self._exclusive_blobs(tag)
         if self._store.delete_tag(tag.name) is None:
             raise ModelNotFound(tag.name)
-        freed_bytes = self._store.sweep_condemned()
-        return Removal(freed_bytes, sum(self._size_if_there(digest) for digest in own))
+        self._store.sweep_condemned()
+        return any(other.manifest == tag.manifest for other in self._store.list_tags())
+
+    def removal(self, blobs: Mapping[Digest, int]) -> Removal:
+        """Return how much of *blobs*, as `exclusive_blobs` had them, is free by now."""
+        self._store.sweep_condemned()
+        pending_bytes = sum(self._size_if_there(digest) for digest in blobs)
+        return Removal(sum(blobs.values()) - pending_bytes, pending_bytes)
 
     def _equivalents(self, ref: ModelRef) -> Iterator[str]:
         yield ref.name
@@ -116,13 +129,6 @@ class Names:
         hint = f"get it with `lm pull {shown}`" if may_pull and can_pull else ""
         suggestions = [name for name in self._aliases.suggest(shown, extra=stored) if name not in (shown, ref.name)]
         return ModelNotFound(shown, suggestions=suggestions, hint=hint)
-
-    def _exclusive_blobs(self, tag: TagRecord) -> set[Digest]:
-        own = self._blobs(tag)
-        for other in self._store.list_tags():
-            if other.name != tag.name and own:
-                own -= self._blobs(other)
-        return own
 
     def _blobs(self, tag: TagRecord) -> set[Digest]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -168,6 +169,11 @@ class Residency:
                     await actor.released()
                 return running
         raise ModelNotFound(name_or_digest, hint="it is not resident; `lm ps` shows what is")
+
+    async def unload_if_resident(self, manifest: Digest) -> None:
+        """Unload a model whose last name is gone, as `unload` without *force* does; others are no error."""
+        with contextlib.suppress(ModelNotFound):
+            await self.unload(str(manifest), force=False)
 
     def _actor(self, model: Loadable) -> ModelActor:
         if self._closing:
