@@ -523,7 +523,7 @@ async def test_an_import_that_is_given_up_ends_before_its_iterator_does(
         return Digest.of(b""), 0
 
     monkeypatch.setattr(store, "import_file", endless, raising=True)
-    events = catalog.uploads.import_file(tmp_path / "x", ME)
+    events = catalog.uploads.import_file(tiny_file(tmp_path), ME)
     assert isinstance(await anext(events), PullEvent)
     waiting = asyncio.ensure_future(anext(events))
     await asyncio.to_thread(running.wait, 20)

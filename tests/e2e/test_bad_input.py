@@ -48,7 +48,7 @@ def test_unknown_name_suggests_close_ones(product: Product) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../../etc/passwd",
+        "x/../../etc/passwd",
         "a/../b",
         "x\u202egguf",
         "x\x07y",
@@ -179,3 +179,12 @@ def test_daemon_that_is_not_running(product: Product) -> None:
     product.daemons[0].stop()
     done = product.lm("ls", code=3)
     assert "hint:" in done.stderr
+
+
+def test_file_that_is_no_model_takes_no_space(product: Product, tmp_path: Path) -> None:
+    """Files used to be copied into the store before their header was looked at, and stayed for the grace period."""
+    (tmp_path / "notes.gguf").write_text("not a model\n" * 1000)
+    for verb, *rest in (("pull",), ("run", "hi")):
+        reason, _, _ = error_of(product, verb, str(tmp_path / "notes.gguf"), *rest)
+        assert reason == "GGUF_INVALID"
+    assert not any((product.home / "store" / "blobs" / "sha256").iterdir())

@@ -151,3 +151,16 @@ def test_dropped_file_becomes_a_model(product: Product, tiny_chat: Path) -> None
     wait_until(lambda: [m["name"] for m in product.json("ls")] == ["dropped:latest"], "the file is a model")
     target.unlink()
     wait_until(lambda: product.json("ls") == [], "the model is gone with its file")
+
+
+def test_relative_path_of_a_file_is_a_model(product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon has another working directory than the user, so `lm` names the file in full."""
+    product.start()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tale.gguf").write_bytes(STORIES.read_bytes())
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "weights" / "tale.gguf")
+    monkeypatch.chdir(tmp_path / "weights")
+    product.lm("pull", "./tale.gguf")
+    for path in ("./tale.gguf", "../weights/tale.gguf", "../link.gguf"):
+        product.lm("run", path, "Once", "-o", "num_predict=1")
+    assert [model["name"] for model in product.json("ls")] == ["tale:latest"]

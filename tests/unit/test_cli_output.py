@@ -195,7 +195,7 @@ def test_gc_lists_what_goes_and_sums_up_on_stderr(daemon: FakeDaemon, capsys: Ca
 def test_gc_of_a_clean_store(daemon: FakeDaemon, capsys: Capture) -> None:
     result = lm(capsys, "gc")
     assert (result.code, result.out) == (0, "")
-    assert result.err == "nothing to free; 1 younger than the grace period stay\n"
+    assert result.err == "nothing to free; spared 1 younger than the grace period\n"
 
 
 def test_rm_says_what_it_frees(daemon: FakeDaemon, capsys: Capture) -> None:

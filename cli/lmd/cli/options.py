@@ -30,9 +30,17 @@ class DurationType(click.ParamType[float]):
 
 
 class ModelType(click.ParamType[str]):
-    """The name of a model. Completes to the names a running daemon knows."""
+    """A model reference; a relative path is made absolute. Completes to the names a running daemon knows."""
 
     name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the reference as any process understands it: the daemon has another working directory."""
+        text = str(value)
+        path = text.removeprefix("file:")
+        if path.startswith(("./", "../", "~/")):
+            return os.path.realpath(os.path.expanduser(path))
+        return text
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Ask a daemon that runs already; start none, wait for none, and say nothing when it fails."""

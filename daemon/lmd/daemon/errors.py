@@ -36,7 +36,10 @@ class UploadRequired(LmdError):
     reason = "UPLOAD_REQUIRED"
 
     def __init__(self) -> None:
-        super().__init__("the daemon does not open files of other users; upload the bytes instead")
+        super().__init__(
+            "the daemon does not open files of other users; upload the bytes instead",
+            hint="`lm create` uploads the file that FROM names",
+        )
 
 
 class Draining(LmdError):

@@ -20,6 +20,7 @@ from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.pull import PullEvent, PullState
+from lmd.registry.sources.file import check_model_file
 from lmd.registry.store import Ingest, Lease, Reservation, Store
 
 log = structlog.get_logger(__name__)
@@ -80,11 +81,12 @@ class Uploads:
         return StoredBlob(digest, first.size_bytes)
 
     async def import_file(self, path: Path, caller: Caller) -> AsyncGenerator[PullEvent | StoredBlob]:
-        """Store the file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
+        """Store the GGUF file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
 
-        Raises: UploadRequired, InvalidRequest, FileInvalid, FileChanged, DiskFull, StoreError.
+        Raises: UploadRequired, InvalidRequest, FileInvalid, GgufInvalid, FileChanged, DiskFull, StoreError.
         """
         check_may_open(path, caller, "path")
+        await self._pool.run(check_model_file, path)
         wake = asyncio.Event()
         news: list[PullEvent] = []
 

@@ -64,7 +64,7 @@ def command(app: App, dry_run: bool, grace: float | None, as_json: bool) -> None
         ]
         print_table(("KIND", "DIGEST", "SIZE", "MODIFIED"), rows, right=("SIZE",))
     things = "1 thing" if summary.items == 1 else f"{summary.items} things"
-    spared = f"{summary.spared_items} younger than the grace period stay" if summary.spared_items else ""
+    spared = f"spared {summary.spared_items} younger than the grace period" if summary.spared_items else ""
     if not summary.items:
         note(f"nothing to free{f'; {spared}' if spared else ''}")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from lmd.registry.digest import Digest
 from lmd.registry.errors import FileInvalid
+from lmd.registry.gguf import read_header
+from lmd.registry.store.importing import open_regular
 
 if TYPE_CHECKING:
     from lmd.registry.store import Store
@@ -50,6 +53,16 @@ def shards_of(path: Path) -> tuple[Path, ...]:
     return shards
 
 
+def check_model_file(path: Path) -> None:
+    """Look at the header of a file before it is copied and hashed: what is no model need not take space first.
+
+    Raises:
+        FileInvalid, GgufInvalid.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        read_header(file, os.fstat(file.fileno()).st_size)
+
+
 def import_files(
     store: Store,
     paths: tuple[Path, ...],
@@ -61,8 +74,10 @@ def import_files(
     """Import files into the store; *on_progress* gets path, bytes done, and bytes in all.
 
     Raises:
-        FileInvalid, FileChanged, DiskFull, StoreError, PullCancelled.
+        FileInvalid, GgufInvalid, FileChanged, DiskFull, StoreError, PullCancelled.
     """
+    for path in paths:
+        check_model_file(path)
     imported = []
     for path in paths:
 

@@ -63,7 +63,7 @@ class Importer:
 
         Raises: FileInvalid, FileChanged, DigestMismatch, PullCancelled, DiskFull, StoreError.
         """
-        fd = _open(path)
+        fd = open_regular(path)
         try:
             source = _Source(path, fd, on_progress, cancelled)
             known = self.facts.imported(source.status)
@@ -208,8 +208,11 @@ class _Source:
         return Digest(sha256.hexdigest())
 
 
-def _open(path: Path) -> int:
-    """Open a regular file, following no link and waiting for nobody."""
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading, following no link and waiting for nobody; return the descriptor.
+
+    Raises: FileInvalid.
+    """
     try:
         # Looking first spares devices the side effects of being opened.
         _check_regular(path, os.lstat(path))
