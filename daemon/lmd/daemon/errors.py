@@ -18,7 +18,7 @@ LmdError
 
 from __future__ import annotations
 
-from lmd.registry.errors import LmdError
+from lmd.registry.errors import LmdError, size_text
 
 
 class PermissionDenied(LmdError):
@@ -73,7 +73,7 @@ class DeviceMemoryShort(LmdError):
     def __init__(self, name: str, *, needed_bytes: int, free_bytes: int, device: str, hint: str = "") -> None:
         super().__init__(
             f"model `{name}` does not fit in the memory of {device}: "
-            f"{needed_bytes} bytes needed, {free_bytes} can be freed",
+            f"{size_text(needed_bytes)} needed, {size_text(free_bytes)} can be freed",
             hint=hint or "use a smaller quantization or a smaller `num_ctx`, or stop a model with `lm stop`",
             metadata={
                 "name": name,

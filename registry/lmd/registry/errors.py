@@ -35,6 +35,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def size_text(size_bytes: int) -> str:
+    """Return a size for people, rounded to a tenth of a binary unit: "22.2 MiB"."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
 class LmdError(Exception):
     """Any failure that a caller can be told about."""
 
@@ -225,7 +235,7 @@ class DiskFull(LmdError):
 
     def __init__(self, *, needed_bytes: int, free_bytes: int, where: str) -> None:
         super().__init__(
-            f"not enough disk space in {where}: {needed_bytes} bytes needed, {free_bytes} free",
+            f"not enough disk space in {where}: {size_text(needed_bytes)} needed, {size_text(free_bytes)} free",
             hint="remove a model with `lm rm`, or run `lm gc`",
             metadata={"needed_bytes": str(needed_bytes), "free_bytes": str(free_bytes)},
         )
