@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -551,6 +552,21 @@ async def test_unload_of_an_idle_model_is_done_when_it_returns(world: World) -> 
     assert world.residency.resident_manifests() == set()
     with pytest.raises(ModelNotFound):
         await world.residency.unload(model.name, force=False)
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_unload_of_a_stuck_idle_runner_does_not_wait_for_the_drain(world: World, force: bool) -> None:
+    """A runner that was stopped with SIGSTOP answered nobody and obeyed nobody.
+
+    `lm stop --force` and `lm rm` once gave it all of `runtime.drain_timeout`, which is for answers, before they used
+    force; and an eviction gave up before that was over.
+    """
+    world.limits = replace(world.limits, drain_s=3600)
+    model = world.model("a", obeys_drain=False, obeys_term=False)
+    await world.ask(model, "x")
+    async with asyncio.timeout(30):
+        await world.residency.unload(model.name, force=force)
+    assert world.status(model) is None
 
 
 async def test_unload_during_a_load(world: World) -> None:

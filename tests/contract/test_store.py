@@ -808,6 +808,30 @@ def test_the_lease_of_a_dead_process_expires(root: Path, store: Store, clock: Fa
         assert garbage(again, grace_s=0) == [("blob", str(digest))]
 
 
+def test_a_lease_left_by_a_dead_process_ends_with_the_next_one_of_its_owner(root: Path, store: Store) -> None:
+    """A daemon is killed in a pull, and the pull is repeated; then the model is removed.
+
+    The lease of the dead daemon once stayed for its whole day. Neither `lm rm` nor `lm gc` gave the space back, and
+    `lm rm` promised it for when the model stops, which did not even run.
+    """
+    model = make_model(b"a")
+    for owner in ("pull a", "pull b"):
+        left_behind = store.lease(owner)
+        left_behind.add(*model.blob_digests)
+        del left_behind
+    store.close()
+    with Store.open(root) as again:
+        with again.lease("pull a"), again.lease("pull a") as lease:
+            lease.add(*model.blob_digests)
+            again.set_tag("a", put_model(again, model))
+        again.delete_tag("a")
+        again.sweep_condemned()
+        assert again.usage().blobs == 3, "the resumed pull of b still finds what it had"
+        again.lease("pull b").release()
+        again.sweep_condemned()
+        assert again.usage().blobs == 0
+
+
 def test_a_lease_protects_the_ingest_of_its_digest(root: Path, store: Store) -> None:
     digest = Digest.of(b"later")
     lease = store.lease("pull")
@@ -1304,6 +1328,19 @@ def test_a_model_can_be_removed_from_a_full_disk(small_disk: Path) -> None:
         assert store.delete_tag("b") is not None
         store.sweep_condemned()
         assert store.usage().blobs == 0
+
+
+def test_a_lease_that_ends_on_a_full_disk_protects_nothing_any_more(small_disk: Path) -> None:
+    """The pull that fills the disk fails, and its lease ends with it.
+
+    That cannot be written down on a full disk, so the lease once went on for a day: what the pull had brought could
+    not be collected when the space was needed most.
+    """
+    with Store.open(small_disk / "store") as store:
+        with store.lease("pull") as lease:
+            lease.add(store.put_bytes(bytes(1 << 20)))
+            fill(small_disk)
+        assert [item.size_bytes for item in store.collect(grace_s=0)] == [1 << 20]
 
 
 def test_garbage_can_be_collected_on_a_full_disk(small_disk: Path) -> None:

@@ -47,8 +47,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.condemned: set[Digest] = set()
         self.lease: Lease | None = None
         self.leased: set[Digest] = set()
-        # Leases of processes that died: when they expire, and what they protect.
-        self.orphaned: list[tuple[float, set[Digest]]] = []
+        # Leases of processes that died: whose they were, when they expire, and what they protect.
+        self.orphaned: list[tuple[str, float, set[Digest]]] = []
         self.residents: set[Digest] = set()
         self.store.set_resident_roots(lambda: self.residents)
         self.received = 0
@@ -60,7 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def needed(self, grace_s: float, *, without: set[Digest] | None = None) -> set[Digest]:
         roots = set(self.tags.values()) | self.residents | self.leased
-        for expires_at, digests in self.orphaned:
+        for _, expires_at, digests in self.orphaned:
             if expires_at > self.clock.now:
                 roots |= digests
         roots |= {
@@ -161,9 +161,9 @@ class StoreMachine(RuleBasedStateMachine):
             self.lose(expected)
 
     @precondition(lambda self: self.lease is None)
-    @rule(digests=st.sets(st.sampled_from(sorted([*BLOBS, *MANIFESTS])), max_size=4))
-    def take_a_lease(self, digests: set[Digest]) -> None:
-        self.lease = self.store.lease("test", TTL_S)
+    @rule(owner=st.sampled_from("ab"), digests=st.sets(st.sampled_from(sorted([*BLOBS, *MANIFESTS])), max_size=4))
+    def take_a_lease(self, owner: str, digests: set[Digest]) -> None:
+        self.lease = self.store.lease(owner, TTL_S)
         self.lease.add(*digests)
         self.leased = set(digests)
         self.leased_until = self.clock.now + TTL_S
@@ -173,6 +173,7 @@ class StoreMachine(RuleBasedStateMachine):
     def release_the_lease(self) -> None:
         assert self.lease is not None
         self.lease.release()
+        self.orphaned = [orphan for orphan in self.orphaned if orphan[0] != self.lease.owner]
         self.lease, self.leased = None, set()
 
     @rule(manifests=st.sets(st.sampled_from(sorted(MANIFESTS)), max_size=2))
@@ -205,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
     def restart(self, boot_id: str) -> None:
         """Lose the process: the lease stays until it expires, the residents are gone, removals are finished."""
         if self.lease is not None:
-            self.orphaned.append((self.leased_until, self.leased))
+            self.orphaned.append((self.lease.owner, self.leased_until, self.leased))
             self.lease, self.leased = None, set()
         self.residents = set()
         self.store.close()

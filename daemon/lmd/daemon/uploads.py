@@ -137,7 +137,7 @@ class Uploads:
         asyncio.get_running_loop().call_later(LEASE_S, self._let_go, digest, lease)
 
     def _lease(self, digest: Digest) -> Lease:
-        lease = self._store.lease("upload", LEASE_S)
+        lease = self._store.lease(f"upload {digest}", LEASE_S)
         lease.add(digest)
         with self._lock:
             before = self._leases.get(digest)

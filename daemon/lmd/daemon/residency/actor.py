@@ -299,7 +299,9 @@ class ModelActor:
                 patience_ends = now + self._limits.wait_s
                 continue
             await self._woken(self._drain_until if self._closing else patience_ends)
-        drain_s = 0.0 if self._admitted else self._limits.drain_s
+        # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
+        patient = not self._admitted and not self._force
+        drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
         await runner.stop(drain_s=drain_s, cut=Draining if self._closing else lambda: Unloaded(name))
         await runner.gone()
         log.info("model_unloaded", model=name)

@@ -241,19 +241,29 @@ class LeaseTable:
         with self._index.write("lease") as db:
             db.execute("DELETE FROM leases WHERE id = ?", (lease,))
 
+    def drop_of_owner(self, owner: str, alive: Collection[str]) -> None:
+        """Remove the leases of *owner*, except those in *alive*."""
+        with self._index.write("lease") as db:
+            left = [row[0] for row in db.execute("SELECT id FROM leases WHERE owner = ?", (owner,))]
+            db.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in left if lease not in alive])
+
     def drop_expired(self, now: float, alive: Collection[str] = ()) -> None:
         """Remove the leases that expired before *now*, except those in *alive*."""
         with self._index.write("lease") as db:
             expired = [row[0] for row in db.execute("SELECT id FROM leases WHERE expires_at <= ?", (now,))]
             db.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in expired if lease not in alive])
 
-    def protected(self, now: float, alive: Collection[str]) -> set[Digest]:
-        """List what unexpired leases, and those in *alive*, protect."""
+    def protected(self, now: float, *, alive: Collection[str], ended: Collection[str]) -> set[Digest]:
+        """List what unexpired leases, and those in *alive*, protect; those in *ended* protect nothing."""
         with self._index.read("collect") as db:
             rows = db.execute(
                 "SELECT lease, digest, expires_at FROM lease_digests JOIN leases ON leases.id = lease_digests.lease"
             ).fetchall()
-        return {Digest(digest) for lease, digest, expires_at in rows if expires_at > now or lease in alive}
+        return {
+            Digest(digest)
+            for lease, digest, expires_at in rows
+            if lease in alive or (expires_at > now and lease not in ended)
+        }
 
 
 class Facts:
