@@ -19,6 +19,7 @@ from lmd.daemon.uploads import MAX_CHUNK_BYTES, Chunk, StoredBlob
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
 from lmd.registry.errors import (
+    BlobCorrupt,
     BlobMissing,
     DiskFull,
     FileInvalid,
@@ -158,14 +159,17 @@ async def test_a_resolved_model_has_what_a_runner_needs(catalog: Catalog, store:
     assert model.size_bytes > size
 
 
-async def test_a_model_whose_file_is_gone_or_damaged_does_not_resolve(
+async def test_a_model_whose_file_is_damaged_or_gone_does_not_resolve(
     catalog: Catalog, store: Store, tmp_path: Path
 ) -> None:
+    """The request that finds the damage was once told that the file is missing, and nobody that it is in quarantine."""
     add_model(store, tmp_path, "mine")
     digest = Digest.of(tiny_file(tmp_path).read_bytes())
     path = store.blob_path(digest)
     path.chmod(0o600)
     path.write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(BlobCorrupt):
+        await catalog.resolve("mine")
     with pytest.raises(BlobMissing):
         await catalog.resolve("mine")
     (listed,) = (await catalog.list()).models

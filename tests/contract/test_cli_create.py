@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -81,6 +82,41 @@ def test_a_failing_upload_says_why(daemon: FakeDaemon, capsys: Capture, folder: 
         grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_SPACE", "not enough disk space", needed_bytes="100", free_bytes="3"
     )
     assert lm(capsys, "create", "mine").err.endswith("error: not enough disk space\n")
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_refused(
+    daemon: FakeDaemon, capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the same size but other bytes once became a model that was half old and half new.
+
+    Only the daemon's own import looked whether the file changed; the upload looked whether it became shorter.
+    """
+    model = folder / "m.gguf"
+    model.write_bytes(b"old" * 1024 * 1024)
+    (folder / "Modelfile").write_text("FROM m.gguf\n")
+    daemon.status.uid = os.getuid() + 1
+    pread = os.pread
+
+    def pread_and_change(descriptor: int, length: int, offset: int) -> bytes:
+        data = pread(descriptor, length, offset)
+        with model.open("r+b") as file:
+            file.write(b"new" * 1024 * 1024)
+        os.utime(model, ns=(0, offset))
+        return data
+
+    monkeypatch.setattr(os, "pread", pread_and_change)
+    result = lm(capsys, "create", "mine", "--json")
+    assert json.loads(result.err.splitlines()[-1])["error"]["reason"] == "FILE_CHANGED"
+    assert daemon.uploads == []
+
+
+@pytest.mark.parametrize("source", ["-", "big.Modelfile"])
+def test_what_cannot_be_a_modelfile_is_not_read_to_its_end(folder: Path, source: str) -> None:
+    """`lm create -f - < model.gguf` once read all of the model into memory."""
+    (folder / "big.Modelfile").write_bytes(bytes(17 << 20))
+    result = lm_process("create", "mine", "-f", source, stdin="x" * (17 << 20))
+    assert result.code == 2
+    assert "too large for a Modelfile" in result.err
 
 
 def test_a_modelfile_on_stdin(daemon: FakeDaemon, folder: Path) -> None:

@@ -289,15 +289,17 @@ def test_a_private_repository_looks_like_none(rig: Rig) -> None:
     with pytest.raises(SourceNotFound, match="private") as caught:
         rig.pull(REF)
     assert "HF_TOKEN" in caught.value.hint
-    with pytest.raises(SourceNotFound):
+    with pytest.raises(SourceNotFound) as caught:
         rig.pull(REF, token="hf_other")
+    assert "HF_TOKEN" in caught.value.hint, "the token may be the wrong one"
 
 
 def test_a_bad_token_is_said_to_be_bad(rig: Rig) -> None:
     with pytest.raises(SourceDenied, match="token"):
         rig.pull(REF, token="hf_expired")
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as refused:
         rig.pull(REF, token="two\r\nlines")
+    assert "HF_TOKEN" in refused.value.hint
     assert_nothing_stored(rig)
 
 

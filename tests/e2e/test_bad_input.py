@@ -108,8 +108,9 @@ def test_hostile_gguf(product: Product, tmp_path: Path, content: bytes, what: st
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(content)
     (tmp_path / "Modelfile").write_text("FROM ./bad.gguf\n")
-    reason, message, _ = error_of(product, "create", what, "-f", str(tmp_path / "Modelfile"))
+    reason, message, hint = error_of(product, "create", what, "-f", str(tmp_path / "Modelfile"))
     assert reason == "GGUF_INVALID", message
+    assert hint
     assert product.json("ls") == []
 
 
@@ -136,6 +137,18 @@ def test_prompt_longer_than_the_context(product: Product) -> None:
     assert reason == "CONTEXT_LENGTH_EXCEEDED"
     assert "512" in message
     assert hint
+
+
+def test_prompt_larger_than_a_message(product: Product, tmp_path: Path) -> None:
+    """gRPC's own words for it were shown, which say neither what to do nor that the request is to blame."""
+    product.lm("pull", "hf.co/test/stories")
+    done = product.lm("run", "hf.co/test/stories", stdin="once " * 1_000_000, code=2)
+    assert "hint:" in done.stderr
+    assert "4 MiB" in done.stderr
+    (tmp_path / "Modelfile").write_text("FROM hf.co/test/stories\nSYSTEM " + "once " * 1_000_000)
+    reason, _, hint = error_of(product, "create", "big", "-f", str(tmp_path / "Modelfile"), code=2)
+    assert reason == "INVALID_ARGUMENT"
+    assert "Modelfile" in hint
 
 
 def test_option_that_does_not_exist_or_fit(product: Product) -> None:

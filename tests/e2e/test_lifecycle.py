@@ -251,6 +251,22 @@ async def test_a_defect_at_start_is_logged_and_ends_it(lmd_home: Path) -> None:
     assert running.events() == ["stopped"]
 
 
+async def test_a_full_disk_at_start_is_no_reason_to_ask_the_daemon_for_room(lmd_home: Path) -> None:
+    """The hint of every full disk was `lm rm` and `lm gc`, which need the very daemon that does not start."""
+    async with daemon(lmd_home, ready=False, TEST_START="finds the disk full") as running:
+        assert await running.end() == 1
+    assert "hint: make room there" in running.stderr
+    assert "lm rm" not in running.stderr
+
+
+async def test_a_home_that_cannot_be_made_is_said_with_a_next_step() -> None:
+    """It was once said as Python says it, with the number of the error and no hint."""
+    async with daemon(Path("/proc/nowhere"), ready=False) as running:
+        assert await running.end() == 1
+    assert "error: cannot start in /proc/nowhere" in running.stderr
+    assert "hint: set `LMD_HOME`" in running.stderr
+
+
 async def test_systemd_is_told(lmd_home: Path, tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

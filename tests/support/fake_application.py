@@ -17,7 +17,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.main import launch
 from lmd.daemon.server import AddServicer
-from lmd.registry.errors import StoreLocked
+from lmd.registry.errors import DiskFull, StoreLocked
 from tests.support.shell_daemon import Probe
 
 
@@ -37,6 +37,8 @@ class FakeApplication:
             await asyncio.Event().wait()
         if os.environ.get("TEST_START") == "fails":
             raise ZeroDivisionError("a defect")
+        if os.environ.get("TEST_START") == "finds the disk full":
+            raise DiskFull(needed_bytes=65536, free_bytes=0, where=str(self._state))
         self._state.mkdir(parents=True, exist_ok=True)
         lock = (self._state / "lock").open("a+")
         try:

@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from lmd.cli.errors import BadUsage, ClientError
 from lmd.cli.terminal import printable
@@ -26,7 +27,7 @@ def read_modelfile(path: str) -> str:
         BadUsage: it cannot be read, or is not text.
     """
     try:
-        data = sys.stdin.buffer.read() if path == "-" else _read(Path(path))
+        data = _read(sys.stdin.buffer, "stdin") if path == "-" else _read_file(Path(path))
     except OSError as error:
         raise BadUsage(
             f"cannot read {path}: {(error.strerror or 'failed').lower()}", hint="name another file with `-f`"
@@ -38,13 +39,17 @@ def read_modelfile(path: str) -> str:
         raise BadUsage(f"{path} is not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     if path.is_dir():
         raise IsADirectoryError(0, "is a directory")
     with path.open("rb") as file:
-        data = file.read(_LARGEST_BYTES + 1)
+        return _read(file, str(path))
+
+
+def _read(file: BinaryIO, name: str) -> bytes:
+    data = file.read(_LARGEST_BYTES + 1)
     if len(data) > _LARGEST_BYTES:
-        raise BadUsage(f"{path} is too large for a Modelfile", hint="a model's own file goes behind FROM")
+        raise BadUsage(f"{name} is too large for a Modelfile", hint="a model's own file goes behind FROM")
     return data
 
 

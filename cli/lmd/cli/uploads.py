@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 
@@ -49,25 +49,29 @@ def _import(client: Client, path: Path, reporter: Reporter) -> str:
 class _Pieces:
     """The messages of one upload. gRPC takes them in a thread of its own, so errors wait here for the caller."""
 
-    def __init__(self, descriptor: int, size_bytes: int) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._size_bytes = size_bytes
+        self._before = os.fstat(descriptor)
+        self.size_bytes = self._before.st_size
         self.sent_bytes = 0
         self.failure: ClientError | None = None
 
     def __iter__(self) -> Iterator[pb.UploadBlobRequest]:
-        yield pb.UploadBlobRequest(size_bytes=self._size_bytes)
-        while self.sent_bytes < self._size_bytes:
-            data = os.pread(self._descriptor, min(_PIECE_BYTES, self._size_bytes - self.sent_bytes), self.sent_bytes)
+        yield pb.UploadBlobRequest(size_bytes=self.size_bytes)
+        while self.sent_bytes < self.size_bytes:
+            data = os.pread(self._descriptor, min(_PIECE_BYTES, self.size_bytes - self.sent_bytes), self.sent_bytes)
             if not data:
-                self.failure = ClientError(
-                    "the file became shorter while it was read",
-                    reason="FILE_CHANGED",
-                    hint="wait until its writer is done, then try again",
-                )
-                raise self.failure
+                self._fail("the file became shorter while it was read")
             self.sent_bytes += len(data)
             yield pb.UploadBlobRequest(data=data)
+        # The daemon stores nothing before the end of the upload, which an error here takes away from it.
+        now = os.fstat(self._descriptor)
+        if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            self._fail("the file changed while it was read")
+
+    def _fail(self, message: str) -> NoReturn:
+        self.failure = ClientError(message, reason="FILE_CHANGED", hint="wait until its writer is done, then try again")
+        raise self.failure
 
 
 def _upload(client: Client, path: Path, reporter: Reporter) -> str:
@@ -76,8 +80,8 @@ def _upload(client: Client, path: Path, reporter: Reporter) -> str:
     except OSError as error:
         raise ClientError(f"cannot read {path}: {error.strerror}", reason="FILE_INVALID") from error
     try:
-        size_bytes = os.fstat(descriptor).st_size
-        pieces = _Pieces(descriptor, size_bytes)
+        pieces = _Pieces(descriptor)
+        size_bytes = pieces.size_bytes
         call = client.models.UploadBlob.future(iter(pieces))
         try:
             while True:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _DETAILS_KEY = "grpc-status-details-bin"
 _DOMAIN = "lmd"
 
+#: How gRPC's own refusal of a request begins.
+_TOO_LARGE = "SERVER: Received message larger than max"
+
 #: The reason of a call that this side hung up on.
 CANCELLED = "CANCELLED"
 
@@ -39,6 +42,12 @@ def client_error(error: grpc.RpcError) -> ClientError:
             "the daemon does not know this call",
             reason=code.name,
             hint="`lm version` compares both sides; update the older one",
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and message.startswith(_TOO_LARGE):
+        return ClientError(
+            "the request is larger than the daemon accepts",
+            reason="INVALID_ARGUMENT",
+            hint="a prompt with its chat, or a Modelfile, must stay below 4 MiB",
         )
     return ClientError(message, reason=code.name)
 

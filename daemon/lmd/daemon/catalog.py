@@ -176,7 +176,7 @@ class Catalog:
         tag = self.names.find(text)
         manifest = self._store.get_manifest(tag.manifest)
         for layer in manifest.files:
-            if not self._store.has_blob(layer.digest, layer.size_bytes):
+            if self._store.blob_size(layer.digest) != layer.size_bytes:
                 raise BlobMissing(str(layer.digest))
         header = self._headers.get(self._store, manifest)
         template = effective_template(manifest, header)

@@ -90,7 +90,11 @@ class ModelIncompatible(LmdError):
     reason = "MODEL_INCOMPATIBLE"
 
     def __init__(self, name: str, detail: str) -> None:
-        super().__init__(f"the engine cannot load model `{name}`: {detail}", metadata={"name": name, "detail": detail})
+        super().__init__(
+            f"the engine cannot load model `{name}`: {detail}",
+            hint="if its file is damaged, `lm rm` it and get it again; if it is newer than the engine, update `lm`",
+            metadata={"name": name, "detail": detail},
+        )
 
 
 class RunnerError(LmdError):
@@ -119,7 +123,10 @@ class RunnerStartTimeout(RunnerError):
 
     def __init__(self, name: str, *, timeout_s: float, log: str) -> None:
         super().__init__(
-            f"the runner of model `{name}` made no progress for {timeout_s:g} s while loading", name=name, log=log
+            f"the runner of model `{name}` made no progress for {timeout_s:g} s while loading",
+            name=name,
+            log=log,
+            hint="try again when the machine has less to do",
         )
 
 
@@ -130,7 +137,10 @@ class RunnerHung(RunnerError):
 
     def __init__(self, name: str, *, timeout_s: float, log: str) -> None:
         super().__init__(
-            f"the runner of model `{name}` did not answer for {timeout_s:g} s and was ended", name=name, log=log
+            f"the runner of model `{name}` did not answer for {timeout_s:g} s and was ended",
+            name=name,
+            log=log,
+            hint="run it again to reload",
         )
 
 
@@ -140,7 +150,9 @@ class Unloaded(LmdError):
     reason = "UNLOADED"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"model `{name}` was unloaded while it answered", metadata={"name": name})
+        super().__init__(
+            f"model `{name}` was unloaded while it answered", hint="run it again to reload", metadata={"name": name}
+        )
 
 
 class ContextLengthExceeded(LmdError):
@@ -162,4 +174,8 @@ class TemplateFailed(LmdError):
     reason = "TEMPLATE_FAILED"
 
     def __init__(self, detail: str) -> None:
-        super().__init__(f"the chat template fails: {detail}", metadata={"detail": detail})
+        super().__init__(
+            f"the chat template fails: {detail}",
+            hint="give the model another one with TEMPLATE in a Modelfile, or go without one (`lm run --raw`)",
+            metadata={"detail": detail},
+        )

@@ -67,7 +67,7 @@ def prepare_directory(directory: Path, mode: int) -> None:
         )
 
 
-def check_path_length(path: Path) -> None:
+def check_path_length(path: Path, *, hint: str = "choose a shorter `LMD_HOME`") -> None:
     """Refuse a path that does not fit into a socket address.
 
     Raises:
@@ -77,7 +77,7 @@ def check_path_length(path: Path) -> None:
     if excess > 0:
         raise SocketUnusable(
             f"the socket path {path} is {excess} bytes longer than the {MAX_SOCKET_PATH_BYTES} that the system allows",
-            hint="choose a shorter `LMD_HOME`, or set `server.socket` (LMD_SERVER_SOCKET)",
+            hint=hint,
         )
 
 
@@ -143,7 +143,7 @@ def _passed_socket(passed: Mapping[str, str], pid: int) -> socket.socket | None:
 
 
 def _bind(path: Path) -> Listener:
-    check_path_length(path)
+    check_path_length(path, hint="choose a shorter `LMD_HOME`, or set `server.socket` (LMD_SERVER_SOCKET)")
     shared = path == SYSTEM_SOCKET
     prepare_directory(path.parent, 0o755 if shared else 0o700)
     lock_fd = _lock(path)

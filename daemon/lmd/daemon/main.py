@@ -17,7 +17,7 @@ import click
 
 from lmd.daemon import logs
 from lmd.daemon.config_file import ConfigError, load_config
-from lmd.registry.errors import LmdError
+from lmd.registry.errors import DiskFull, LmdError
 from lmd.v1.version import __version__
 
 if TYPE_CHECKING:
@@ -110,9 +110,16 @@ def launch(
     try:
         asyncio.run(Lifecycle(config, env, application()).run())
     except LmdError as error:
+        if isinstance(error, DiskFull):
+            error.hint = "make room there, then start the daemon again"  # only a running one can remove models
         return _failed(error, logged=log_file is not None)
     except OSError as error:
-        return _failed(LmdError(f"cannot start: {error}"), logged=log_file is not None)
+        where = f" in {error.filename}" if error.filename else ""
+        unusable = LmdError(
+            f"cannot start{where}: {error.strerror or error}",
+            hint="set `LMD_HOME` (or `--home`) to a directory that this user can write to",
+        )
+        return _failed(unusable, logged=log_file is not None)
     except Exception:  # the last boundary: a defect ends up in the log, whoever reads it
         logging.getLogger(__name__).critical("daemon_crashed", exc_info=True)
         return _end(EXIT_FAILED)

@@ -197,7 +197,7 @@ class BlobMissing(LmdError):
     def __init__(self, digest: str) -> None:
         super().__init__(
             f"blob {digest} is missing from the store",
-            hint="pull the model again",
+            hint="pull the model again, or create it anew from its file",
             metadata={"digest": digest},
         )
 
@@ -210,7 +210,7 @@ class BlobCorrupt(LmdError):
     def __init__(self, digest: str) -> None:
         super().__init__(
             f"blob {digest} is damaged and was moved to quarantine",
-            hint="pull the model again",
+            hint="pull the model again, or create it anew from its file",
             metadata={"digest": digest},
         )
 
@@ -249,7 +249,11 @@ class GgufInvalid(LmdError):
     reason = "GGUF_INVALID"
 
     def __init__(self, detail: str) -> None:
-        super().__init__(f"not a valid GGUF file: {detail}", metadata={"detail": detail})
+        super().__init__(
+            f"not a valid GGUF file: {detail}",
+            hint="get the file again; if it stays so, use another one of the model and tell whoever made this one",
+            metadata={"detail": detail},
+        )
 
 
 class FileInvalid(LmdError):
@@ -258,7 +262,11 @@ class FileInvalid(LmdError):
     reason = "FILE_INVALID"
 
     def __init__(self, path: str, why: str) -> None:
-        super().__init__(f"cannot import {path}: {why}", metadata={"path": path})
+        super().__init__(
+            f"cannot import {path}: {why}",
+            hint="give the path of a GGUF file that can be read, not of a link to it",
+            metadata={"path": path},
+        )
 
 
 class FileChanged(LmdError):

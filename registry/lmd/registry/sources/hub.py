@@ -68,7 +68,11 @@ class HubSource:
         if not token:
             return None
         if _TOKEN.fullmatch(token) is None:
-            raise InvalidRequest("the token holds spaces or characters that are not ASCII", field="token")
+            raise InvalidRequest(
+                "the token holds spaces or characters that are not ASCII",
+                field="token",
+                hint="check the token in `HF_TOKEN`",
+            )
         return Credentials(f"Bearer {token}", self._origin)
 
     def page(self, repo_id: str) -> str:

@@ -37,8 +37,9 @@ def refusal(
             )
         return SourceDenied(f"{what} is gated", ref=ref, hint=f"accept its terms{where}, then {_TOKEN_HINT}")
     if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") or status in (404, 410):
-        hint = "" if has_token else f"check the spelling; if it is private, {_TOKEN_HINT}"
-        return SourceNotFound(f"{what} does not exist, or is private", ref=ref, hint=hint or "check the spelling")
+        private = "make sure that the token in `HF_TOKEN` may read it" if has_token else _TOKEN_HINT
+        hint = f"check the spelling; if it is private, {private}"
+        return SourceNotFound(f"{what} does not exist, or is private", ref=ref, hint=hint)
     if status == 401 and has_token:
         return SourceDenied("the source does not accept the token", ref=ref, hint="check the token in `HF_TOKEN`")
     if status in (401, 403):
