@@ -10,7 +10,8 @@ LmdError
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
 │   ├── RunnerStartTimeout      ... did not become ready in time
-│   └── RunnerHung              ... stopped answering
+│   ├── RunnerHung              ... stopped answering
+│   └── EngineFailed            ... failed on one request, and goes on
 ├── Unloaded                  the model was unloaded by force while it answered
 ├── ContextLengthExceeded     the prompt is longer than the context
 └── TemplateFailed            the chat template fails or runs over its limits
@@ -132,6 +133,18 @@ class RunnerHung(RunnerError):
         super().__init__(
             f"the runner of model `{name}` did not answer for {timeout_s:g} s and was ended", name=name, log=log
         )
+
+
+class EngineFailed(RunnerError):
+    """Raised when the engine fails on a request; its runner goes on. *detail* is the runner's own words."""
+
+    reason = "ENGINE_FAILED"
+
+    def __init__(self, name: str, detail: str, *, log: str) -> None:
+        super().__init__(
+            f"the engine of model `{name}` failed on this request: {detail}", name=name, log=log, hint="run it again"
+        )
+        self.metadata["detail"] = detail
 
 
 class Unloaded(LmdError):
