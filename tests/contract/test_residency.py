@@ -28,7 +28,7 @@ from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerSt
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from tests.support.leaks import nothing_left_in, until
-from tests.support.residents import SETTINGS, World, collect
+from tests.support.residents import SETTINGS, World, collect, header
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
@@ -128,7 +128,7 @@ async def test_client_that_hangs_up_during_a_load_does_not_waste_it(world: World
 
 async def test_explicit_load_reports_progress_and_is_not_undone(world: World) -> None:
     gate = world.path / "gate"
-    model = world.model("a", gate=str(gate), journal=world.journal())
+    model = replace(world.model("a", gate=str(gate), journal=world.journal()), header=header(context_length=1024))
     async with contextlib.aclosing(world.residency.load(model, {})) as events:
         async for event in events:
             assert isinstance(event, Waiting)
@@ -212,6 +212,40 @@ async def test_engine_that_gives_less_context_is_not_reloaded_for_ever(world: Wo
     status = world.status(model)
     assert status is not None
     assert status.context_length == 512
+
+
+async def test_request_behind_a_reload_is_not_forgotten_when_its_client_leaves_at_once(world: World) -> None:
+    """The one in front left before the actor had looked: nobody admitted the one behind, who waited for ever."""
+    model = world.model("a")
+    await world.ask(model, "x")
+    larger = world.residency.enqueue(model, LoadSettings(num_ctx=4096))
+    with world.residency.enqueue(model, SETTINGS) as behind:
+        larger.close()
+        assert await behind.wait(5)
+
+
+async def test_context_that_does_not_fit_fails_only_those_who_asked_for_it(world: World) -> None:
+    """A reload serves the largest context of all who wait; when that did not fit, everyone who waited was refused."""
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x")
+    world.memory.needs("ctx=4096", 1 << 40)
+    running = await world.holding(model)
+    larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
+    await until(lambda: world.state(model) is RunnerState.DRAINING)
+    small = asyncio.create_task(world.ask(model, "small"))
+    await asyncio.sleep(0)
+    await cancel(running)
+    with pytest.raises(DeviceMemoryShort):
+        await larger
+    assert await small == "small "
+
+
+async def test_context_beyond_what_the_model_was_trained_with_is_no_reason_to_reload(world: World) -> None:
+    """No runner makes a larger one: the reload ended with the same context, and memory was planned for the larger."""
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x", LoadSettings(num_ctx=4096))
+    await world.ask(model, "x", LoadSettings(num_ctx=1 << 20))
+    assert world.loads() == ["4096 0"]
 
 
 # Queues

@@ -15,9 +15,9 @@ import pytest
 
 from lmd.daemon.errors import (
     ContextLengthExceeded,
+    EngineFailed,
     ModelIncompatible,
     RunnerCrashed,
-    RunnerError,
     RunnerHung,
     RunnerStartTimeout,
     TemplateFailed,
@@ -353,7 +353,7 @@ async def test_load_failures_are_told_apart(fake: Subject, load: str, error: typ
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
-        ("engine", RunnerError),
+        ("engine", EngineFailed),
         ("template", TemplateFailed),
         ("no_template", CapabilityMissing),
         ("invalid", InvalidRequest),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 
@@ -124,3 +125,17 @@ def test_drain_finishes_the_running_answer(product: Product, running: None, slow
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert json.loads(out)["generated_tokens"] > 0
+
+
+def test_drain_refuses_those_who_only_wait(product: Product, running: None, slow_model: str) -> None:
+    """They kept waiting for their load beside the running answer, and were served or cut at the drain's deadline."""
+    long_answer = start_long_answer(product, slow_model)
+    waiting = product.spawn_lm("run", slow_model, "once", "--json", "-o", "num_gpu=0")
+    wait_until(lambda: [r["state"] for r in product.json("ps")] == ["draining"], "a reload waits for the answer")
+    product.daemons[-1].process.send_signal(signal.SIGTERM)
+    _, err = waiting.communicate(timeout=15)
+    assert (waiting.returncode, json.loads(err)["error"]["reason"]) == (1, "DRAINING")
+    assert long_answer.poll() is None
+    long_answer.kill()
+    long_answer.communicate()
+    assert product.daemons[-1].process.wait(20) == 0

@@ -48,18 +48,25 @@ class Memory:
     def __init__(self) -> None:
         self.facts: dict[tuple[str, str], str] = {}
         self.unknown_bytes = 1000
+        self._needs: dict[str, int] = {}
+
+    def needs(self, settings: str, needed_bytes: int) -> None:
+        """Say that loads with *settings*, a word of the facts' keys such as "ctx=4096", need so many bytes."""
+        self._needs[settings] = needed_bytes
 
     def recall(self, kind: str, key: str) -> str | None:
-        unknown = MeasuredMemory(self.unknown_bytes, 0, 0, vram_bytes=self.unknown_bytes)
+        words = key.split()
+        needed_bytes = next((self._needs[word] for word in words if word in self._needs), self.unknown_bytes)
+        unknown = MeasuredMemory(needed_bytes, 0, 0, vram_bytes=needed_bytes)
         return self.facts.get((kind, key), json.dumps(asdict(unknown)) if kind == "memory" else None)
 
     def remember(self, kind: str, key: str, value: str) -> None:
         self.facts[kind, key] = value
 
 
-def header() -> GgufHeader:
+def header(context_length: int = 4096) -> GgufHeader:
     """The facts of a header that residency looks at."""
-    return cast(GgufHeader, SimpleNamespace(block_count=2, context_length=1024))
+    return cast(GgufHeader, SimpleNamespace(block_count=2, context_length=context_length))
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ class Application:
             await dropin.start()
             self._draining.push_async_callback(dropin.stop)
 
+        # First of all, and at once: whoever waits for a model is told to go elsewhere.
+        self._draining.callback(residency.drain)
         self._servicers = [
             adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool)),
@@ -112,7 +114,7 @@ class Application:
         ]
 
     async def drain(self) -> None:
-        """Stop pulls, which keep what arrived, and the drop-in folder."""
+        """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
         await self._draining.aclose()
 
     async def stop(self) -> None:

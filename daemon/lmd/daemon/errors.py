@@ -10,7 +10,8 @@ LmdError
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
 │   ├── RunnerStartTimeout      ... did not become ready in time
-│   └── RunnerHung              ... stopped answering
+│   ├── RunnerHung              ... stopped answering
+│   └── EngineFailed            ... failed on one request, and goes on
 ├── Unloaded                  the model was unloaded by force while it answered
 ├── ContextLengthExceeded     the prompt is longer than the context
 └── TemplateFailed            the chat template fails or runs over its limits
@@ -142,6 +143,18 @@ class RunnerHung(RunnerError):
             log=log,
             hint="run it again to reload",
         )
+
+
+class EngineFailed(RunnerError):
+    """Raised when the engine fails on a request; its runner goes on. *detail* is the runner's own words."""
+
+    reason = "ENGINE_FAILED"
+
+    def __init__(self, name: str, detail: str, *, log: str) -> None:
+        super().__init__(
+            f"the engine of model `{name}` failed on this request: {detail}", name=name, log=log, hint="run it again"
+        )
+        self.metadata["detail"] = detail
 
 
 class Unloaded(LmdError):

@@ -64,7 +64,7 @@ class Application(Protocol):
         ...
 
     async def drain(self) -> None:
-        """Stop what goes on without a request (pulls, the drop-in folder); called when the daemon begins to stop."""
+        """Refuse what only waits, and stop what goes on without a request; called when the daemon begins to stop."""
         ...
 
     async def stop(self) -> None:

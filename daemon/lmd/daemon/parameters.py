@@ -19,8 +19,8 @@ def effective(
 ) -> dict[str, ParameterValue]:
     """Merge settings; later wins, `stop` as a whole.
 
-    *num_ctx* is the daemon's default for the context; where nobody asks for more, a model gets no more than
-    *train_ctx*, what it was trained with (0: not known).
+    *num_ctx* is the daemon's default for the context, cut to *train_ctx*, what the model was trained with (0: not
+    known). What somebody asks for by name stays as it is; residency keeps to what the model can.
 
     Raises:
         InvalidRequest: a requested setting is unknown or out of its range.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from lmd.daemon.errors import ContextLengthExceeded, RunnerError, TemplateFailed
+from lmd.daemon.errors import ContextLengthExceeded, EngineFailed, TemplateFailed, Unloaded
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, LmdError
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -87,8 +87,7 @@ def error_of(failed: frames.Failed, *, name: str, log: str) -> LmdError:
         case frames.Failed.KIND_INVALID:
             return InvalidRequest(failed.message, field="prompt")
         case frames.Failed.KIND_CANCELLED:
-            return RunnerError(f"the runner of model `{name}` took the request back", name=name, log="")
+            # Nobody waits for the end of what we took back; otherwise a runner that drains took it back by itself.
+            return Unloaded(name)
         case _:
-            return RunnerError(
-                f"the engine of model `{name}` failed on this request: {failed.message}", name=name, log=log
-            )
+            return EngineFailed(name, failed.message, log=log)

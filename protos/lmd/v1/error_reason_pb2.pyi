@@ -88,6 +88,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A failed disk or index operation in the store. Metadata: operation."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 32
     """A defect in the daemon; error_id finds it in the log. Metadata: error_id."""
+    ERROR_REASON_ENGINE_FAILED: _ErrorReason.ValueType  # 33
+    """The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -162,4 +164,6 @@ ERROR_REASON_STORE_IO: ErrorReason.ValueType  # 31
 """A failed disk or index operation in the store. Metadata: operation."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 32
 """A defect in the daemon; error_id finds it in the log. Metadata: error_id."""
+ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 33
+"""The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

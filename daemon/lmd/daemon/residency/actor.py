@@ -90,7 +90,7 @@ class ModelActor:
         if queued >= self._limits.max_queue:
             raise QueueFull(limit=self._limits.max_queue, retry_after_s=QUEUE_RETRY_S)
         self._keep_alive.note_request(keep_alive)
-        ticket = Ticket(self, settings)
+        ticket = Ticket(self, settings.within(self.model.header.context_length))
         self._waiting[ticket] = None
         self._admit_waiting()
         self._wake.set()
@@ -99,7 +99,7 @@ class ModelActor:
     def preload(self, settings: LoadSettings) -> None:
         """Load the model even when nobody waits for it any more."""
         if self._runner is None:
-            self._preload = settings
+            self._preload = settings.within(self.model.header.context_length)
         self._keep_alive.note_use()
 
     def wait_status(self, ticket: Ticket) -> Waiting:
@@ -114,6 +114,8 @@ class ModelActor:
             self._admitted.discard(ticket)
             self._keep_alive.note_use()
             self._ledger.changed()
+        # It may have been all that kept those behind it from the runner.
+        self._admit_waiting()
         self._wake.set()
 
     # Others
@@ -251,7 +253,7 @@ class ModelActor:
             self._forget()
             return
         if (error := attempt.exception()) is not None:
-            self._note_failure(error)
+            self._note_failure(error, settings)
             return
         self._loaded = attempt.result()
         self._runner = self._loaded.runner
@@ -391,10 +393,14 @@ class ModelActor:
     def _note_progress(self, fraction: float) -> None:
         self._fraction, self.reason = fraction, ""
 
-    def _note_failure(self, error: BaseException) -> None:
+    def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):
             raise error
-        self._refuse_waiting(error)
+        if isinstance(error, DeviceMemoryShort):
+            # Those who wait for less may still get it.
+            self._refuse_waiting(error, keep=lambda ticket: ticket.settings.num_ctx < settings.num_ctx)
+        else:
+            self._refuse_waiting(error)
         self._forget()
         if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
             self._backoff.note_failure(error)

@@ -96,11 +96,16 @@ class Residency:
         """Remove what a daemon that was killed left of its runners' views."""
         await self._pool.run(shutil.rmtree, self._views_dir, ignore_errors=True)
 
+    def drain(self) -> None:
+        """Take no new requests, refuse those that wait, and let running answers finish until the drain deadline."""
+        if not self._closing:
+            self._closing = True
+            for actor in list(self._actors.values()):
+                actor.close()
+
     async def stop(self) -> None:
-        """Take no new requests, let running answers finish until the drain deadline, and end every runner."""
-        self._closing = True
-        for actor in list(self._actors.values()):
-            actor.close()
+        """Drain, and return when every runner has ended."""
+        self.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
@@ -67,6 +67,10 @@ class LoadSettings:
         so they wait for the next load: clients that differ in them do not take turns reloading the model.
         """
         return self.num_ctx <= loaded.num_ctx and self.num_gpu in (-1, loaded.num_gpu)
+
+    def within(self, train_ctx: int) -> LoadSettings:
+        """Return what a runner makes of these: it keeps to the context the model was trained with (0: not known)."""
+        return replace(self, num_ctx=min(self.num_ctx, train_ctx)) if train_ctx > 0 else self
 
 
 @dataclass(frozen=True, slots=True)
