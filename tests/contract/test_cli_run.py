@@ -46,6 +46,26 @@ def test_what_is_piped_in_comes_before_the_prompt(daemon: FakeDaemon) -> None:
     assert second.messages[0].content == "only this"
 
 
+def test_a_terminal_of_another_session_is_left_alone(daemon: FakeDaemon) -> None:
+    """`setsid lm run …` has a terminal as its input and does not own it; it once ended with a traceback (ENOTTY)."""
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "fine")
+    master, slave = os.openpty()
+    try:
+        done = subprocess.run(
+            command("run", "llama3", "hi"),
+            stdin=slave,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+            timeout=30,
+        )
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+
+
 def test_options_reach_the_daemon(daemon: FakeDaemon) -> None:
     lm_process(
         "run", "llama3", "-o", "temperature=0", "-o", "num_predict=60", "-o", "stop=a", "-o", "stop=b",

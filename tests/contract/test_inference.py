@@ -20,6 +20,7 @@ from lmd.daemon.services.inference import InferenceServiceServicer
 from lmd.daemon.services.runtime import RuntimeServiceServicer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, ModelNotFound
 from lmd.registry.lm_config import Message
+from lmd.registry.store import TagRecord
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import model_pb2, runtime_service_pb2, runtime_service_pb2_grpc
@@ -38,6 +39,10 @@ class Catalog:
         if name not in self.models:
             raise ModelNotFound(text)
         return self.models[name]
+
+    async def find(self, text: str) -> TagRecord:
+        model = await self.resolve(text)
+        return TagRecord(model.name, model.manifest_digest, 0, 0)
 
     def add(self, model: Model) -> Model:
         self.models[model.name] = model
@@ -294,6 +299,14 @@ async def test_unload_by_another_name_of_the_same_model(bench: Bench, connection
     bench.catalog.add(replace(model, name="copy:latest", digest=model.manifest_digest))
     await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="copy"))
     assert bench.world.status(model) is None
+
+
+async def test_unload_of_a_model_that_is_not_resident_names_it(bench: Bench, connection: Connection) -> None:
+    """It once named the digest, which nobody typed, and read all weights to find it."""
+    bench.model()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="m"))
+    assert "model `m:latest` not found" in str(caught.value.details())
 
 
 async def test_full_queue_refuses(bench: Bench) -> None:

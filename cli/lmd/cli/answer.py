@@ -144,8 +144,7 @@ def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Bod
 @contextmanager
 def _quiet_keyboard() -> Iterator[None]:
     """Keep keys typed during an answer off the screen; they reach the next prompt. Ctrl-C works as ever."""
-    # A job in the background would be stopped for touching the terminal.
-    if not is_terminal(sys.stdin) or os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+    if not _has_keyboard():
         yield
         return
     import termios
@@ -159,3 +158,13 @@ def _quiet_keyboard() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _has_keyboard() -> bool:
+    """Return whether stdin is our terminal and we its foreground job: any other is stopped for touching it."""
+    if not is_terminal(sys.stdin):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # the terminal of another session, as after setsid(1)
+        return False

@@ -85,8 +85,7 @@ class PromptMaker:
                 if request is None:
                     continue
                 if rendered.error:
-                    message = f"the chat template fails: {rendered.error}"
-                    failed = _failed(request, frames_pb2.Failed.KIND_TEMPLATE, message)
+                    failed = _failed(request, frames_pb2.Failed.KIND_TEMPLATE, rendered.error)
                     prepared += self._decided(request, failed)
                 else:
                     prepared += self._tokenize(request, rendered.prompt, self._vocab.tokenize_rendered)

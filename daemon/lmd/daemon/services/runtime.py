@@ -14,6 +14,7 @@ from lmd.daemon.residency.values import Loadable, RunnerState, RunnerStatus, Wai
 from lmd.daemon.services.inference import duration, keep_alive_of, load_progress, requested
 from lmd.registry.errors import ModelNotFound
 from lmd.registry.ref import parse_ref
+from lmd.registry.store import TagRecord
 from lmd.v1 import runtime_service_pb2 as pb
 from lmd.v1 import runtime_service_pb2_grpc as rpc
 
@@ -28,8 +29,11 @@ _STATES = {
 class Models(Protocol):
     """The part of the catalog that is needed here."""
 
+    async def find(self, text: str) -> TagRecord:
+        """Return the tag that a reference means."""
+
     async def resolve(self, text: str) -> Loadable:
-        """Return the model that a reference means."""
+        """Return the model that a reference means, with all its files."""
 
 
 class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
@@ -76,10 +80,11 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
     async def _unload_alias(self, request: pb.UnloadModelRequest, not_resident: ModelNotFound) -> int:
         """Unload what another name of the same model made resident."""
         try:
-            model = await self._catalog.resolve(request.name)
+            # Found, not resolved: a model whose files are damaged can be stopped.
+            tag = await self._catalog.find(request.name)
+            return await self._residency.unload(str(tag.manifest), force=request.force)
         except ModelNotFound:
             raise not_resident from None
-        return await self._residency.unload(str(model.manifest_digest), force=request.force)
 
 
 def runner_message(status: RunnerStatus) -> pb.Runner:
