@@ -785,6 +785,7 @@ def test_a_model_that_does_not_fit_is_refused_before_the_first_byte(rig: Rig) ->
     assert caught.value.needed_bytes == 1 << 60
     assert rig.hub.data_requests(FILE) == []
     assert_nothing_stored(rig)
+    assert rig.store.usage().ingests == 0, "an empty ingest once stayed, and `lm gc` listed it"
 
 
 def test_shards_that_do_not_fit_together_are_refused_before_the_first_byte(rig: Rig) -> None:
@@ -796,6 +797,7 @@ def test_shards_that_do_not_fit_together_are_refused_before_the_first_byte(rig: 
     with pytest.raises(DiskFull):
         rig.pull("hf.co/test/big")
     assert {request.role for request in rig.hub.requests} == {"hub"}
+    assert rig.store.usage().ingests == 0
     # Nothing stays reserved.
     with rig.store.reserve(free // 2, "test"):
         pass

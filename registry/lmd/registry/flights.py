@@ -128,7 +128,7 @@ class Flight:
             self.changed.notify_all()
 
     def _close(self) -> None:
-        self._ingest.close()
+        _let_go(self._ingest)
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None
@@ -222,7 +222,7 @@ class Flights:
                     ingest.reset()
                 flight = Flight(self._store, key, remote, ingest)
             except BaseException:
-                ingest.close()
+                _let_go(ingest)
                 raise
             self._flights[key] = flight
             return Ticket(self, flight, leads=True)
@@ -270,3 +270,11 @@ class Flights:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _let_go(ingest: Ingest) -> None:
+    """Keep what arrived for resume; an ingest without a byte would only be garbage."""
+    if ingest.received_bytes:
+        ingest.close()
+    else:
+        ingest.discard()
