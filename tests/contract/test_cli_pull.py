@@ -182,6 +182,42 @@ class TestBars:
         assert "10 MiB/s" in text
         assert text.endswith("0:08")
 
+    def test_a_pause_is_shown_instead_of_a_speed_that_is_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Bars were redrawn only when something came, so a stalled transfer went on promising its last speed."""
+        screen, clock = Screen(100), _Clock()
+        monkeypatch.setenv("COLUMNS", "100")
+        reporter = BarReporter(screen, clock)  # type: ignore[arg-type]
+        for second in range(3):
+            clock.now = second
+            reporter.progress(_progress(second * 10 * MIB, State.STATE_DOWNLOADING))
+        clock.now = 14.5
+        reporter.refresh()
+        assert screen.text.endswith("20 MiB / 100 MiB      no data for 12s")
+        clock.now = 15
+        reporter.progress(_progress(21 * MIB, State.STATE_DOWNLOADING))
+        assert "no data" not in screen.text
+
+    def test_what_stays_is_what_was_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After an error there stood a speed, a remaining time and `resolving`, as if it all went on."""
+        screen = Screen(100)
+        monkeypatch.setenv("COLUMNS", "100")
+        reporter = BarReporter(screen, _Clock())  # type: ignore[arg-type]
+        reporter.progress(_progress(100 * MIB, State.STATE_DONE))
+        for name, done in (("b.gguf", 7 * MIB), ("c.gguf", 0)):
+            progress = _progress(done, State.STATE_DOWNLOADING)
+            progress.filename = name
+            reporter.progress(progress)
+        reporter.close()
+        assert screen.text == "  a.gguf  done  100 MiB\n  b.gguf  7 MiB of 100 MiB"
+
+    def test_a_source_that_was_never_found_leaves_no_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        screen = Screen(100)
+        reporter = BarReporter(screen, _Clock())  # type: ignore[arg-type]
+        reporter.progress(pb.PullProgress(state=State.STATE_RESOLVING))
+        assert screen.text == "  source  resolving"
+        reporter.close()
+        assert screen.text == ""
+
     def test_a_resumed_pull_says_where_it_began_and_does_not_count_that_as_speed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

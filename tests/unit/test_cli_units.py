@@ -116,6 +116,15 @@ def test_a_meter_says_nothing_before_it_knows_and_falls_when_nothing_comes() -> 
     assert meter.rate(10) == pytest.approx(100)
 
 
+def test_a_meter_forgets_a_long_pause() -> None:
+    """The average over a stall of half a minute and the seconds after it once showed 280 KiB/s for 7 MiB/s."""
+    meter = Meter()
+    meter.update(0, 1000)
+    meter.update(30, 1000)
+    meter.update(31, 2000)
+    assert meter.rate(31) == pytest.approx(1000)
+
+
 def test_a_meter_starts_anew_when_a_transfer_starts_anew() -> None:
     meter = Meter()
     meter.update(0, 1000)

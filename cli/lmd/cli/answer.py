@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +11,7 @@ from lmd.cli.bodies import Body, HeldBody, RawBody, WrappedBody
 from lmd.cli.context import note
 from lmd.cli.errors import ClientError
 from lmd.cli.spinner import Spinner, waiting_text
-from lmd.cli.terminal import can_redraw, is_terminal
+from lmd.cli.terminal import can_redraw, is_terminal, quiet_keyboard
 from lmd.cli.ticking import with_ticks
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from lmd.cli.client import Client, EventStream
-
-_BEAT_S = 0.1
 
 AnswerEvent = pb.ChatResponse | pb.GenerateResponse
 
@@ -104,8 +99,8 @@ def receive(client: Client, request: Request, body: Body) -> Answer:
     spinner = Spinner()
     beating = spinner.visible or not isinstance(body, RawBody | HeldBody)
     try:
-        with _quiet_keyboard(), request.send(client) as events:
-            for event in with_ticks(events, _BEAT_S) if beating else events:
+        with quiet_keyboard(), request.send(client) as events:
+            for event in with_ticks(events) if beating else events:
                 _take(event, answer, request, body, spinner)
     except KeyboardInterrupt:
         interrupted = True
@@ -139,32 +134,3 @@ def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Bod
         spinner.say(waiting_text(request.model.model.name, event.waiting))
     elif event.HasField("done"):
         answer.done = event.done
-
-
-@contextmanager
-def _quiet_keyboard() -> Iterator[None]:
-    """Keep keys typed during an answer off the screen; they reach the next prompt. Ctrl-C works as ever."""
-    if not _has_keyboard():
-        yield
-        return
-    import termios
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    quiet = termios.tcgetattr(descriptor)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def _has_keyboard() -> bool:
-    """Return whether stdin is our terminal and we its foreground job: any other is stopped for touching it."""
-    if not is_terminal(sys.stdin):
-        return False
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except OSError:  # the terminal of another session, as after setsid(1)
-        return False

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmd.cli.errors import ClientError
 from lmd.cli.spinner import Spinner, load_text
+from lmd.cli.terminal import quiet_keyboard
 from lmd.cli.ticking import with_ticks
 from lmd.v1 import model_pb2
 from lmd.v1 import model_service_pb2 as model_service_pb
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from lmd.cli.client import Client
-
-_BEAT_S = 0.1
 
 
 def ensure_model(client: Client, ref: str) -> model_pb2.ModelInfo:
@@ -49,8 +48,8 @@ def load(client: Client, name: str, parameters: model_pb2.Parameters, keep_alive
     spinner = Spinner()
     spinner.say(f"loading {name}")
     try:
-        with client.stream(client.runtime.LoadModel, request) as events:
-            for event in with_ticks(events, _BEAT_S):
+        with quiet_keyboard(), client.stream(client.runtime.LoadModel, request) as events:
+            for event in with_ticks(events):
                 if event is None:
                     spinner.refresh()
                 elif event.HasField("progress"):

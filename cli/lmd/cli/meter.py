@@ -15,8 +15,10 @@ class Meter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, now: float, completed_bytes: int) -> None:
-        """Note that *completed_bytes* are done at *now*. A number that shrinks starts the measurement anew."""
-        if self._samples and completed_bytes < self._samples[-1][1]:
+        """Note that *completed_bytes* are done at *now*. A number that shrinks, or stood still for
+        longer than the window, starts the measurement anew.
+        """
+        if self._samples and (completed_bytes < self._samples[-1][1] or now - self._samples[-1][0] > _WINDOW_S):
             self._samples.clear()
         self._samples.append((now, completed_bytes))
         while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:

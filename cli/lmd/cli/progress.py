@@ -26,11 +26,14 @@ from lmd.v1 import model_service_pb2 as pb
 
 _REDRAW_S = 0.08
 _PLAIN_LINE_S = 5.0
+#: A pause that people begin to wonder about; a rate over it would say nothing.
+_IDLE_S = 3.0
 _WIDEST_BAR = 32
 _WIDEST_NAME = 36
 _DIGEST_SHOWN = 19  # "sha256:" and twelve digits
 
 State = pb.PullProgress.State
+_ENDS = (State.STATE_DONE, State.STATE_PRESENT)
 
 
 class Reporter(Protocol):
@@ -42,6 +45,9 @@ class Reporter(Protocol):
     def progress(self, progress: pb.PullProgress) -> None:
         """Show how far one file is."""
 
+    def refresh(self) -> None:
+        """Catch up on the screen, when nothing has come for a while."""
+
     def close(self) -> None:
         """Show the last state for good."""
 
@@ -52,6 +58,7 @@ class _Step:
 
     label: str
     progress: pb.PullProgress
+    moved_at: float
     meter: Meter = field(default_factory=Meter)
 
 
@@ -67,12 +74,15 @@ class _Steps:
         key = progress.filename or progress.digest
         step = self._by_key.get(key)
         changed = step is None or step.progress.state != progress.state
+        now = self._clock()
         if step is None:
             label = one_line(progress.filename) or progress.digest[:_DIGEST_SHOWN] or "source"
-            step = self._by_key[key] = _Step(label, progress)
+            step = self._by_key[key] = _Step(label, progress, now)
+        if changed or progress.completed_bytes != step.progress.completed_bytes:
+            step.moved_at = now
         step.progress = progress
         if progress.state == State.STATE_DOWNLOADING:
-            step.meter.update(self._clock(), progress.completed_bytes)
+            step.meter.update(now, progress.completed_bytes)
         return step, changed
 
     def shown(self) -> list[_Step]:
@@ -98,26 +108,34 @@ class BarReporter:
     def progress(self, progress: pb.PullProgress) -> None:
         """Redraw, at most about twelve times a second unless a file changed its state."""
         _, changed = self._steps.update(progress)
-        if changed or self._clock() - self._drawn_at >= _REDRAW_S:
+        if changed:
+            self._drawn_at = float("-inf")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Redraw, as rates and pauses change also when nothing comes."""
+        if self._clock() - self._drawn_at >= _REDRAW_S:
             self._region.draw(self._lines())
             self._drawn_at = self._clock()
 
     def close(self) -> None:
-        """Leave the bars as they were last."""
-        lines = self._lines()
-        self._region.clear(above="".join(f"{line}\n" for line in lines))
+        """Leave what was reached; what did not begin leaves no line."""
+        self._region.clear(above="".join(f"{line}\n" for line in self._lines(last=True)))
 
-    def _lines(self) -> list[str]:
-        steps = self._steps.shown()
+    def _lines(self, *, last: bool = False) -> list[str]:
+        steps = [step for step in self._steps.shown() if not last or _began(step.progress)]
         columns = terminal_size().columns
         width = min(max((cell_width(s.label) for s in steps), default=0), _WIDEST_NAME, max(columns // 3, 8))
-        return [_cut(self._line(step, width, columns), columns - 1) for step in steps]
+        return [_cut(self._line(step, width, columns, last=last), columns - 1) for step in steps]
 
-    def _line(self, step: _Step, name_width: int, columns: int) -> str:
+    def _line(self, step: _Step, name_width: int, columns: int, *, last: bool) -> str:
         progress, palette = step.progress, self._palette
         name = shorten(step.label, name_width)
         head = f"  {name}{' ' * (name_width - cell_width(name))}  "
         room = columns - cell_width(head) - 1
+        if last and progress.state not in _ENDS:
+            total = f" of {format_size(progress.total_bytes)}" if progress.total_bytes else ""
+            return head + f"{format_size(progress.completed_bytes)}{total}"
         match progress.state:
             case State.STATE_DONE:
                 size = format_size(progress.total_bytes or progress.completed_bytes)
@@ -137,14 +155,16 @@ class BarReporter:
         done, total = progress.completed_bytes, progress.total_bytes
         rate, remaining_s = step.meter.rate(now), step.meter.remaining_s(now, total)
         pace = f"{format_size(rate)}/s" if rate is not None else ""
-        if not total:
-            return f"{format_size(done)}  {pace}"[:room]
-        share = min(done / total, 1.0)
         clock = format_clock(remaining_s) if remaining_s is not None else ""
-        figures = f"{int(share * 100):3}%  {format_size(done):>8} / {format_size(total)}  {pace:>12}  {clock:>5}"
+        idle_s = now - step.moved_at
+        speed = f"{pace:>12}  {clock:>5}" if idle_s < _IDLE_S else f"{f'no data for {int(idle_s)}s':>19}"
+        if not total:
+            return f"{format_size(done)}  {speed.strip()}"[:room]
+        share = min(done / total, 1.0)
+        figures = f"{int(share * 100):3}%  {format_size(done):>8} / {format_size(total)}  {speed}"
         width = min(room - len(figures) - 2, _WIDEST_BAR)
         if width < 6:
-            return f"{int(share * 100):3}%  {pace:>12}  {clock:>5}"[:room]
+            return f"{int(share * 100):3}%  {speed}"[:room]
         filled = int(share * width)
         bar = palette.hint("━" * filled) + palette.faint("─" * (width - filled))
         return f"{bar}  {figures}{self._resumed(progress, room - width - len(figures) - 2)}"
@@ -152,6 +172,10 @@ class BarReporter:
     def _resumed(self, progress: pb.PullProgress, room: int = _WIDEST_BAR) -> str:
         text = f"  resumed at {format_size(progress.resumed_bytes)}" if progress.resumed_bytes else ""
         return self._palette.faint(text) if len(text) <= room else ""
+
+
+def _began(progress: pb.PullProgress) -> bool:
+    return progress.state in _ENDS or progress.completed_bytes > 0
 
 
 def _cut(line: str, width: int) -> str:
@@ -183,6 +207,9 @@ class LineReporter:
         if changed or now - self._last_line.get(step.label, now) >= _PLAIN_LINE_S:
             self._last_line[step.label] = now
             self._write(self._line(step, now))
+
+    def refresh(self) -> None:
+        """Do nothing: a line without news would be noise."""
 
     def close(self) -> None:
         """Do nothing: every line stands for good."""

@@ -13,6 +13,8 @@ from click.exceptions import Exit
 from lmd.cli.context import announce, note
 from lmd.cli.errors import EXIT_INTERRUPTED, ClientError
 from lmd.cli.progress import Reporter, reporter_for
+from lmd.cli.terminal import quiet_keyboard
+from lmd.cli.ticking import with_ticks
 from lmd.cli.units import format_elapsed, format_size
 from lmd.v1 import model_service_pb2 as pb
 
@@ -37,7 +39,11 @@ def pull(client: Client, ref: str) -> model_pb2.Model:
     started = pb.PullStarted()
     request = pb.PullModelRequest(ref=ref, token=token_from_environment())
     try:
-        with closing(reporter_for()) as reporter, client.stream(client.models.PullModel, request) as events:
+        with (
+            quiet_keyboard(),
+            closing(reporter_for()) as reporter,
+            client.stream(client.models.PullModel, request) as events,
+        ):
             model = _watch(events, reporter, started)
     except KeyboardInterrupt:
         note(_left(ref, started))
@@ -48,7 +54,10 @@ def pull(client: Client, ref: str) -> model_pb2.Model:
 
 
 def _watch(events: Iterable[pb.PullModelResponse], reporter: Reporter, started: pb.PullStarted) -> model_pb2.Model:
-    for event in events:
+    for event in with_ticks(events):
+        if event is None:
+            reporter.refresh()
+            continue
         match event.WhichOneof("event"):
             case "started":
                 started.CopyFrom(event.started)

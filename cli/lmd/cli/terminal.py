@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 # C0 without tab and line feed, DEL, C1, and the characters that reorder or hide text around them.
@@ -74,6 +77,33 @@ def cell_width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(plain)
+
+
+def _owns_keyboard() -> bool:
+    """Return whether stdin is our terminal and we are in its foreground; others would be stopped for touching it."""
+    try:
+        return is_terminal(sys.stdin) and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # a terminal of another session, as under `setsid`
+        return False
+
+
+@contextmanager
+def quiet_keyboard() -> Iterator[None]:
+    """Keep keys that are typed meanwhile off the screen; they reach the next prompt. Ctrl-C works as ever."""
+    if not _owns_keyboard():
+        yield
+        return
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet = termios.tcgetattr(descriptor)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 class Palette:

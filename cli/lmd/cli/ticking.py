@@ -9,12 +9,15 @@ from typing import TypeVar
 
 Event = TypeVar("Event")
 
+#: How often a screen is brought up to date while nothing comes.
+BEAT_S = 0.1
+
 
 class _End:
     """Marks the end of the events."""
 
 
-def with_ticks(events: Iterable[Event], beat_s: float) -> Iterator[Event | None]:
+def with_ticks(events: Iterable[Event], beat_s: float = BEAT_S) -> Iterator[Event | None]:
     """Yield *events* as they come, and None whenever *beat_s* passes without one. Errors pass through.
 
     The events are read in a thread; whoever stops early makes *events* end, so that the thread does.

@@ -59,6 +59,8 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
     from lmd.cli.modelfiles import referred_files, with_places
     from lmd.cli.progress import reporter_for
     from lmd.cli.pulling import token_from_environment
+    from lmd.cli.terminal import quiet_keyboard
+    from lmd.cli.ticking import with_ticks
     from lmd.cli.uploads import store_file
     from lmd.v1 import model_service_pb2 as pb
 
@@ -67,12 +69,14 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
     except ClientError as error:
         raise with_places(error, text, shown_as) from None
     files = referred_files(getattr(checked, "from"), directory)
-    with closing(reporter_for()) as reporter:
+    with quiet_keyboard(), closing(reporter_for()) as reporter:
         digests = {argument: store_file(client, path, reporter) for argument, path in files.items()}
         request = pb.CreateModelRequest(name=name, modelfile=text, files=digests, token=token_from_environment())
         with client.stream(client.models.CreateModel, request) as events:
-            for event in events:
-                if event.HasField("status"):
+            for event in with_ticks(events):
+                if event is None:
+                    reporter.refresh()
+                elif event.HasField("status"):
                     reporter.status(event.status)
                 elif event.HasField("progress"):
                     reporter.progress(event.progress)
