@@ -90,6 +90,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect in the daemon; error_id finds it in the log. Metadata: error_id."""
     ERROR_REASON_ENGINE_FAILED: _ErrorReason.ValueType  # 33
     """The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 34
+    """The request's own time is up. Metadata: timeout_s."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -166,4 +168,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 32
 """A defect in the daemon; error_id finds it in the log. Metadata: error_id."""
 ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 33
 """The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 34
+"""The request's own time is up. Metadata: timeout_s."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

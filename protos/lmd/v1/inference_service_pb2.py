@@ -27,29 +27,71 @@ from lmd.v1 import model_pb2 as lmd_dot_v1_dot_model__pb2
 from lmd.v1 import runtime_service_pb2 as lmd_dot_v1_dot_runtime__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elmd/v1/inference_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12lmd/v1/model.proto\x1a\x1clmd/v1/runtime_service.proto\"\xb4\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x06system\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03raw\x18\x04 \x01(\x08\x12&\n\nparameters\x18\x05 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_system\"\x87\x01\n\x10GenerateResponse\x12\"\n\x07waiting\x18\x01 \x01(\x0b\x32\x0f.lmd.v1.WaitingH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.lmd.v1.TextDeltaH\x00\x12\"\n\x04\x64one\x18\x03 \x01(\x0b\x32\x12.lmd.v1.AnswerDoneH\x00\x42\x07\n\x05\x65vent\"\x96\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.lmd.v1.Message\x12&\n\nparameters\x18\x03 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x83\x01\n\x0c\x43hatResponse\x12\"\n\x07waiting\x18\x01 \x01(\x0b\x32\x0f.lmd.v1.WaitingH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.lmd.v1.TextDeltaH\x00\x12\"\n\x04\x64one\x18\x03 \x01(\x0b\x32\x12.lmd.v1.AnswerDoneH\x00\x42\x07\n\x05\x65vent\"E\n\x07Waiting\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\"\n\x04load\x18\x02 \x01(\x0b\x32\x14.lmd.v1.LoadProgress\"3\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x05\"\x8b\x04\n\nAnswerDone\x12\x36\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.lmd.v1.AnswerDone.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x05\x12\x31\n\x0etotal_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rload_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0equeue_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fprompt_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11generate_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\n \x01(\r\x12\x0c\n\x04stop\x18\x0b \x01(\t\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\x88\x01\n\x10InferenceService\x12?\n\x08Generate\x12\x17.lmd.v1.GenerateRequest\x1a\x18.lmd.v1.GenerateResponse0\x01\x12\x33\n\x04\x43hat\x12\x13.lmd.v1.ChatRequest\x1a\x14.lmd.v1.ChatResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elmd/v1/inference_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12lmd/v1/model.proto\x1a\x1clmd/v1/runtime_service.proto\"\xdc\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x13\n\x06system\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03raw\x18\x04 \x01(\x08\x12&\n\nparameters\x18\x05 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x07options\x18\x07 \x01(\x0b\x32\x15.lmd.v1.AnswerOptionsB\t\n\x07_system\"\x87\x01\n\x10GenerateResponse\x12\"\n\x07waiting\x18\x01 \x01(\x0b\x32\x0f.lmd.v1.WaitingH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.lmd.v1.TextDeltaH\x00\x12\"\n\x04\x64one\x18\x03 \x01(\x0b\x32\x12.lmd.v1.AnswerDoneH\x00\x42\x07\n\x05\x65vent\"\xbe\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.lmd.v1.Message\x12&\n\nparameters\x18\x03 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x07options\x18\x05 \x01(\x0b\x32\x15.lmd.v1.AnswerOptions\"\xec\x02\n\rAnswerOptions\x12\x1e\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x0e.lmd.v1.Format\x12\x0f\n\x07\x63hoices\x18\x02 \x01(\x05\x12\x19\n\x0ctop_logprobs\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x38\n\nlogit_bias\x18\x04 \x03(\x0b\x32$.lmd.v1.AnswerOptions.LogitBiasEntry\x12\x13\n\x0bstop_tokens\x18\x05 \x03(\x05\x12\"\n\x08priority\x18\x06 \x01(\x0e\x32\x10.lmd.v1.Priority\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x0e\x63ontext_policy\x18\x08 \x01(\x0e\x32\x15.lmd.v1.ContextPolicy\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0f\n\r_top_logprobs\"a\n\x06\x46ormat\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04gbnf\x18\x04 \x01(\tH\x00\x42\x08\n\x06\x66ormat\"\x83\x01\n\x0c\x43hatResponse\x12\"\n\x07waiting\x18\x01 \x01(\x0b\x32\x0f.lmd.v1.WaitingH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.lmd.v1.TextDeltaH\x00\x12\"\n\x04\x64one\x18\x03 \x01(\x0b\x32\x12.lmd.v1.AnswerDoneH\x00\x42\x07\n\x05\x65vent\"E\n\x07Waiting\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\"\n\x04load\x18\x02 \x01(\x0b\x32\x14.lmd.v1.LoadProgress\"k\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x05\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\x05\x12&\n\x08logprobs\x18\x04 \x03(\x0b\x32\x14.lmd.v1.TokenLogprob\"]\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.lmd.v1.TokenLogprob\"\xab\x05\n\nAnswerDone\x12\x36\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.lmd.v1.AnswerDone.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x05\x12\x31\n\x0etotal_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rload_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0equeue_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fprompt_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11generate_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\n \x01(\r\x12\x0c\n\x04stop\x18\x0b \x01(\t\x12#\n\x07\x63hoices\x18\x0c \x03(\x0b\x32\x12.lmd.v1.ChoiceDone\x12\x18\n\x10\x64ropped_messages\x18\r \x01(\x05\x12\x16\n\x0e\x64ropped_tokens\x18\x0e \x01(\x05\x12\x16\n\x0eshifted_tokens\x18\x0f \x01(\x05\x12\x16\n\x0e\x64rafted_tokens\x18\x10 \x01(\x05\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x11 \x01(\x05\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\"l\n\nChoiceDone\x12\x36\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1f.lmd.v1.AnswerDone.FinishReason\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x05\x12\x0c\n\x04stop\x18\x03 \x01(\t\"\xb7\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12\x12\n\ndimensions\x18\x04 \x01(\x05\x12\x0b\n\x03raw\x18\x05 \x01(\x08\x12&\n\nparameters\x18\x06 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb2\x01\n\rEmbedResponse\x12%\n\nembeddings\x18\x01 \x03(\x0b\x32\x11.lmd.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x31\n\x0etotal_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rload_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\"\xb8\x01\n\rRerankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tdocuments\x18\x03 \x03(\t\x12\r\n\x05top_n\x18\x04 \x01(\x05\x12\x10\n\x08truncate\x18\x05 \x01(\x08\x12&\n\nparameters\x18\x06 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x01\n\x0eRerankResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.lmd.v1.RankedDocument\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x31\n\x0etotal_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rload_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\x0eRankedDocument\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05score\x18\x02 \x01(\x02\"\x81\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x64\x64_special\x18\x03 \x01(\x08\x12\r\n\x05plain\x18\x04 \x01(\x08\x12-\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"1\n\x10TokenizeResponse\x12\x1d\n\x06tokens\x18\x01 \x03(\x0b\x32\r.lmd.v1.Token\"\"\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\x12\r\n\x05piece\x18\x02 \x01(\x0c\"a\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x03(\x05\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"w\n\x14\x41pplyTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.lmd.v1.Message\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x15\x41pplyTemplateResponse\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1d\n\x06tokens\x18\x02 \x03(\x0b\x32\r.lmd.v1.Token*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\x80\x01\n\rContextPolicy\x12\x1e\n\x1a\x43ONTEXT_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTEXT_POLICY_ERROR\x10\x01\x12\x1b\n\x17\x43ONTEXT_POLICY_TRUNCATE\x10\x02\x12\x18\n\x14\x43ONTEXT_POLICY_SHIFT\x10\x03\x32\xc9\x03\n\x10InferenceService\x12?\n\x08Generate\x12\x17.lmd.v1.GenerateRequest\x1a\x18.lmd.v1.GenerateResponse0\x01\x12\x33\n\x04\x43hat\x12\x13.lmd.v1.ChatRequest\x1a\x14.lmd.v1.ChatResponse0\x01\x12\x34\n\x05\x45mbed\x12\x14.lmd.v1.EmbedRequest\x1a\x15.lmd.v1.EmbedResponse\x12\x37\n\x06Rerank\x12\x15.lmd.v1.RerankRequest\x1a\x16.lmd.v1.RerankResponse\x12=\n\x08Tokenize\x12\x17.lmd.v1.TokenizeRequest\x1a\x18.lmd.v1.TokenizeResponse\x12\x43\n\nDetokenize\x12\x19.lmd.v1.DetokenizeRequest\x1a\x1a.lmd.v1.DetokenizeResponse\x12L\n\rApplyTemplate\x12\x1c.lmd.v1.ApplyTemplateRequest\x1a\x1d.lmd.v1.ApplyTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lmd.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ANSWEROPTIONS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_ANSWEROPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_PRIORITY']._serialized_start=3734
+  _globals['_PRIORITY']._serialized_end=3816
+  _globals['_CONTEXTPOLICY']._serialized_start=3819
+  _globals['_CONTEXTPOLICY']._serialized_end=3947
   _globals['_GENERATEREQUEST']._serialized_start=125
-  _globals['_GENERATEREQUEST']._serialized_end=305
-  _globals['_GENERATERESPONSE']._serialized_start=308
-  _globals['_GENERATERESPONSE']._serialized_end=443
-  _globals['_CHATREQUEST']._serialized_start=446
-  _globals['_CHATREQUEST']._serialized_end=596
-  _globals['_CHATRESPONSE']._serialized_start=599
-  _globals['_CHATRESPONSE']._serialized_end=730
-  _globals['_WAITING']._serialized_start=732
-  _globals['_WAITING']._serialized_end=801
-  _globals['_TEXTDELTA']._serialized_start=803
-  _globals['_TEXTDELTA']._serialized_end=854
-  _globals['_ANSWERDONE']._serialized_start=857
-  _globals['_ANSWERDONE']._serialized_end=1380
-  _globals['_ANSWERDONE_FINISHREASON']._serialized_start=1285
-  _globals['_ANSWERDONE_FINISHREASON']._serialized_end=1380
-  _globals['_INFERENCESERVICE']._serialized_start=1383
-  _globals['_INFERENCESERVICE']._serialized_end=1519
+  _globals['_GENERATEREQUEST']._serialized_end=345
+  _globals['_GENERATERESPONSE']._serialized_start=348
+  _globals['_GENERATERESPONSE']._serialized_end=483
+  _globals['_CHATREQUEST']._serialized_start=486
+  _globals['_CHATREQUEST']._serialized_end=676
+  _globals['_ANSWEROPTIONS']._serialized_start=679
+  _globals['_ANSWEROPTIONS']._serialized_end=1043
+  _globals['_ANSWEROPTIONS_LOGITBIASENTRY']._serialized_start=978
+  _globals['_ANSWEROPTIONS_LOGITBIASENTRY']._serialized_end=1026
+  _globals['_FORMAT']._serialized_start=1045
+  _globals['_FORMAT']._serialized_end=1142
+  _globals['_CHATRESPONSE']._serialized_start=1145
+  _globals['_CHATRESPONSE']._serialized_end=1276
+  _globals['_WAITING']._serialized_start=1278
+  _globals['_WAITING']._serialized_end=1347
+  _globals['_TEXTDELTA']._serialized_start=1349
+  _globals['_TEXTDELTA']._serialized_end=1456
+  _globals['_TOKENLOGPROB']._serialized_start=1458
+  _globals['_TOKENLOGPROB']._serialized_end=1551
+  _globals['_ANSWERDONE']._serialized_start=1554
+  _globals['_ANSWERDONE']._serialized_end=2237
+  _globals['_ANSWERDONE_FINISHREASON']._serialized_start=2142
+  _globals['_ANSWERDONE_FINISHREASON']._serialized_end=2237
+  _globals['_CHOICEDONE']._serialized_start=2239
+  _globals['_CHOICEDONE']._serialized_end=2347
+  _globals['_EMBEDREQUEST']._serialized_start=2350
+  _globals['_EMBEDREQUEST']._serialized_end=2533
+  _globals['_EMBEDRESPONSE']._serialized_start=2536
+  _globals['_EMBEDRESPONSE']._serialized_end=2714
+  _globals['_EMBEDDING']._serialized_start=2716
+  _globals['_EMBEDDING']._serialized_end=2766
+  _globals['_RERANKREQUEST']._serialized_start=2769
+  _globals['_RERANKREQUEST']._serialized_end=2953
+  _globals['_RERANKRESPONSE']._serialized_start=2956
+  _globals['_RERANKRESPONSE']._serialized_end=3137
+  _globals['_RANKEDDOCUMENT']._serialized_start=3139
+  _globals['_RANKEDDOCUMENT']._serialized_end=3185
+  _globals['_TOKENIZEREQUEST']._serialized_start=3188
+  _globals['_TOKENIZEREQUEST']._serialized_end=3317
+  _globals['_TOKENIZERESPONSE']._serialized_start=3319
+  _globals['_TOKENIZERESPONSE']._serialized_end=3368
+  _globals['_TOKEN']._serialized_start=3370
+  _globals['_TOKEN']._serialized_end=3404
+  _globals['_DETOKENIZEREQUEST']._serialized_start=3406
+  _globals['_DETOKENIZEREQUEST']._serialized_end=3503
+  _globals['_DETOKENIZERESPONSE']._serialized_start=3505
+  _globals['_DETOKENIZERESPONSE']._serialized_end=3539
+  _globals['_APPLYTEMPLATEREQUEST']._serialized_start=3541
+  _globals['_APPLYTEMPLATEREQUEST']._serialized_end=3660
+  _globals['_APPLYTEMPLATERESPONSE']._serialized_start=3662
+  _globals['_APPLYTEMPLATERESPONSE']._serialized_end=3732
+  _globals['_INFERENCESERVICE']._serialized_start=3950
+  _globals['_INFERENCESERVICE']._serialized_end=4407
 # @@protoc_insertion_point(module_scope)

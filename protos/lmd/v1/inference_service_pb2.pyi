@@ -22,6 +22,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Someone waits for it."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """It lets interactive requests pass, though not for ever."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Someone waits for it."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""It lets interactive requests pass, though not for ever."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _ContextPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContextPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContextPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTEXT_POLICY_UNSPECIFIED: _ContextPolicy.ValueType  # 0
+    """ERROR."""
+    CONTEXT_POLICY_ERROR: _ContextPolicy.ValueType  # 1
+    """A prompt that is too long fails with CONTEXT_LENGTH_EXCEEDED; an answer that fills the context ends with LENGTH."""
+    CONTEXT_POLICY_TRUNCATE: _ContextPolicy.ValueType  # 2
+    """The oldest messages are dropped, except for the system prompt and the last one; a raw prompt loses its beginning."""
+    CONTEXT_POLICY_SHIFT: _ContextPolicy.ValueType  # 3
+    """As TRUNCATE; and while generating, older parts of the context are dropped to make room."""
+
+class ContextPolicy(_ContextPolicy, metaclass=_ContextPolicyEnumTypeWrapper):
+    """What to do when the context is too short."""
+
+CONTEXT_POLICY_UNSPECIFIED: ContextPolicy.ValueType  # 0
+"""ERROR."""
+CONTEXT_POLICY_ERROR: ContextPolicy.ValueType  # 1
+"""A prompt that is too long fails with CONTEXT_LENGTH_EXCEEDED; an answer that fills the context ends with LENGTH."""
+CONTEXT_POLICY_TRUNCATE: ContextPolicy.ValueType  # 2
+"""The oldest messages are dropped, except for the system prompt and the last one; a raw prompt loses its beginning."""
+CONTEXT_POLICY_SHIFT: ContextPolicy.ValueType  # 3
+"""As TRUNCATE; and while generating, older parts of the context are dropped to make room."""
+Global___ContextPolicy: _TypeAlias = ContextPolicy  # noqa: Y015
+
 @_typing.final
 class GenerateRequest(_message.Message):
     """A prompt to continue."""
@@ -34,6 +86,7 @@ class GenerateRequest(_message.Message):
     RAW_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A model reference."""
     prompt: _builtins.str
@@ -50,6 +103,10 @@ class GenerateRequest(_message.Message):
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
 
+    @_builtins.property
+    def options(self) -> Global___AnswerOptions:
+        """What else the answer is asked to be."""
+
     def __init__(
         self,
         *,
@@ -59,10 +116,11 @@ class GenerateRequest(_message.Message):
         raw: _builtins.bool = ...,
         parameters: _model_pb2.Parameters | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        options: Global___AnswerOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "parameters", b"parameters", "system", b"system"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "options", b"options", "parameters", b"parameters", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "model", b"model", "parameters", b"parameters", "prompt", b"prompt", "raw", b"raw", "system", b"system"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "model", b"model", "options", b"options", "parameters", b"parameters", "prompt", b"prompt", "raw", b"raw", "system", b"system"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__system: _TypeAlias = _typing.Literal["system"]  # noqa: Y015
     _WhichOneofArgType__system: _TypeAlias = _typing.Literal["_system", b"_system"]  # noqa: Y015
@@ -118,6 +176,7 @@ class ChatRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A model reference."""
     @_builtins.property
@@ -132,6 +191,10 @@ class ChatRequest(_message.Message):
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
 
+    @_builtins.property
+    def options(self) -> Global___AnswerOptions:
+        """What else the answer is asked to be."""
+
     def __init__(
         self,
         *,
@@ -139,14 +202,131 @@ class ChatRequest(_message.Message):
         messages: _abc.Iterable[_model_pb2.Message] | None = ...,
         parameters: _model_pb2.Parameters | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        options: Global___AnswerOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "options", b"options", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model", "options", b"options", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
+
+@_typing.final
+class AnswerOptions(_message.Message):
+    """What an answer is asked to be, beside the settings that a manifest can have too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    STOP_TOKENS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    CONTEXT_POLICY_FIELD_NUMBER: _builtins.int
+    choices: _builtins.int
+    """Answers to generate at once, 1 to 16; 0 means 1. The i-th is sampled with the seed plus i."""
+    top_logprobs: _builtins.int
+    """Reports how likely each token was, and so many most likely ones at its place (0 to 20). Unset for no report."""
+    priority: Global___Priority.ValueType
+    """How urgent it is."""
+    context_policy: Global___ContextPolicy.ValueType
+    """What to do when the context is too short."""
+    @_builtins.property
+    def format(self) -> Global___Format:
+        """What the text must look like; unset for any."""
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the scores of tokens by id: -100 to 100; negative infinity forbids one. At most 1024."""
+
+    @_builtins.property
+    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end the answer and are not part of it. At most 64."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Fails with DEADLINE_EXCEEDED when it takes longer, wherever it is then; the call's own deadline counts as well."""
+
+    def __init__(
+        self,
+        *,
+        format: Global___Format | None = ...,
+        choices: _builtins.int = ...,
+        top_logprobs: _builtins.int | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        stop_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        context_policy: Global___ContextPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "format", b"format", "timeout", b"timeout", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "logit_bias", b"logit_bias", "priority", b"priority", "stop_tokens", b"stop_tokens", "timeout", b"timeout", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
+
+Global___AnswerOptions: _TypeAlias = AnswerOptions  # noqa: Y015
+
+@_typing.final
+class Format(_message.Message):
+    """What a text must look like. A format that cannot be honoured fails with INVALID_ARGUMENT and says what is wrong in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    GBNF_FIELD_NUMBER: _builtins.int
+    json_object: _builtins.bool
+    """A JSON object of any shape."""
+    json_schema: _builtins.str
+    """JSON that this JSON Schema accepts."""
+    regex: _builtins.str
+    """Text that this regular expression matches as a whole."""
+    gbnf: _builtins.str
+    """Text of this grammar in GBNF, llama.cpp's notation; the rule `root` is the start."""
+    def __init__(
+        self,
+        *,
+        json_object: _builtins.bool = ...,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        gbnf: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["json_object", "json_schema", "regex", "gbnf"]  # noqa: Y015
+    _WhichOneofArgType_format: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_format) -> _WhichOneofReturnType_format | None: ...
+
+Global___Format: _TypeAlias = Format  # noqa: Y015
 
 @_typing.final
 class ChatResponse(_message.Message):
@@ -222,23 +402,69 @@ class TextDelta(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text; always whole UTF-8 characters. Never empty."""
+    """The text; always whole UTF-8 characters. Empty only when there are log probabilities."""
     generated_tokens: _builtins.int
-    """Tokens generated so far, those of this piece included."""
+    """Tokens generated so far in this choice, those of this piece included."""
+    choice: _builtins.int
+    """Which of the answers it belongs to, from 0."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """When asked for, how likely the tokens were since the last piece of this choice; the text may lag behind them."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         generated_tokens: _builtins.int = ...,
+        choice: _builtins.int = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token and how likely it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its id."""
+    token: _builtins.bytes
+    """Its bytes, which need not be whole characters."""
+    logprob: _builtins.float
+    """The natural logarithm of its probability, before the sampling settings apply."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The most likely tokens at its place, best first, without alternatives of their own."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        logprob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "logprob", b"logprob", "token", b"token", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class AnswerDone(_message.Message):
@@ -280,6 +506,12 @@ class AnswerDone(_message.Message):
     GENERATE_DURATION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    DROPPED_MESSAGES_FIELD_NUMBER: _builtins.int
+    DROPPED_TOKENS_FIELD_NUMBER: _builtins.int
+    SHIFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___AnswerDone.FinishReason.ValueType
     """Why it ended."""
     prompt_tokens: _builtins.int
@@ -292,6 +524,16 @@ class AnswerDone(_message.Message):
     """The seed that was used; sending it again with the same settings repeats the answer."""
     stop: _builtins.str
     """The stop text that ended the answer; empty when none did."""
+    dropped_messages: _builtins.int
+    """Messages that the context policy dropped from the chat."""
+    dropped_tokens: _builtins.int
+    """Tokens that the context policy dropped from a raw prompt."""
+    shifted_tokens: _builtins.int
+    """Tokens that the context policy dropped while generating."""
+    drafted_tokens: _builtins.int
+    """Tokens that were drafted speculatively."""
+    accepted_tokens: _builtins.int
+    """Of those, accepted."""
     @_builtins.property
     def total_duration(self) -> _duration_pb2.Duration:
         """From the arrival of the request to the end."""
@@ -312,6 +554,10 @@ class AnswerDone(_message.Message):
     def generate_duration(self) -> _duration_pb2.Duration:
         """Of that, generating."""
 
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceDone]:
+        """How each answer ended when several were asked for; the fields above then tell of the first, and the tokens of all."""
+
     def __init__(
         self,
         *,
@@ -326,11 +572,493 @@ class AnswerDone(_message.Message):
         generate_duration: _duration_pb2.Duration | None = ...,
         seed: _builtins.int = ...,
         stop: _builtins.str = ...,
+        choices: _abc.Iterable[Global___ChoiceDone] | None = ...,
+        dropped_messages: _builtins.int = ...,
+        dropped_tokens: _builtins.int = ...,
+        shifted_tokens: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generate_duration", b"generate_duration", "load_duration", b"load_duration", "prompt_duration", b"prompt_duration", "queue_duration", b"queue_duration", "total_duration", b"total_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "finish_reason", b"finish_reason", "generate_duration", b"generate_duration", "generated_tokens", b"generated_tokens", "load_duration", b"load_duration", "prompt_duration", b"prompt_duration", "prompt_tokens", b"prompt_tokens", "queue_duration", b"queue_duration", "seed", b"seed", "stop", b"stop", "total_duration", b"total_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "choices", b"choices", "drafted_tokens", b"drafted_tokens", "dropped_messages", b"dropped_messages", "dropped_tokens", b"dropped_tokens", "finish_reason", b"finish_reason", "generate_duration", b"generate_duration", "generated_tokens", b"generated_tokens", "load_duration", b"load_duration", "prompt_duration", b"prompt_duration", "prompt_tokens", b"prompt_tokens", "queue_duration", b"queue_duration", "seed", b"seed", "shifted_tokens", b"shifted_tokens", "stop", b"stop", "total_duration", b"total_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnswerDone: _TypeAlias = AnswerDone  # noqa: Y015
+
+@_typing.final
+class ChoiceDone(_message.Message):
+    """How one of several answers ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    finish_reason: Global___AnswerDone.FinishReason.ValueType
+    """Why it ended."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    stop: _builtins.str
+    """The stop text that ended it."""
+    def __init__(
+        self,
+        *,
+        finish_reason: Global___AnswerDone.FinishReason.ValueType = ...,
+        generated_tokens: _builtins.int = ...,
+        stop: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_tokens", b"generated_tokens", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceDone: _TypeAlias = ChoiceDone  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Texts to embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model reference."""
+    truncate: _builtins.bool
+    """Whether a text that is too long loses its end; otherwise the call fails."""
+    dimensions: _builtins.int
+    """Numbers of each vector to keep, for models trained for that; 0 keeps all."""
+    raw: _builtins.bool
+    """Whether vectors keep the length the model gave them; otherwise it is made 1."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts, 1 to 2048."""
+
+    @_builtins.property
+    def parameters(self) -> _model_pb2.Parameters:
+        """Settings that win over the manifest's; those that take effect at load count."""
+
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        truncate: _builtins.bool = ...,
+        dimensions: _builtins.int = ...,
+        raw: _builtins.bool = ...,
+        parameters: _model_pb2.Parameters | None = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "inputs", b"inputs", "keep_alive", b"keep_alive", "model", b"model", "parameters", b"parameters", "raw", b"raw", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """The vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOTAL_DURATION_FIELD_NUMBER: _builtins.int
+    LOAD_DURATION_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of all texts."""
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One for each text, in order."""
+
+    @_builtins.property
+    def total_duration(self) -> _duration_pb2.Duration:
+        """From the arrival of the request to the end."""
+
+    @_builtins.property
+    def load_duration(self) -> _duration_pb2.Duration:
+        """Of that, waiting for the model to load."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        total_duration: _duration_pb2.Duration | None = ...,
+        load_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration", "total_duration", b"total_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "load_duration", b"load_duration", "prompt_tokens", b"prompt_tokens", "total_duration", b"total_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """A vector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of its text."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its numbers."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_tokens", b"prompt_tokens", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class RerankRequest(_message.Message):
+    """Documents to rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOP_N_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model reference."""
+    query: _builtins.str
+    """What the documents are to answer."""
+    top_n: _builtins.int
+    """Results to return; 0 returns all."""
+    truncate: _builtins.bool
+    """Whether a document that is too long loses its end; otherwise the call fails."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The documents, 1 to 2048."""
+
+    @_builtins.property
+    def parameters(self) -> _model_pb2.Parameters:
+        """Settings that win over the manifest's; those that take effect at load count."""
+
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        query: _builtins.str = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        top_n: _builtins.int = ...,
+        truncate: _builtins.bool = ...,
+        parameters: _model_pb2.Parameters | None = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "keep_alive", b"keep_alive", "model", b"model", "parameters", b"parameters", "query", b"query", "top_n", b"top_n", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    """Ranked documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    TOTAL_DURATION_FIELD_NUMBER: _builtins.int
+    LOAD_DURATION_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the query with each document, together."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedDocument]:
+        """Best first."""
+
+    @_builtins.property
+    def total_duration(self) -> _duration_pb2.Duration:
+        """From the arrival of the request to the end."""
+
+    @_builtins.property
+    def load_duration(self) -> _duration_pb2.Duration:
+        """Of that, waiting for the model to load."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RankedDocument] | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        total_duration: _duration_pb2.Duration | None = ...,
+        load_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration", "total_duration", b"total_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration", "prompt_tokens", b"prompt_tokens", "results", b"results", "total_duration", b"total_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015
+
+@_typing.final
+class RankedDocument(_message.Message):
+    """A document's score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the request, from 0."""
+    score: _builtins.float
+    """The model's score; only its order among documents of one query means something."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedDocument: _TypeAlias = RankedDocument  # noqa: Y015
+
+@_typing.final
+class TokenizeRequest(_message.Message):
+    """A text to tokenize."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model reference."""
+    text: _builtins.str
+    """The text."""
+    add_special: _builtins.bool
+    """Whether to add the tokens that the model wants around a prompt."""
+    plain: _builtins.bool
+    """Whether text that names a special token stays text."""
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        text: _builtins.str = ...,
+        add_special: _builtins.bool = ...,
+        plain: _builtins.bool = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special", b"add_special", "keep_alive", b"keep_alive", "model", b"model", "plain", b"plain", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
+
+@_typing.final
+class TokenizeResponse(_message.Message):
+    """Tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """In order."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
+
+@_typing.final
+class Token(_message.Message):
+    """A token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its id."""
+    piece: _builtins.bytes
+    """Its bytes, which need not be whole characters."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        piece: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class DetokenizeRequest(_message.Message):
+    """Tokens to turn into text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model reference."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens' ids."""
+
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "model", b"model", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetokenizeRequest: _TypeAlias = DetokenizeRequest  # noqa: Y015
+
+@_typing.final
+class DetokenizeResponse(_message.Message):
+    """A text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text; bytes that are no character become U+FFFD."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetokenizeResponse: _TypeAlias = DetokenizeResponse  # noqa: Y015
+
+@_typing.final
+class ApplyTemplateRequest(_message.Message):
+    """A chat to render."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model reference."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Message]:
+        """The turns, as for Chat."""
+
+    @_builtins.property
+    def keep_alive(self) -> _duration_pb2.Duration:
+        """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        messages: _abc.Iterable[_model_pb2.Message] | None = ...,
+        keep_alive: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyTemplateRequest: _TypeAlias = ApplyTemplateRequest  # noqa: Y015
+
+@_typing.final
+class ApplyTemplateResponse(_message.Message):
+    """A rendered chat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """The prompt as text."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """Its tokens, as the model would read them."""
+
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyTemplateResponse: _TypeAlias = ApplyTemplateResponse  # noqa: Y015

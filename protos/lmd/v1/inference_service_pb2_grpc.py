@@ -45,6 +45,31 @@ class InferenceServiceStub(object):
                 request_serializer=lmd_dot_v1_dot_inference__service__pb2.ChatRequest.SerializeToString,
                 response_deserializer=lmd_dot_v1_dot_inference__service__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/lmd.v1.InferenceService/Embed',
+                request_serializer=lmd_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/lmd.v1.InferenceService/Rerank',
+                request_serializer=lmd_dot_v1_dot_inference__service__pb2.RerankRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_inference__service__pb2.RerankResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/lmd.v1.InferenceService/Tokenize',
+                request_serializer=lmd_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/lmd.v1.InferenceService/Detokenize',
+                request_serializer=lmd_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.ApplyTemplate = channel.unary_unary(
+                '/lmd.v1.InferenceService/ApplyTemplate',
+                request_serializer=lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -66,6 +91,42 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Turns texts into vectors. Fails with CAPABILITY_MISSING when the model cannot, with CONTEXT_LENGTH_EXCEEDED when a
+        text is too long and `truncate` is not set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Scores how well documents answer a query. Fails with CAPABILITY_MISSING when the model is no reranker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Returns the tokens of a text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Returns the text of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyTemplate(self, request, context):
+        """Returns the prompt that the model's template makes of a chat, and its tokens. Nothing is generated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +139,31 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=lmd_dot_v1_dot_inference__service__pb2.ChatRequest.FromString,
                     response_serializer=lmd_dot_v1_dot_inference__service__pb2.ChatResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=lmd_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=lmd_dot_v1_dot_inference__service__pb2.RerankRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_inference__service__pb2.RerankResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=lmd_dot_v1_dot_inference__service__pb2.TokenizeRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_inference__service__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=lmd_dot_v1_dot_inference__service__pb2.DetokenizeRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_inference__service__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'ApplyTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyTemplate,
+                    request_deserializer=lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +221,141 @@ class InferenceService(object):
             '/lmd.v1.InferenceService/Chat',
             lmd_dot_v1_dot_inference__service__pb2.ChatRequest.SerializeToString,
             lmd_dot_v1_dot_inference__service__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.InferenceService/Embed',
+            lmd_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+            lmd_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.InferenceService/Rerank',
+            lmd_dot_v1_dot_inference__service__pb2.RerankRequest.SerializeToString,
+            lmd_dot_v1_dot_inference__service__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.InferenceService/Tokenize',
+            lmd_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+            lmd_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.InferenceService/Detokenize',
+            lmd_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+            lmd_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.InferenceService/ApplyTemplate',
+            lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateRequest.SerializeToString,
+            lmd_dot_v1_dot_inference__service__pb2.ApplyTemplateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,18 @@ class InferenceServiceStub:
     """
     Chat: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]
     """Answers a chat. Fails with CAPABILITY_MISSING when the model has no chat template."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
+    """Turns texts into vectors. Fails with CAPABILITY_MISSING when the model cannot, with CONTEXT_LENGTH_EXCEEDED when a
+    text is too long and `truncate` is not set.
+    """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.RerankRequest, _inference_service_pb2.RerankResponse]
+    """Scores how well documents answer a query. Fails with CAPABILITY_MISSING when the model is no reranker."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]
+    """Returns the tokens of a text."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]
+    """Returns the text of tokens."""
+    ApplyTemplate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ApplyTemplateRequest, _inference_service_pb2.ApplyTemplateResponse]
+    """Returns the prompt that the model's template makes of a chat, and its tokens. Nothing is generated."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -51,6 +63,18 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     Chat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]  # type: ignore[assignment]
     """Answers a chat. Fails with CAPABILITY_MISSING when the model has no chat template."""
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Turns texts into vectors. Fails with CAPABILITY_MISSING when the model cannot, with CONTEXT_LENGTH_EXCEEDED when a
+    text is too long and `truncate` is not set.
+    """
+    Rerank: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.RerankRequest, _inference_service_pb2.RerankResponse]  # type: ignore[assignment]
+    """Scores how well documents answer a query. Fails with CAPABILITY_MISSING when the model is no reranker."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Returns the tokens of a text."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Returns the text of tokens."""
+    ApplyTemplate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ApplyTemplateRequest, _inference_service_pb2.ApplyTemplateResponse]  # type: ignore[assignment]
+    """Returns the prompt that the model's template makes of a chat, and its tokens. Nothing is generated."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models. Each stream ends with exactly one `done`, or with an error status. Hanging up stops the work."""
@@ -72,5 +96,47 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ChatResponse], _abc.AsyncIterator[_inference_service_pb2.ChatResponse]]:
         """Answers a chat. Fails with CAPABILITY_MISSING when the model has no chat template."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_service_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
+        """Turns texts into vectors. Fails with CAPABILITY_MISSING when the model cannot, with CONTEXT_LENGTH_EXCEEDED when a
+        text is too long and `truncate` is not set.
+        """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _inference_service_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.RerankResponse, _abc.Awaitable[_inference_service_pb2.RerankResponse]]:
+        """Scores how well documents answer a query. Fails with CAPABILITY_MISSING when the model is no reranker."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _inference_service_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.TokenizeResponse, _abc.Awaitable[_inference_service_pb2.TokenizeResponse]]:
+        """Returns the tokens of a text."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _inference_service_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.DetokenizeResponse, _abc.Awaitable[_inference_service_pb2.DetokenizeResponse]]:
+        """Returns the text of tokens."""
+
+    @_abc_1.abstractmethod
+    def ApplyTemplate(
+        self,
+        request: _inference_service_pb2.ApplyTemplateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ApplyTemplateResponse, _abc.Awaitable[_inference_service_pb2.ApplyTemplateResponse]]:
+        """Returns the prompt that the model's template makes of a chat, and its tokens. Nothing is generated."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -116,6 +116,7 @@ class Runner(_message.Message):
     LOAD_TIME_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name it was loaded by."""
     digest: _builtins.str
@@ -154,6 +155,10 @@ class Runner(_message.Message):
     def load_duration(self) -> _duration_pb2.Duration:
         """How long the load took."""
 
+    @_builtins.property
+    def stats(self) -> Global___EngineStats:
+        """What its engine did since the load; a few seconds old."""
+
     def __init__(
         self,
         *,
@@ -173,14 +178,73 @@ class Runner(_message.Message):
         load_time: _timestamp_pb2.Timestamp | None = ...,
         load_duration: _duration_pb2.Duration | None = ...,
         reason: _builtins.str = ...,
+        stats: Global___EngineStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "load_duration", b"load_duration", "load_time", b"load_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "load_duration", b"load_duration", "load_time", b"load_time", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "digest", b"digest", "expire_time", b"expire_time", "keep_forever", b"keep_forever", "load_duration", b"load_duration", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "queued", b"queued", "reason", b"reason", "slots", b"slots", "slots_busy", b"slots_busy", "state", b"state", "vram_bytes", b"vram_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "digest", b"digest", "expire_time", b"expire_time", "keep_forever", b"keep_forever", "load_duration", b"load_duration", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "queued", b"queued", "reason", b"reason", "slots", b"slots", "slots_busy", b"slots_busy", "state", b"state", "stats", b"stats", "vram_bytes", b"vram_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Runner: _TypeAlias = Runner  # noqa: Y015
+
+@_typing.final
+class EngineStats(_message.Message):
+    """What an engine did since its model was loaded, and what it holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_HITS_FIELD_NUMBER: _builtins.int
+    CACHE_MISSES_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
+    KV_USED_FIELD_NUMBER: _builtins.int
+    KV_SIZE_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of prompts."""
+    cached_tokens: _builtins.int
+    """Of those, taken from the prefix cache."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    cache_hits: _builtins.int
+    """Requests that found a part of their prompt in the prefix cache."""
+    cache_misses: _builtins.int
+    """Requests that found none."""
+    prefixes: _builtins.int
+    """Prefixes in the cache now."""
+    kv_used: _builtins.int
+    """KV cells that hold something now."""
+    kv_size: _builtins.int
+    """KV cells there are."""
+    drafted_tokens: _builtins.int
+    """Tokens drafted speculatively."""
+    accepted_tokens: _builtins.int
+    """Of those, accepted."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        cache_hits: _builtins.int = ...,
+        cache_misses: _builtins.int = ...,
+        prefixes: _builtins.int = ...,
+        kv_used: _builtins.int = ...,
+        kv_size: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineStats: _TypeAlias = EngineStats  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

@@ -6,8 +6,9 @@ The private protocol between the daemon and a runner process.
 Both ends hold one half of a socketpair. A frame is a 4-byte big-endian length and that many bytes of one
 DaemonFrame or RunnerFrame; a length above 64 MiB ends the connection. The runner sends `hello` first; the daemon
 answers with `load`; `load_progress` follows, then `ready` or `load_failed`. After `ready` requests may be submitted
-in any number. Each submitted request gets exactly one `finished` or `failed`. End of file on the socket means the
-other side is gone: the runner exits.
+in any number. Each submitted request gets exactly one `finished` or `failed`; each of the other requests gets its own
+answer (`embedded`, `tokenized`, `detokenized`, `rendered`) or `failed`. Their ids share one space. End of file on the
+socket means the other side is gone: the runner exits.
 """
 
 from collections import abc as _abc
@@ -26,6 +27,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Interactive."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Someone waits for it."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """It may wait for all interactive ones, though not for ever."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Interactive."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Someone waits for it."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""It may wait for all interactive ones, though not for ever."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _ContextPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContextPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContextPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTEXT_POLICY_UNSPECIFIED: _ContextPolicy.ValueType  # 0
+    """Error."""
+    CONTEXT_POLICY_ERROR: _ContextPolicy.ValueType  # 1
+    """Fail with KIND_CONTEXT_LENGTH; an answer that fills the context ends with REASON_LENGTH."""
+    CONTEXT_POLICY_TRUNCATE: _ContextPolicy.ValueType  # 2
+    """Drop the oldest turns but the system prompt and the last turn (the beginning of a raw prompt)."""
+    CONTEXT_POLICY_SHIFT: _ContextPolicy.ValueType  # 3
+    """As TRUNCATE, and while generating drop the older half of the context but its beginning, as often as needed."""
+
+class ContextPolicy(_ContextPolicy, metaclass=_ContextPolicyEnumTypeWrapper):
+    """What to do when the context is too short."""
+
+CONTEXT_POLICY_UNSPECIFIED: ContextPolicy.ValueType  # 0
+"""Error."""
+CONTEXT_POLICY_ERROR: ContextPolicy.ValueType  # 1
+"""Fail with KIND_CONTEXT_LENGTH; an answer that fills the context ends with REASON_LENGTH."""
+CONTEXT_POLICY_TRUNCATE: ContextPolicy.ValueType  # 2
+"""Drop the oldest turns but the system prompt and the last turn (the beginning of a raw prompt)."""
+CONTEXT_POLICY_SHIFT: ContextPolicy.ValueType  # 3
+"""As TRUNCATE, and while generating drop the older half of the context but its beginning, as often as needed."""
+Global___ContextPolicy: _TypeAlias = ContextPolicy  # noqa: Y015
+
 @_typing.final
 class DaemonFrame(_message.Message):
     """What the daemon sends."""
@@ -37,6 +90,10 @@ class DaemonFrame(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
+    TOKENIZE_FIELD_NUMBER: _builtins.int
+    DETOKENIZE_FIELD_NUMBER: _builtins.int
+    RENDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def load(self) -> Global___Load:
         """Loads the model; once, first."""
@@ -57,6 +114,22 @@ class DaemonFrame(_message.Message):
     def drain(self) -> Global___Drain:
         """Ends the runner: no new requests, exit when those running are done."""
 
+    @_builtins.property
+    def embed(self) -> Global___Embed:
+        """Asks for embeddings, or for how well documents answer a query."""
+
+    @_builtins.property
+    def tokenize(self) -> Global___Tokenize:
+        """Asks for the tokens of a text."""
+
+    @_builtins.property
+    def detokenize(self) -> Global___Detokenize:
+        """Asks for the text of tokens."""
+
+    @_builtins.property
+    def render(self) -> Global___Render:
+        """Asks for the prompt that the template makes of turns."""
+
     def __init__(
         self,
         *,
@@ -65,12 +138,16 @@ class DaemonFrame(_message.Message):
         cancel: Global___Cancel | None = ...,
         ping: Global___Ping | None = ...,
         drain: Global___Drain | None = ...,
+        embed: Global___Embed | None = ...,
+        tokenize: Global___Tokenize | None = ...,
+        detokenize: Global___Detokenize | None = ...,
+        render: Global___Render | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "frame", b"frame", "load", b"load", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "detokenize", b"detokenize", "drain", b"drain", "embed", b"embed", "frame", b"frame", "load", b"load", "ping", b"ping", "render", b"render", "submit", b"submit", "tokenize", b"tokenize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "drain", b"drain", "frame", b"frame", "load", b"load", "ping", b"ping", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "detokenize", b"detokenize", "drain", b"drain", "embed", b"embed", "frame", b"frame", "load", b"load", "ping", b"ping", "render", b"render", "submit", b"submit", "tokenize", b"tokenize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["load", "submit", "cancel", "ping", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["load", "submit", "cancel", "ping", "drain", "embed", "tokenize", "detokenize", "render"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -91,6 +168,11 @@ class RunnerFrame(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    EMBEDDED_FIELD_NUMBER: _builtins.int
+    TOKENIZED_FIELD_NUMBER: _builtins.int
+    DETOKENIZED_FIELD_NUMBER: _builtins.int
+    RENDERED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The process lives."""
@@ -127,6 +209,26 @@ class RunnerFrame(_message.Message):
     def pong(self) -> Global___Pong:
         """Answers a ping."""
 
+    @_builtins.property
+    def queue(self) -> Global___Queue:
+        """Who waits for a slot, in the order of service as of now; sent when that has changed, a few times a second."""
+
+    @_builtins.property
+    def embedded(self) -> Global___Embedded:
+        """Answers `embed`."""
+
+    @_builtins.property
+    def tokenized(self) -> Global___Tokenized:
+        """Answers `tokenize`."""
+
+    @_builtins.property
+    def detokenized(self) -> Global___Detokenized:
+        """Answers `detokenize`."""
+
+    @_builtins.property
+    def rendered(self) -> Global___Rendered:
+        """Answers `render`."""
+
     def __init__(
         self,
         *,
@@ -139,12 +241,17 @@ class RunnerFrame(_message.Message):
         finished: Global___Finished | None = ...,
         failed: Global___Failed | None = ...,
         pong: Global___Pong | None = ...,
+        queue: Global___Queue | None = ...,
+        embedded: Global___Embedded | None = ...,
+        tokenized: Global___Tokenized | None = ...,
+        detokenized: Global___Detokenized | None = ...,
+        rendered: Global___Rendered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "failed", b"failed", "finished", b"finished", "frame", b"frame", "hello", b"hello", "load_failed", b"load_failed", "load_progress", b"load_progress", "pong", b"pong", "ready", b"ready", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "detokenized", b"detokenized", "embedded", b"embedded", "failed", b"failed", "finished", b"finished", "frame", b"frame", "hello", b"hello", "load_failed", b"load_failed", "load_progress", b"load_progress", "pong", b"pong", "queue", b"queue", "ready", b"ready", "rendered", b"rendered", "started", b"started", "tokenized", b"tokenized"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "failed", b"failed", "finished", b"finished", "frame", b"frame", "hello", b"hello", "load_failed", b"load_failed", "load_progress", b"load_progress", "pong", b"pong", "ready", b"ready", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "detokenized", b"detokenized", "embedded", b"embedded", "failed", b"failed", "finished", b"finished", "frame", b"frame", "hello", b"hello", "load_failed", b"load_failed", "load_progress", b"load_progress", "pong", b"pong", "queue", b"queue", "ready", b"ready", "rendered", b"rendered", "started", b"started", "tokenized", b"tokenized"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "load_progress", "ready", "load_failed", "started", "delta", "finished", "failed", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "load_progress", "ready", "load_failed", "started", "delta", "finished", "failed", "pong", "queue", "embedded", "tokenized", "detokenized", "rendered"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -166,6 +273,10 @@ class Load(_message.Message):
     TEMPLATE_FIELD_NUMBER: _builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
     TEMPLATE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    KV_DIR_FIELD_NUMBER: _builtins.int
+    KV_DIR_BYTES_FIELD_NUMBER: _builtins.int
+    DRAFT_PATHS_FIELD_NUMBER: _builtins.int
+    MANIFEST_CHAT_FIELD_NUMBER: _builtins.int
     num_ctx: _builtins.int
     """Tokens of context one request can use. Required."""
     slots: _builtins.int
@@ -184,9 +295,23 @@ class Load(_message.Message):
     """The most bytes a rendered prompt may have."""
     template_timeout_s: _builtins.float
     """Seconds a template may take."""
+    kv_dir: _builtins.str
+    """A directory for saved KV, for this manifest and these settings alone; empty saves none."""
+    kv_dir_bytes: _builtins.int
+    """The most bytes in that directory."""
     @_builtins.property
     def model_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of the GGUF files inside the runner's view, all shards in order."""
+
+    @_builtins.property
+    def draft_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the draft model's files, all shards in order; none when the manifest names no draft."""
+
+    @_builtins.property
+    def manifest_chat(self) -> Global___Chat:
+        """What the manifest puts before every chat: the system prompt and its messages. Their tokens are nobody's secret, so
+        all callers share them in the prefix cache.
+        """
 
     def __init__(
         self,
@@ -201,10 +326,14 @@ class Load(_message.Message):
         template: _builtins.str = ...,
         max_prompt_bytes: _builtins.int = ...,
         template_timeout_s: _builtins.float = ...,
+        kv_dir: _builtins.str = ...,
+        kv_dir_bytes: _builtins.int = ...,
+        draft_paths: _abc.Iterable[_builtins.str] | None = ...,
+        manifest_chat: Global___Chat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,21 +348,52 @@ class Submit(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SCOPE_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    CONTEXT_POLICY_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Unique among the requests of this runner."""
     prompt: _builtins.str
     """Text that goes to the tokenizer as it is."""
     cache_scope: _builtins.str
     """Groups requests that may share cached prefixes; an opaque name of the caller."""
+    caller: _builtins.str
+    """Whose request this is, for fair queueing; an opaque name."""
+    weight: _builtins.float
+    """The caller's share of the engine relative to others; 0 means 1."""
+    priority: Global___Priority.ValueType
+    """How urgent it is."""
+    timeout_ms: _builtins.int
+    """Milliseconds from now until it fails with KIND_DEADLINE; 0 is no limit."""
+    context_policy: Global___ContextPolicy.ValueType
+    """What to do when the context is too short."""
+    choices: _builtins.int
+    """Answers to generate, 1 to 16; 0 means 1. The i-th is sampled with seed + i."""
+    top_logprobs: _builtins.int
+    """Report log probabilities: of the chosen token, and of so many most likely ones. Unset for none."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """Turns that the chat template renders."""
 
     @_builtins.property
+    def tokens(self) -> Global___Tokens:
+        """Tokens as they are."""
+
+    @_builtins.property
     def sampling(self) -> Global___Sampling:
         """How to sample."""
+
+    @_builtins.property
+    def format(self) -> Global___Format:
+        """What the answer must look like; unset for any text."""
 
     def __init__(
         self,
@@ -241,18 +401,92 @@ class Submit(_message.Message):
         request_id: _builtins.int = ...,
         prompt: _builtins.str = ...,
         chat: Global___Chat | None = ...,
+        tokens: Global___Tokens | None = ...,
         sampling: Global___Sampling | None = ...,
         cache_scope: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        priority: Global___Priority.ValueType = ...,
+        timeout_ms: _builtins.int = ...,
+        context_policy: Global___ContextPolicy.ValueType = ...,
+        format: Global___Format | None = ...,
+        choices: _builtins.int = ...,
+        top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "chat", b"chat", "format", b"format", "input", b"input", "prompt", b"prompt", "sampling", b"sampling", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_scope", b"cache_scope", "chat", b"chat", "input", b"input", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "cache_scope", b"cache_scope", "caller", b"caller", "chat", b"chat", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "input", b"input", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat"]  # noqa: Y015
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class Format(_message.Message):
+    """What the answer must look like."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    GBNF_FIELD_NUMBER: _builtins.int
+    json_object: _builtins.bool
+    """Any JSON value that is an object."""
+    json_schema: _builtins.str
+    """JSON that a JSON Schema (as text) accepts."""
+    regex: _builtins.str
+    """Text that a regular expression matches as a whole."""
+    gbnf: _builtins.str
+    """Text of a grammar in GBNF, llama.cpp's notation; the rule `root` is the start."""
+    def __init__(
+        self,
+        *,
+        json_object: _builtins.bool = ...,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        gbnf: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["json_object", "json_schema", "regex", "gbnf"]  # noqa: Y015
+    _WhichOneofArgType_format: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_format) -> _WhichOneofReturnType_format | None: ...
+
+Global___Format: _TypeAlias = Format  # noqa: Y015
+
+@_typing.final
+class Tokens(_message.Message):
+    """Tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their ids."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
@@ -310,6 +544,26 @@ class Sampling(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
@@ -325,6 +579,19 @@ class Sampling(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     NUM_PREDICT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    XTC_PROBABILITY_FIELD_NUMBER: _builtins.int
+    XTC_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DRY_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    DRY_BASE_FIELD_NUMBER: _builtins.int
+    DRY_ALLOWED_LENGTH_FIELD_NUMBER: _builtins.int
+    DRY_PENALTY_LAST_N_FIELD_NUMBER: _builtins.int
+    DRY_SEQUENCE_BREAKERS_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    STOP_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_NUM_PREDICT_FIELD_NUMBER: _builtins.int
+    PROMPT_LOOKUP_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0 is greedy."""
     top_k: _builtins.int
@@ -353,9 +620,41 @@ class Sampling(_message.Message):
     """The seed."""
     num_predict: _builtins.int
     """-1 is until the context is full."""
+    xtc_probability: _builtins.float
+    """The chance that XTC cuts at a token; 0 is off."""
+    xtc_threshold: _builtins.float
+    """XTC drops all tokens at least this likely but the least likely of them."""
+    dry_multiplier: _builtins.float
+    """DRY's strength; 0 is off."""
+    dry_base: _builtins.float
+    """DRY's penalty grows by this for each token beyond the allowed length."""
+    dry_allowed_length: _builtins.int
+    """Repetitions up to this length cost nothing."""
+    dry_penalty_last_n: _builtins.int
+    """How many tokens back DRY looks; 0 is off, -1 is the whole context."""
+    ignore_eos: _builtins.bool
+    """Whether tokens that end an answer are never sampled."""
+    draft_num_predict: _builtins.int
+    """The most tokens to draft in a step; 0 drafts none, -1 lets the engine choose when there is a draft model."""
+    prompt_lookup: _builtins.bool
+    """Whether to draft what followed the last tokens when they were in the context before."""
+    deterministic: _builtins.bool
+    """Whether to decode this request by itself, so that who else is served cannot change the rounding of its numbers."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Stop texts."""
+
+    @_builtins.property
+    def dry_sequence_breakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end a repetition for DRY."""
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Added to the score of tokens; -infinity forbids one."""
+
+    @_builtins.property
+    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end the answer and are not part of it, beside the model's own."""
 
     def __init__(
         self,
@@ -375,14 +674,171 @@ class Sampling(_message.Message):
         seed: _builtins.int = ...,
         num_predict: _builtins.int = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        xtc_probability: _builtins.float = ...,
+        xtc_threshold: _builtins.float = ...,
+        dry_multiplier: _builtins.float = ...,
+        dry_base: _builtins.float = ...,
+        dry_allowed_length: _builtins.int = ...,
+        dry_penalty_last_n: _builtins.int = ...,
+        dry_sequence_breakers: _abc.Iterable[_builtins.str] | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        ignore_eos: _builtins.bool = ...,
+        stop_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        draft_num_predict: _builtins.int = ...,
+        prompt_lookup: _builtins.bool = ...,
+        deterministic: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_predict", b"num_predict", "presence_penalty", b"presence_penalty", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deterministic", b"deterministic", "draft_num_predict", b"draft_num_predict", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_penalty_last_n", b"dry_penalty_last_n", "dry_sequence_breakers", b"dry_sequence_breakers", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "logit_bias", b"logit_bias", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_predict", b"num_predict", "presence_penalty", b"presence_penalty", "prompt_lookup", b"prompt_lookup", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "stop", b"stop", "stop_tokens", b"stop_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
+class Embed(_message.Message):
+    """Asks for embeddings, or for how well documents answer a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Unique among the requests of this runner."""
+    query: _builtins.str
+    """The query to rank the documents by; unset embeds."""
+    truncate: _builtins.bool
+    """Whether a text that is too long loses its end instead of failing the request."""
+    dimensions: _builtins.int
+    """Numbers of each vector to keep; 0 keeps all."""
+    raw: _builtins.bool
+    """Whether vectors keep their length; otherwise it is made 1."""
+    caller: _builtins.str
+    """Whose request this is, for fair queueing."""
+    timeout_ms: _builtins.int
+    """Milliseconds from now until it fails with KIND_DEADLINE; 0 is no limit."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts to embed, or the documents; at least one."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        inputs: _abc.Iterable[_builtins.str] | None = ...,
+        query: _builtins.str | None = ...,
+        truncate: _builtins.bool = ...,
+        dimensions: _builtins.int = ...,
+        raw: _builtins.bool = ...,
+        caller: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_query", b"_query", "query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_query", b"_query", "caller", b"caller", "dimensions", b"dimensions", "inputs", b"inputs", "query", b"query", "raw", b"raw", "request_id", b"request_id", "timeout_ms", b"timeout_ms", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__query: _TypeAlias = _typing.Literal["query"]  # noqa: Y015
+    _WhichOneofArgType__query: _TypeAlias = _typing.Literal["_query", b"_query"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__query) -> _WhichOneofReturnType__query | None: ...
+
+Global___Embed: _TypeAlias = Embed  # noqa: Y015
+
+@_typing.final
+class Tokenize(_message.Message):
+    """Asks for the tokens of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_FIELD_NUMBER: _builtins.int
+    PLAIN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Unique among the requests of this runner."""
+    text: _builtins.str
+    """The text."""
+    add_special: _builtins.bool
+    """Whether to add the tokens that the model's metadata asks for around a prompt."""
+    plain: _builtins.bool
+    """Whether text that names a special token stays text."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+        add_special: _builtins.bool = ...,
+        plain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special", b"add_special", "plain", b"plain", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tokenize: _TypeAlias = Tokenize  # noqa: Y015
+
+@_typing.final
+class Detokenize(_message.Message):
+    """Asks for the text of tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Unique among the requests of this runner."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Detokenize: _TypeAlias = Detokenize  # noqa: Y015
+
+@_typing.final
+class Render(_message.Message):
+    """Asks for the prompt that the template makes of turns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Unique among the requests of this runner."""
+    @_builtins.property
+    def chat(self) -> Global___Chat:
+        """The turns."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        chat: Global___Chat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Render: _TypeAlias = Render  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
@@ -513,6 +969,13 @@ class Ready(_message.Message):
     NUM_THREAD_FIELD_NUMBER: _builtins.int
     HAS_TEMPLATE_FIELD_NUMBER: _builtins.int
     GPU_LAYERS_FIELD_NUMBER: _builtins.int
+    GENERATES_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    EMBEDDING_LENGTH_FIELD_NUMBER: _builtins.int
+    SHIFTS_FIELD_NUMBER: _builtins.int
+    RESTORED_PREFIXES_FIELD_NUMBER: _builtins.int
+    RESTORED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
     kv_bytes: _builtins.int
@@ -533,6 +996,20 @@ class Ready(_message.Message):
     """Whether the model has a usable chat template."""
     gpu_layers: _builtins.int
     """Layers on the accelerator."""
+    generates: _builtins.bool
+    """Whether it continues text; otherwise it only embeds."""
+    pooling: _builtins.str
+    """How it pools: "none", "mean", "cls", "last" or "rank"."""
+    embedding_length: _builtins.int
+    """Numbers of one embedding."""
+    shifts: _builtins.bool
+    """Whether the context can be shifted while it generates."""
+    restored_prefixes: _builtins.int
+    """Saved prefixes that were restored, and their tokens."""
+    restored_tokens: _builtins.int
+    """Tokens of them."""
+    num_thread_batch: _builtins.int
+    """Threads chosen for prompts."""
     def __init__(
         self,
         *,
@@ -546,10 +1023,17 @@ class Ready(_message.Message):
         num_thread: _builtins.int = ...,
         has_template: _builtins.bool = ...,
         gpu_layers: _builtins.int = ...,
+        generates: _builtins.bool = ...,
+        pooling: _builtins.str = ...,
+        embedding_length: _builtins.int = ...,
+        shifts: _builtins.bool = ...,
+        restored_prefixes: _builtins.int = ...,
+        restored_tokens: _builtins.int = ...,
+        num_thread_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "slots", b"slots", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "pooling", b"pooling", "restored_prefixes", b"restored_prefixes", "restored_tokens", b"restored_tokens", "shifts", b"shifts", "slots", b"slots", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -639,34 +1123,104 @@ class Started(_message.Message):
 Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
+class Queue(_message.Message):
+    """Who waits for a slot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Request ids, next first."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Queue: _TypeAlias = Queue  # noqa: Y015
+
+@_typing.final
 class Delta(_message.Message):
-    """Text of a request."""
+    """Text of a request, or log probabilities, or both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request."""
     text: _builtins.str
-    """Whole UTF-8 characters; never empty."""
+    """Whole UTF-8 characters; empty only when there are log probabilities."""
     generated_tokens: _builtins.int
-    """Tokens generated so far."""
+    """Tokens generated so far in this choice."""
+    choice: _builtins.int
+    """Which of the answers it belongs to."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Log probabilities of the tokens since the last delta of this choice, when asked for; the text may be shorter."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
         text: _builtins.str = ...,
         generated_tokens: _builtins.int = ...,
+        choice: _builtins.int = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Delta: _TypeAlias = Delta  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token and how likely it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its id."""
+    token: _builtins.bytes
+    """Its bytes, which need not be whole characters."""
+    logprob: _builtins.float
+    """The natural logarithm of its probability before sampling options applied."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The most likely tokens at its place, best first; each without alternatives of its own."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        logprob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "logprob", b"logprob", "token", b"token", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
@@ -697,6 +1251,34 @@ class Finished(_message.Message):
     REASON_LENGTH: Finished.Reason.ValueType  # 2
     """num_predict or context reached."""
 
+    @_typing.final
+    class Choice(_message.Message):
+        """How one of several answers ended."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+        STOP_FIELD_NUMBER: _builtins.int
+        reason: Global___Finished.Reason.ValueType
+        """Why it ended."""
+        generated_tokens: _builtins.int
+        """Tokens generated."""
+        stop: _builtins.str
+        """The stop text that ended it."""
+        def __init__(
+            self,
+            *,
+            reason: Global___Finished.Reason.ValueType = ...,
+            generated_tokens: _builtins.int = ...,
+            stop: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "reason", b"reason", "stop", b"stop"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
@@ -706,6 +1288,12 @@ class Finished(_message.Message):
     PROMPT_NS_FIELD_NUMBER: _builtins.int
     GENERATE_NS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    DROPPED_MESSAGES_FIELD_NUMBER: _builtins.int
+    DROPPED_TOKENS_FIELD_NUMBER: _builtins.int
+    SHIFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request."""
     reason: Global___Finished.Reason.ValueType
@@ -724,6 +1312,22 @@ class Finished(_message.Message):
     """Nanoseconds generating."""
     stop: _builtins.str
     """The stop text that ended it; empty when none did."""
+    dropped_messages: _builtins.int
+    """Turns that were dropped from the prompt."""
+    dropped_tokens: _builtins.int
+    """Tokens that were dropped from a raw prompt."""
+    shifted_tokens: _builtins.int
+    """Tokens that were dropped from the context while generating."""
+    drafted_tokens: _builtins.int
+    """Tokens that were drafted."""
+    accepted_tokens: _builtins.int
+    """Of those, accepted."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finished.Choice]:
+        """How each of several answers ended; empty when there is one. Then the fields above are those of the first answer,
+        except for the generated tokens, which are all.
+        """
+
     def __init__(
         self,
         *,
@@ -736,14 +1340,176 @@ class Finished(_message.Message):
         prompt_ns: _builtins.int = ...,
         generate_ns: _builtins.int = ...,
         stop: _builtins.str = ...,
+        choices: _abc.Iterable[Global___Finished.Choice] | None = ...,
+        dropped_messages: _builtins.int = ...,
+        dropped_tokens: _builtins.int = ...,
+        shifted_tokens: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "generate_ns", b"generate_ns", "generated_tokens", b"generated_tokens", "prompt_ns", b"prompt_ns", "prompt_tokens", b"prompt_tokens", "queue_ns", b"queue_ns", "reason", b"reason", "request_id", b"request_id", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "choices", b"choices", "drafted_tokens", b"drafted_tokens", "dropped_messages", b"dropped_messages", "dropped_tokens", b"dropped_tokens", "generate_ns", b"generate_ns", "generated_tokens", b"generated_tokens", "prompt_ns", b"prompt_ns", "prompt_tokens", b"prompt_tokens", "queue_ns", b"queue_ns", "reason", b"reason", "request_id", b"request_id", "shifted_tokens", b"shifted_tokens", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finished: _TypeAlias = Finished  # noqa: Y015
+
+@_typing.final
+class Embedded(_message.Message):
+    """Embeddings, or scores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Vector(_message.Message):
+        """Numbers."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        VALUES_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """They."""
+
+        def __init__(
+            self,
+            *,
+            values: _abc.Iterable[_builtins.float] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_NS_FIELD_NUMBER: _builtins.int
+    COMPUTE_NS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """The request."""
+    queue_ns: _builtins.int
+    """Nanoseconds waiting."""
+    compute_ns: _builtins.int
+    """Nanoseconds computing."""
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedded.Vector]:
+        """One for each input, in order; a single number each when ranked."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens of each input (with the query, when ranked), in order."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        vectors: _abc.Iterable[Global___Embedded.Vector] | None = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        queue_ns: _builtins.int = ...,
+        compute_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ns", b"compute_ns", "queue_ns", b"queue_ns", "request_id", b"request_id", "tokens", b"tokens", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedded: _TypeAlias = Embedded  # noqa: Y015
+
+@_typing.final
+class Tokenized(_message.Message):
+    """Tokens of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """The request."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens."""
+
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The bytes of each."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        pieces: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tokenized: _TypeAlias = Tokenized  # noqa: Y015
+
+@_typing.final
+class Detokenized(_message.Message):
+    """The text of tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """The request."""
+    text: _builtins.str
+    """The text; bytes that are no character become U+FFFD."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Detokenized: _TypeAlias = Detokenized  # noqa: Y015
+
+@_typing.final
+class Rendered(_message.Message):
+    """A rendered prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """The request."""
+    prompt: _builtins.str
+    """The prompt."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its tokens."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        prompt: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rendered: _TypeAlias = Rendered  # noqa: Y015
 
 @_typing.final
 class Failed(_message.Message):
@@ -770,7 +1536,11 @@ class Failed(_message.Message):
         KIND_ENGINE: Failed._Kind.ValueType  # 5
         """The engine failed on this request; others go on."""
         KIND_INVALID: Failed._Kind.ValueType  # 6
-        """The request itself is wrong."""
+        """The request itself is wrong; `field` says where."""
+        KIND_DEADLINE: Failed._Kind.ValueType  # 7
+        """Its time is up."""
+        KIND_CAPABILITY: Failed._Kind.ValueType  # 8
+        """The model cannot do this; `field` names the capability."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """The kind of failure."""
@@ -788,13 +1558,18 @@ class Failed(_message.Message):
     KIND_ENGINE: Failed.Kind.ValueType  # 5
     """The engine failed on this request; others go on."""
     KIND_INVALID: Failed.Kind.ValueType  # 6
-    """The request itself is wrong."""
+    """The request itself is wrong; `field` says where."""
+    KIND_DEADLINE: Failed.Kind.ValueType  # 7
+    """Its time is up."""
+    KIND_CAPABILITY: Failed.Kind.ValueType  # 8
+    """The model cannot do this; `field` names the capability."""
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request."""
     kind: Global___Failed.Kind.ValueType
@@ -805,6 +1580,8 @@ class Failed(_message.Message):
     """Tokens of the prompt, for KIND_CONTEXT_LENGTH."""
     context_tokens: _builtins.int
     """Tokens of context, for KIND_CONTEXT_LENGTH."""
+    field: _builtins.str
+    """The field of the request that is wrong, such as "format", or the capability that is missing."""
     def __init__(
         self,
         *,
@@ -813,10 +1590,11 @@ class Failed(_message.Message):
         message: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
+        field: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kind", b"kind", "message", b"message", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "field", b"field", "kind", b"kind", "message", b"message", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -831,23 +1609,87 @@ class Pong(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     SLOTS_BUSY_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    STATS_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """From the ping."""
     slots_busy: _builtins.int
     """Sequences served now."""
     queued: _builtins.int
     """Requests that wait for a slot."""
+    @_builtins.property
+    def stats(self) -> Global___Stats:
+        """What the engine did so far."""
+
     def __init__(
         self,
         *,
         nonce: _builtins.int = ...,
         slots_busy: _builtins.int = ...,
         queued: _builtins.int = ...,
+        stats: Global___Stats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "queued", b"queued", "slots_busy", b"slots_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "queued", b"queued", "slots_busy", b"slots_busy", "stats", b"stats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pong: _TypeAlias = Pong  # noqa: Y015
+
+@_typing.final
+class Stats(_message.Message):
+    """What an engine did since it was loaded, and what it holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_HITS_FIELD_NUMBER: _builtins.int
+    CACHE_MISSES_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
+    KV_USED_FIELD_NUMBER: _builtins.int
+    KV_SIZE_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of prompts."""
+    cached_tokens: _builtins.int
+    """Of those, taken from the prefix cache."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    cache_hits: _builtins.int
+    """Requests that found a part of their prompt in the prefix cache."""
+    cache_misses: _builtins.int
+    """Requests that found none."""
+    prefixes: _builtins.int
+    """Prefixes in the cache now."""
+    kv_used: _builtins.int
+    """KV cells that hold something now."""
+    kv_size: _builtins.int
+    """KV cells there are."""
+    drafted_tokens: _builtins.int
+    """Tokens drafted."""
+    accepted_tokens: _builtins.int
+    """Of those, accepted."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        cache_hits: _builtins.int = ...,
+        cache_misses: _builtins.int = ...,
+        prefixes: _builtins.int = ...,
+        kv_used: _builtins.int = ...,
+        kv_size: _builtins.int = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stats: _TypeAlias = Stats  # noqa: Y015
