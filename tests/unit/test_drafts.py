@@ -142,8 +142,8 @@ def test_the_architecture_may_differ(store: MemoryStore) -> None:
 def test_the_first_token_that_differs_is_named(store: MemoryStore) -> None:
     other = [*TOKENS[:3], "\x1bx", *TOKENS[4:]]
     assert refusal(store, with_tokens(other)) == (
-        "the vocabularies differ: the draft has 16 tokens and the model 16, and token 3 is `\\x1bx` in the draft and `t3` "
-        "in the model"
+        "the vocabularies differ: the draft has 16 tokens and the model 16, and token 3 is `\\x1bx` in the draft "
+        "and `t3` in the model"
     )
 
 
