@@ -96,7 +96,8 @@ class Scan:
             return None
         base, size = self.position, len(text)
         index = 0
-        live, firsts = self.live, self._patterns.firsts
+        # The list is replaced and never written to, so that a shallow copy of this reads on by itself.
+        live, firsts = list(self.live), self._patterns.firsts
         while index < size:
             if not live:
                 index = self._patterns.next_start(text, index)
