@@ -1,7 +1,7 @@
 """How likely tokens were, before any sampling setting.
 
-With numpy: 130 µs for a vocabulary of 128,256 and its 20 best, where the engine's samplers over an array of candidates
-take 1,500 µs, most of it for filling the array and sorting (measured); see `rows.py` for what numpy costs.
+With numpy: 120 µs for a vocabulary of 128,256, 220 µs with its 20 best. An array of candidates for the engine's own
+samplers takes 1,300 µs: 400 to fill it, 870 for the probabilities (measured). See `rows.py` for what numpy costs.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ def logprobs_of(logits_address: int, vocab_size: int, chosen: int, top: int) -> 
     if math.isnan(best):
         row = np.where(np.isnan(row), np.float32(-np.inf), row)
         best = float(row.max())
-    if math.isinf(best):
-        # All are impossible, or all but some that share the probability.
+    if best == math.inf:
+        # These share the probability, and nothing is left for others.
         row = np.where(row == np.inf, np.float32(0), np.float32(-np.inf))
-        best = 0.0 if best > 0 else best
-    total = float(np.exp(row - np.float32(best)).sum(dtype=np.float64)) if math.isfinite(best) else 1.0
-    log_total = (best if math.isfinite(best) else 0.0) + math.log(total)
+        best = 0.0
+    log_total = 0.0
+    if best > -math.inf:
+        # Below the least number of 32 bits is -infinity, as it should be.
+        with np.errstate(over="ignore"):
+            log_total = math.log(np.exp(row - np.float32(best)).sum(dtype=np.float64))
 
     def logprob(token: int) -> float:
-        return max(float(row[token]) - log_total, IMPOSSIBLE)
+        logit = float(row[token])
+        # The best first: beside a huge logit the sum would be lost.
+        return max(logit - best - log_total, IMPOSSIBLE) if logit > -math.inf else IMPOSSIBLE
 
-    return logprob(chosen), [(int(token), logprob(int(token))) for token in _most_likely(row, top)]
+    return logprob(chosen), [(token, logprob(token)) for token in _most_likely(row, top).tolist()]
 
 
 def _most_likely(row: Row, count: int) -> Ids:
