@@ -157,8 +157,9 @@ class Slash:
         if part == "parameters" and session.parameters.ListFields():
             merged = model_pb2.Parameters()
             merged.CopyFrom(session.request.model.parameters)
-            if session.parameters.stop:
-                del merged.stop[:]
+            for field, _ in session.parameters.ListFields():
+                # A list replaces the model's as a whole, where merging would append to it.
+                merged.ClearField(field.name)
             merged.MergeFrom(session.parameters)
             return "\n".join(f"{name} {value}" for name, value in parameter_pairs(merged))
         return ""
@@ -198,9 +199,12 @@ class Slash:
                 raise BadUsage(f"cannot read `{rest}`: {str(error).lower()}") from None
             raise BadUsage("which parameter?", hint="write `/set parameter NAME VALUE`") from None
         parameters = self._session.parameters
-        if name == "stop":
-            del parameters.stop[:]
-        set_parameter(parameters, name, values)
+        # Lists are set anew each time; and what cannot be set leaves all as it was.
+        changed = model_pb2.Parameters()
+        set_parameter(changed, name, values)
+        for field, _ in changed.ListFields():
+            parameters.ClearField(field.name)
+        parameters.MergeFrom(changed)
         note(f"{name} is {' '.join(values)}")
 
 
