@@ -7,7 +7,7 @@ from array import array
 from typing import Any
 
 from lmd.runner.model import Model
-from lmd.runner.sampling import make_sampler
+from lmd.runner.sampling import Sampler
 from lmd.runner.seams import TokenSampler
 from lmd.runner.v1 import frames_pb2
 
@@ -34,11 +34,8 @@ class LlamaBackend:
 
     def sampler(self, sampling: frames_pb2.Sampling, prompt: array[int], *, seed: int) -> TokenSampler:
         """Return a sampler that has seen *prompt*."""
-        seeded = frames_pb2.Sampling()
-        seeded.CopyFrom(sampling)
-        seeded.seed = seed
-        chain = make_sampler(self._llama, seeded, vocab_size=self._vocab.size, num_ctx=self.num_ctx, prompt=prompt)
-        return _ContextSampler(self._llama, chain, self._context)
+        sampler = Sampler(self._llama, self._vocab, sampling, num_ctx=self.num_ctx, prompt=prompt, seed=seed)
+        return _ContextSampler(sampler, self._context)
 
     def logits(self, row: int) -> int:
         """Return the address of a row's scores."""
@@ -47,18 +44,14 @@ class LlamaBackend:
 
 
 class _ContextSampler:
-    """A sampler chain with the context whose rows it reads."""
+    """A sampler with the context whose rows it reads."""
 
-    def __init__(self, llama: Any, chain: Any, context: Any) -> None:
-        self._llama = llama
-        self._chain = chain
+    def __init__(self, sampler: Sampler, context: Any) -> None:
+        self._sampler = sampler
         self._context = context
 
     def sample(self, row: int) -> int:
-        token: int = self._llama.llama_sampler_sample(self._chain, self._context, row)
-        return token
+        return self._sampler.sample(self._context, row)
 
     def free(self) -> None:
-        if self._chain is not None:
-            self._llama.llama_sampler_free(self._chain)
-            self._chain = None
+        self._sampler.free()

@@ -17,7 +17,7 @@ from lmd.runner.job import Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
-from lmd.runner.sampling import check_sampling
+from lmd.runner.sampling import Problem, find_problem
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireError
 
@@ -162,15 +162,15 @@ class Engine:
         if request_id in self._requests:
             raise WireError(f"request {request_id} exists already")
         request = self._requests[request_id] = Request(message, next(self._order))
-        problem = check_sampling(message.sampling)
+        problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
-            problem = "the request has no prompt"
-        if any(not 0 <= token < self._vocab_size for token in (*message.sampling.stop_tokens, *message.tokens.ids)):
-            problem = f"a token is not one of the model's, which are 0 to {self._vocab_size - 1}"
+            problem = Problem("prompt", "the request has no prompt")
+        if any(not 0 <= token < self._vocab_size for token in message.tokens.ids):
+            problem = Problem("tokens", f"a token is not one of the model's, which are 0 to {self._vocab_size - 1}")
         if self._draining:
             self.failed(request, Failed.KIND_CANCELLED, "the runner takes no more requests")
-        elif problem:
-            self.failed(request, Failed.KIND_INVALID, problem)
+        elif problem is not None:
+            self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
         else:
             self._prepared(self._prompts.submit(request))
 
