@@ -15,10 +15,14 @@ from lmd.runner.vocab import Vocab
 
 # Scores of plain attention that may take memory: one for each head, token of a step and token of context. On the CPU
 # plain attention is exact to the order of its sums, whatever else is in the batch, where flash attention rounds every
-# sum to 16 bits; it is 2.5 times as fast with heads of 8, 15 % slower to read a prompt with heads of 64 (measured).
-# Beyond this size its memory is the stronger argument.
+# sum to 16 bits. That is worth its price for weights of 32 bits, whose answers are then the same alone and in company;
+# narrower weights round differently by batch size anyway. Flash attention skips the cells of other sequences, which
+# plain attention computes and throws away, and reads prompts 15 % faster with heads of 64 (measured). Beyond this size
+# its memory is the stronger argument, too.
 _PLAIN_SCORES_BYTES = 256 << 20
 _SCORE_BYTES = 4
+# Bytes a weight, from which on nearly all of them have 32 bits.
+_WIDE_BYTES = 3.5
 
 # Sequences of prefix cache beside those of the slots. Each costs a row of scores, half a megabyte with a large
 # vocabulary, since llama.cpp keeps room for one a sequence; it can have 256 in all (LLAMA_MAX_SEQ).
@@ -149,7 +153,7 @@ class Model:
         params.kv_unified = True
         params.swa_full = False
         params.no_perf = True
-        if self._log.gpu_layers == 0 and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
+        if self._log.gpu_layers == 0 and self._has_wide_weights() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = llama.llama_init_from_model(self._native, params)
         if not context:
@@ -166,6 +170,11 @@ class Model:
             or llama.llama_model_is_recurrent(native)
             or llama.llama_model_is_hybrid(native)
         )
+
+    def _has_wide_weights(self) -> bool:
+        """Tell whether weights have 32 bits."""
+        llama = self.llama
+        return int(llama.llama_model_size(self._native)) >= _WIDE_BYTES * llama.llama_model_n_params(self._native)
 
     def _scores_bytes(self) -> int:
         """Return what plain attention needs for a full step at the end of a full context."""
