@@ -166,3 +166,31 @@ def test_log_probabilities_are_those_of_the_model(tiny: RunnerProcess) -> None:
         assert report.id == report.top[0].id
         assert [top.logprob for top in report.top] == sorted((top.logprob for top in report.top), reverse=True)
     assert b"".join(report.token for report in answer.logprobs).decode() == answer.text
+
+
+def test_looking_up_the_prompt_saves_steps_and_changes_no_token(models: Path) -> None:
+    with RunnerProcess() as runner:
+        runner.load(models / "loop.gguf", num_ctx=512)
+        plain = runner.ask("the people", num_predict=100, scope="plain")
+        guessed = runner.ask("the people", num_predict=100, prompt_lookup=True, draft_num_predict=-1, scope="guessed")
+        assert guessed.text == plain.text
+        assert guessed.done.accepted_tokens > 40
+        assert guessed.done.drafted_tokens >= guessed.done.accepted_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_guesses_change_nothing_on_a_model_that_does_not_follow_them(tiny: RunnerProcess, temperature: float) -> None:
+    prompt = " ".join([STORY] * 3)
+
+    def answer(lookup: bool) -> str:
+        return tiny.ask(
+            prompt,
+            scope=f"{temperature} {lookup}",
+            temperature=temperature,
+            seed=5,
+            num_predict=60,
+            prompt_lookup=lookup,
+            draft_num_predict=-1,
+        ).text
+
+    assert answer(True) == answer(False)

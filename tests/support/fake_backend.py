@@ -156,7 +156,7 @@ class FakeBackend:
         self.slots = slots
         self.sequences = slots + (spare if plain else 0)
         self.cells = num_ctx * slots
-        self.rows = slots
+        self.rows = slots + 4
         self.batch = FakeBatch(max(capacity, slots))
         self.memory = FakeMemory(self.cells, self.sequences, plain=plain, can_shift=can_shift)
         self.seen: dict[int, list[int]] = {}

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lmd.runner.generation import Generation
 from lmd.runner.job import LENGTH, Request
 from lmd.runner.v1 import frames_pb2
-from tests.support.fake_backend import FakeBackend, FakeVocab, continuation, spelled
+from tests.support.fake_backend import FakeBackend, FakeVocab, continuation, spelled, successor
 
 Failed = frames_pb2.Failed
 
@@ -63,14 +63,41 @@ def no_report(address: int, token: int, top: int) -> frames_pb2.TokenLogprob:
     raise AssertionError("nobody asked")
 
 
+class Oracle:
+    """A draft model that knows the decoder's mind half of the time."""
+
+    relative_cost = 0.0
+
+    def drafter(self, scope: str) -> Oracle:
+        return self
+
+    def draft(self, tokens: array[int], limit: int) -> list[int]:
+        seen, guess = list(tokens), []
+        for place in range(limit):
+            right = successor(seen)
+            guess.append(right if (len(seen) + place) % 4 else right + 1)
+            seen.append(guess[-1])
+        return guess
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+
 class Rig:
     """An engine with a fake decoder, driven by hand. Time stands still unless a test moves it."""
 
-    def __init__(self, *, budget: int | None = None, **options: Any) -> None:
+    def __init__(self, *, budget: int | None = None, drafts: bool = False, **options: Any) -> None:
         self.backend = FakeBackend(**options)
         self.outbox = Outbox()
         self.told = self.outbox.told
-        self.generation = Generation(self.backend, FakeVocab(), self.outbox, logprobs=no_report, budget_tokens=budget)
+        self.generation = Generation(
+            self.backend,
+            FakeVocab(),
+            self.outbox,
+            logprobs=no_report,
+            draft_model=Oracle() if drafts else None,
+            budget_tokens=budget,
+        )
         self.requests: dict[int, Request] = {}
         self.now_ns = 0
 
@@ -87,6 +114,7 @@ class Rig:
         alone: bool = False,
         batch: bool = False,
         weight: float = 0.0,
+        lookup: bool = False,
     ) -> Request:
         number = len(self.requests) + 1
         message = frames_pb2.Submit(
@@ -97,7 +125,9 @@ class Rig:
             choices=choices,
             context_policy=policy,  # type: ignore[arg-type] # by number
             priority=frames_pb2.PRIORITY_BATCH if batch else frames_pb2.PRIORITY_INTERACTIVE,
-            sampling=frames_pb2.Sampling(num_predict=limit, seed=seed, deterministic=alone),
+            sampling=frames_pb2.Sampling(
+                num_predict=limit, seed=seed, deterministic=alone, draft_num_predict=-1, prompt_lookup=lookup
+            ),
         )
         request = Request(message, number, submitted_ns=self.now_ns, prompt=array("i", prompt))
         self.requests[number] = request
@@ -139,6 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
         budget=st.sampled_from([None, 0, 10, 30]),
         capacity=st.integers(3, 9),
         manifest=st.sampled_from([[], [1] * 17]),
+        drafts=st.booleans(),
     )
     def make(
         self,
@@ -149,8 +180,11 @@ class EngineMachine(RuleBasedStateMachine):
         budget: int | None,
         capacity: int,
         manifest: list[int],
+        drafts: bool,
     ) -> None:
-        self.rig = Rig(plain=plain, can_shift=can_shift, slots=slots, spare=spare, budget=budget, capacity=capacity)
+        self.rig = Rig(
+            plain=plain, can_shift=can_shift, slots=slots, spare=spare, budget=budget, capacity=capacity, drafts=drafts
+        )
         self.rig.generation.slots.manifest = array("i", manifest)
         self.cancelled: set[int] = set()
         self.unsure: set[int] = set()
@@ -165,6 +199,7 @@ class EngineMachine(RuleBasedStateMachine):
         shifts=st.booleans(),
         alone=st.sampled_from([False, False, True]),
         batch=st.booleans(),
+        lookup=st.booleans(),
     )
     def submit(
         self,
@@ -177,6 +212,7 @@ class EngineMachine(RuleBasedStateMachine):
         shifts: bool,
         alone: bool,
         batch: bool,
+        lookup: bool,
     ) -> None:
         whole = ([1] * begins + prompt)[: self.rig.backend.num_ctx - 1]
         policy = frames_pb2.CONTEXT_POLICY_SHIFT if shifts else frames_pb2.CONTEXT_POLICY_ERROR
@@ -190,6 +226,7 @@ class EngineMachine(RuleBasedStateMachine):
             policy=policy,
             alone=alone,
             batch=batch,
+            lookup=lookup,
         )
 
     @rule()
@@ -357,3 +394,26 @@ def test_equal_prompts_finish_one_after_the_other(count: int) -> None:
         firsts += [number for number, _ in new]
     assert firsts == sorted(firsts)
     assert len(firsts) == count
+
+
+def test_right_guesses_save_steps_and_change_nothing() -> None:
+    seed = 0
+    plain, drafting = (Rig(num_ctx=200, slots=1, capacity=16, drafts=drafts) for drafts in (False, True))
+    prompt = next([n] for n in range(1, 50) if len(continuation([n], 99, num_ctx=10**6, seed=seed)) > 60)
+    one, other = (rig.submit(prompt, limit=60) for rig in (plain, drafting))
+    plain.run()
+    drafting.run()
+    assert drafting.text(other) == plain.text(one) == plain.expected(one)
+    ended = drafting.told.ended[other.request_id]
+    assert 0 < ended.accepted_tokens <= ended.drafted_tokens
+    assert len(drafting.backend.batches) < len(plain.backend.batches) == 60
+
+
+def test_in_company_nothing_is_drafted() -> None:
+    rig = Rig(num_ctx=200, slots=2, capacity=16, drafts=True)
+    requests = [rig.submit([token], limit=20, scope=str(token)) for token in (3, 4)]
+    rig.run()
+    assert all(rig.text(request) == rig.expected(request) for request in requests)
+    together = [batch for batch in rig.backend.batches if len({sequence for _, _, sequence, _ in batch}) == 2]
+    assert together
+    assert all(len(batch) == 2 for batch in together)

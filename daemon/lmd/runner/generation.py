@@ -25,6 +25,7 @@ from lmd.runner.job import LENGTH, STOP, Job, Place, Request
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
+from lmd.runner.speculation import DraftSource, Speculation, make_speculation
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
 
@@ -85,17 +86,20 @@ class Generation:
         outbox: Outbox,
         *,
         logprobs: Callable[[int, int, int], frames_pb2.TokenLogprob],
+        draft_model: DraftSource | None = None,
         budget_tokens: int | None = None,
     ) -> None:
         """Serve with *backend*.
 
         *logprobs* makes the report on a token, from the address of its row's scores, its id, and how many
-        alternatives to name. *budget_tokens* bounds the prefix cache; by default only the memory does.
+        alternatives to name. *draft_model* guesses for requests that do not object. *budget_tokens* bounds the prefix
+        cache; by default only the memory does.
         """
         self._backend = backend
         self._vocab = vocab
         self._outbox = outbox
         self._logprobs = logprobs
+        self._draft_model = draft_model
         self.slots = Slots(
             backend.memory,
             backend.slots,
@@ -205,6 +209,7 @@ class Generation:
             limit=room if sampling.num_predict < 0 else min(room, sampling.num_predict),
             target=request.prompt,
             constraint=request.constraint.copy() if request.constraint is not None else None,
+            speculation=self._speculation(request),
         )
         self._reading.append(job)
         if not request.started_ns:
@@ -215,6 +220,19 @@ class Generation:
             self._totals.cache_hits += bool(slot.cached)
             self._totals.cache_misses += not slot.cached
             self._outbox.started(request)
+
+    def _speculation(self, request: Request) -> Speculation | None:
+        """Return what drafts for a request; nothing does where wrong guesses could not be cut off again."""
+        if not self._backend.memory.shares_freely:
+            return None
+        sampling = request.message.sampling
+        return make_speculation(
+            draft_num_predict=sampling.draft_num_predict,
+            prompt_lookup=sampling.prompt_lookup,
+            model=self._draft_model,
+            scope=request.scope,
+            vocab_size=self._vocab.size,
+        )
 
     def _prefill_budget(self, generating: int) -> int:
         capacity = self._backend.batch.capacity - generating
@@ -257,18 +275,25 @@ class Generation:
         """Decode the next token of some answers and parts of some prompts, and act on what comes out."""
         batch = self._backend.batch
         batch.clear()
-        outputs: list[tuple[Job, int]] = []
+        outputs: list[tuple[Job, int, list[int]]] = []
+        rows_left = self._backend.rows - len(generating) - len(plan)
+        tokens_left = batch.capacity - len(generating) - sum(count for _, count in plan)
         for job in generating:
             assert job.next_token is not None, "a generating job has a token to decode"
-            outputs.append((job, batch.add(job.next_token, len(job.slot.tokens), job.slot.sequence)))
+            begin = len(job.slot.tokens)
+            row = batch.add(job.next_token, begin, job.slot.sequence)
+            drafted = self._draft(job, active=len(generating) + len(plan), most=min(rows_left, tokens_left))
+            for place, token in enumerate(drafted, begin + 1):
+                batch.add(token, place, job.slot.sequence)
+            rows_left, tokens_left = rows_left - len(drafted), tokens_left - len(drafted)
+            outputs.append((job, row, drafted))
         for job, count in plan:
             begin = len(job.slot.tokens)
             last = count == job.unread
             row = batch.add_chunk(job.target[begin : begin + count], begin, job.slot.sequence, sample=last)
             if last:
-                outputs.append((job, row))
-        jobs = [*generating, *(job for job, _ in plan)]
-        if not self._decode(jobs):
+                outputs.append((job, row, []))
+        if not self._decode([*generating, *(job for job, _ in plan)]):
             return
         for job in generating:
             assert job.next_token is not None, "a generating job has a token to decode"
@@ -281,8 +306,21 @@ class Generation:
             self._queue.charge(job.request.caller, count)
             if not job.unread and not job.first_token_ns:
                 self.slots.pin_manifest(job.slot)
-        for job, row in outputs:
-            self._sample(job, row)
+        for job, row, drafted in outputs:
+            self._sample(job, row, drafted)
+
+    def _draft(self, job: Job, *, active: int, most: int) -> list[int]:
+        """Guess what follows the next token of an answer, at most *most* tokens."""
+        if job.speculation is None:
+            return []
+        tokens = job.slot.tokens
+        assert job.next_token is not None, "a generating job has a token to decode"
+        room = min(most, self._backend.num_ctx - len(tokens) - 1, job.limit - job.generated_tokens - 1)
+        tokens.append(job.next_token)
+        try:
+            return job.speculation.draft(tokens, active=active, room=max(0, room))
+        finally:
+            tokens.pop()
 
     def _decode(self, jobs: Sequence[Job]) -> bool:
         """Run the batch; on failure end all requests in it, since the engine does not say whose fault it was."""
@@ -294,14 +332,13 @@ class Generation:
         for job in jobs:
             self.slots.forget(job.slot)
         for request in dict.fromkeys(job.request for job in jobs):
-            self.cancel(request)
-            self._outbox.failed(request, Failed.KIND_ENGINE, f"the engine failed to decode (code {code})")
+            self._fail(request, f"the engine failed to decode (code {code})")
         return False
 
-    def _sample(self, job: Job, row: int) -> None:
-        """Choose the next token of a job and act on it."""
+    def _sample(self, job: Job, row: int, drafted: Sequence[int]) -> None:
+        """Choose the next token of a job, and further ones as long as they are those that were drafted."""
         if job not in self._jobs():
-            # An answer of the same request, earlier in this step, has ended the request.
+            # Another answer of the same request has failed it, earlier in this step.
             return
         if job.next_token is None:
             self._reading.remove(job)
@@ -311,17 +348,51 @@ class Generation:
         if job.limit == 0:
             self._finish(job, LENGTH)
             return
-        token, reports = self._choose(job, row)
-        if token is None:
-            self.cancel(job.request)
-            message = "the model's vocabulary has no token with which the answer could go on in the format asked for"
-            self._outbox.failed(job.request, Failed.KIND_ENGINE, message)
+        chosen: list[tuple[int, list[frames_pb2.TokenLogprob]]] = []
+        for place in range(len(drafted) + 1):
+            token, reports = self._choose(job, row + place)
+            if token is None:
+                self._fail(
+                    job.request,
+                    "the model's vocabulary has no token with which the answer could go on in the format asked for",
+                )
+                return
+            chosen.append((token, reports))
+            if place == len(drafted) or token != drafted[place] or self._ends(job, token):
+                break
+        if not self._keep_accepted(job, drafted, len(chosen) - 1):
+            self._fail(job.request, "the engine did not take back what was drafted")
             return
+        for token, reports in chosen:
+            if not self._say(job, token, reports):
+                return
+
+    def _keep_accepted(self, job: Job, drafted: Sequence[int], accepted: int) -> bool:
+        """Make memory and slot hold the drafted tokens that were right, and no other."""
+        slot = job.slot
+        slot.tokens.extend(drafted[:accepted])
+        self._queue.charge(job.request.caller, accepted)
+        if job.speculation is not None:
+            job.speculation.note(len(drafted), accepted)
+        if accepted == len(drafted) or self._backend.memory.keep(slot.sequence, len(slot.tokens)):
+            return True
+        self.slots.forget(slot)
+        return False
+
+    def _ends(self, job: Job, token: int) -> bool:
+        """Tell whether an answer ends with a token, which is then not a part of it, or must end after it."""
+        return self._is_end(job, token) or (job.constraint is not None and job.constraint.complete)
+
+    def _is_end(self, job: Job, token: int) -> bool:
+        return self._vocab.piece(token) is None or token in job.request.message.sampling.stop_tokens
+
+    def _say(self, job: Job, token: int, reports: list[frames_pb2.TokenLogprob]) -> bool:
+        """Add a token to an answer; return whether it goes on."""
         job.next_token = token
         piece = self._vocab.piece(token)
-        if piece is None or token in job.request.message.sampling.stop_tokens:
+        if piece is None or self._is_end(job, token):
             self._finish(job, STOP)
-            return
+            return False
         job.generated_tokens += 1
         self._totals.generated_tokens += 1
         text = job.text.feed(piece)
@@ -331,6 +402,13 @@ class Generation:
             self._finish(job, STOP)
         elif job.generated_tokens >= job.limit:
             self._finish(job, LENGTH)
+        else:
+            return True
+        return False
+
+    def _fail(self, request: Request, message: str) -> None:
+        self.cancel(request)
+        self._outbox.failed(request, Failed.KIND_ENGINE, message)
 
     def _choose(self, job: Job, row: int) -> tuple[int | None, list[frames_pb2.TokenLogprob]]:
         """Return a token, None when nothing fits the format, with what is to be reported of it."""
@@ -342,7 +420,7 @@ class Generation:
         token = job.sampler.sample(row)
         if constraint is not None and not constraint.accept(token):
             return None, []
-        if raw is None or self._vocab.piece(token) is None:
+        if raw is None or self._is_end(job, token):
             return token, []
         return token, [self._logprobs(raw.address, token, message.top_logprobs)]
 
@@ -360,6 +438,12 @@ class Generation:
         """Take a job off the engine; what its slot holds stays for others."""
         (self._reading if job in self._reading else self._generating).remove(job)
         job.sampler.free()
+        if (speculation := job.speculation) is not None:
+            speculation.forget()
+            job.request.drafted_tokens += speculation.drafted_tokens
+            job.request.accepted_tokens += speculation.accepted_tokens
+            self._totals.drafted_tokens += speculation.drafted_tokens
+            self._totals.accepted_tokens += speculation.accepted_tokens
         self.slots.release(job.slot)
         self._queue.end(job.request.caller)
 

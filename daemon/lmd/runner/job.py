@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from lmd.runner.seams import TokenSampler
 from lmd.runner.slots import Slot
+from lmd.runner.speculation import Speculation
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
 
@@ -56,6 +57,8 @@ class Request:
     started_ns: int = 0
     cached_tokens: int = 0
     shifted_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     ends: dict[int, frames_pb2.Finished] = field(default_factory=dict)
 
     @property
@@ -110,6 +113,8 @@ class Request:
         whole.dropped_messages = self.dropped_messages
         whole.dropped_tokens = self.dropped_tokens
         whole.shifted_tokens = self.shifted_tokens
+        whole.drafted_tokens = self.drafted_tokens
+        whole.accepted_tokens = self.accepted_tokens
         if self.choices > 1:
             for _, end in sorted(self.ends.items()):
                 whole.choices.add(reason=end.reason, generated_tokens=end.generated_tokens, stop=end.stop)
@@ -150,6 +155,7 @@ class Job:
     limit: int
     target: array[int]
     constraint: Constraint | None = None
+    speculation: Speculation | None = None
     generated_tokens: int = 0
     overtaken: int = 0
     next_token: int | None = None

@@ -174,7 +174,8 @@ class Model:
     def _has_wide_weights(self) -> bool:
         """Tell whether weights have 32 bits."""
         llama = self.llama
-        return int(llama.llama_model_size(self._native)) >= _WIDE_BYTES * llama.llama_model_n_params(self._native)
+        size_bytes, weights = llama.llama_model_size(self._native), llama.llama_model_n_params(self._native)
+        return bool(size_bytes >= _WIDE_BYTES * weights)
 
     def _scores_bytes(self) -> int:
         """Return what plain attention needs for a full step at the end of a full context."""
