@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lmd.runner.v1 import frames_pb2
 
@@ -149,14 +149,14 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
-        **sampling: float,
+        **sampling: Any,
     ) -> int:
         """Submit a request, greedy unless *sampling* says otherwise; return its id."""
         self._next_id += 1
         submit = frames_pb2.Submit(
             request_id=self._next_id,
             cache_scope=scope,
-            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),  # type: ignore[arg-type] # by name
+            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),
         )
         if chat is not None:
             submit.chat.messages.extend(frames_pb2.ChatMessage(role=role, content=content) for role, content in chat)
@@ -214,7 +214,7 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
-        **sampling: float,
+        **sampling: Any,
     ) -> Answer:
         """Submit a request and wait for it to end."""
         return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, **sampling))

@@ -15,7 +15,7 @@ from lmd.runner.channel import Channel
 from lmd.runner.job import Job, Request, plan_prefill
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
-from lmd.runner.sampling import check_sampling, make_sampler
+from lmd.runner.sampling import Problem, Sampler, find_problem
 from lmd.runner.slots import Slots, common_prefix
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
@@ -129,13 +129,16 @@ class Engine:
             raise WireError(f"request {request_id} exists already")
         self._known.add(request_id)
         request = Request(request_id, next(self._order), message.sampling, message.cache_scope)
-        problem = check_sampling(message.sampling)
+        problem = find_problem(message.sampling, self._model.vocab.size)
         if message.WhichOneof("input") is None:
-            problem = "the request has no prompt"
+            problem = Problem("prompt", "the request has no prompt")
         if self._draining:
             self._fail(request_id, frames_pb2.Failed.KIND_CANCELLED, "the runner takes no more requests")
-        elif problem:
-            self._fail(request_id, frames_pb2.Failed.KIND_INVALID, problem)
+        elif problem is not None:
+            invalid = frames_pb2.Failed.KIND_INVALID
+            self._send_failed(
+                frames_pb2.Failed(request_id=request_id, kind=invalid, message=problem.message, field=problem.field)
+            )
         else:
             self._prepared(self._prompts.submit(request, message))
 
@@ -200,12 +203,13 @@ class Engine:
         job = Job(
             request,
             slot,
-            make_sampler(
+            Sampler(
                 self._llama,
+                model.vocab,
                 sampling,
-                vocab_size=model.vocab.size,
                 num_ctx=model.num_ctx,
                 prompt=request.prompt,
+                seed=sampling.seed,
             ),
             TextStream(sampling.stop),
             cached_tokens=len(slot.tokens),
@@ -278,12 +282,12 @@ class Engine:
                 return
             self._reading.remove(job)
             self._generating.append(job)
-        token: int = self._llama.llama_sampler_sample(job.sampler, self._model.context, index)
+        token = job.sampler.sample(self._model.context, index)
         if not job.first_token_ns:
             job.first_token_ns = time.monotonic_ns()
         job.next_token = token
         piece = self._model.vocab.piece(token)
-        if piece is None:
+        if piece is None or token in job.request.sampling.stop_tokens:
             self._finish(job, _STOP)
             return
         job.generated_tokens += 1
@@ -310,7 +314,7 @@ class Engine:
     def _release(self, job: Job) -> None:
         """Take a job off the engine; what its slot holds stays for others."""
         (self._reading if job in self._reading else self._generating).remove(job)
-        self._llama.llama_sampler_free(job.sampler)
+        job.sampler.free()
         self._slots.release(job.slot)
 
     def _fail(self, request_id: int, kind: frames_pb2.Failed.Kind.ValueType, message: str) -> None:

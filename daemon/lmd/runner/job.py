@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
 
+from lmd.runner.sampling import Sampler
 from lmd.runner.slots import Slot
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
@@ -44,7 +44,7 @@ class Job:
 
     request: Request
     slot: Slot
-    sampler: Any
+    sampler: Sampler
     text: TextStream
     cached_tokens: int
     limit: int
