@@ -202,8 +202,7 @@ class Slash:
         # Lists are set anew each time; and what cannot be set leaves all as it was.
         changed = model_pb2.Parameters()
         set_parameter(changed, name, values)
-        for field, _ in changed.ListFields():
-            parameters.ClearField(field.name)
+        parameters.ClearField(name)
         parameters.MergeFrom(changed)
         note(f"{name} is {' '.join(values)}")
 
