@@ -202,7 +202,7 @@ class Slash:
         # Lists are set anew each time; and what cannot be set leaves all as it was.
         changed = model_pb2.Parameters()
         set_parameter(changed, name, values)
-        parameters.ClearField(name)
+        parameters.ClearField(name)  # type: ignore[arg-type] # one of its fields, or set_parameter had refused it
         parameters.MergeFrom(changed)
         note(f"{name} is {' '.join(values)}")
 
