@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,8 @@ class Answer:
     """All that came back for one request."""
 
     texts: list[str] = field(default_factory=list)
+    choices: dict[int, list[str]] = field(default_factory=dict)
+    logprobs: list[frames_pb2.TokenLogprob] = field(default_factory=list)
     started: frames_pb2.Started | None = None
     finished: frames_pb2.Finished | None = None
     failed: frames_pb2.Failed | None = None
@@ -43,6 +45,9 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    def choice_text(self, number: int) -> str:
+        return "".join(self.choices.get(number, ()))
 
     @property
     def done(self) -> frames_pb2.Finished:
@@ -80,6 +85,7 @@ class RunnerProcess:
         self.pongs: list[frames_pb2.Pong] = []
         self.frames = 0
         self.ended: list[int] = []
+        self.queue: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +125,7 @@ class RunnerProcess:
         max_prompt_bytes: int = 1 << 20,
         template_timeout_s: float = 1.0,
         use_mmap: bool = True,
+        manifest_chat: frames_pb2.Chat | None = None,
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -131,13 +138,16 @@ class RunnerProcess:
             max_prompt_bytes=max_prompt_bytes,
             template_timeout_s=template_timeout_s,
             use_mmap=use_mmap,
+            manifest_chat=manifest_chat,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)
         return self.ready
 
-    def ask_load(self, *paths: Path, **options: int | float | str | bool) -> None:
-        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1)
+    def ask_load(
+        self, *paths: Path, manifest_chat: frames_pb2.Chat | None = None, **options: int | float | str | bool
+    ) -> None:
+        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat)
         for name, value in options.items():
             setattr(load, name, value)
         self.send(frames_pb2.DaemonFrame(load=load))
@@ -149,14 +159,16 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> int:
-        """Submit a request, greedy unless *sampling* says otherwise; return its id."""
+        """Submit a request, greedy unless *sampling* says otherwise; *options* are other fields. Return its id."""
         self._next_id += 1
         submit = frames_pb2.Submit(
             request_id=self._next_id,
             cache_scope=scope,
             sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),
+            **(options or {}),
         )
         if chat is not None:
             submit.chat.messages.extend(frames_pb2.ChatMessage(role=role, content=content) for role, content in chat)
@@ -217,7 +229,7 @@ class RunnerProcess:
         **sampling: Any,
     ) -> Answer:
         """Submit a request and wait for it to end."""
-        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, **sampling))
+        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, options=None, **sampling))
 
     def wait(self) -> int:
         """Wait for the process to end."""
@@ -234,8 +246,10 @@ class RunnerProcess:
             answer = self.answers[frame.delta.request_id]
             assert answer.started is not None, "text before `started`"
             assert answer.terminals == 0, "text after the end"
-            assert frame.delta.text, "empty text"
+            assert frame.delta.text or frame.delta.logprobs, "empty text"
             answer.texts.append(frame.delta.text)
+            answer.choices.setdefault(frame.delta.choice, []).append(frame.delta.text)
+            answer.logprobs.extend(frame.delta.logprobs)
             answer.delta_tokens.append(frame.delta.generated_tokens)
         elif kind == "finished":
             answer = self.answers[frame.finished.request_id]
@@ -247,6 +261,8 @@ class RunnerProcess:
             answer.failed = frame.failed
             answer.terminals += 1
             self.ended.append(frame.failed.request_id)
+        elif kind == "queue":
+            self.queue = list(frame.queue.request_ids)
         elif kind == "pong":
             self.pongs.append(frame.pong)
         elif kind == "hello":

@@ -139,7 +139,9 @@ def serve(connection: socket.socket) -> int:
             raise loading.error from None
         return EXIT_OK
     channel.send(frames_pb2.RunnerFrame(ready=model.ready()))
-    prompts = PromptMaker(model.vocab, _template_setup(model, load), num_ctx=model.num_ctx)
+    prompts = PromptMaker(
+        model.vocab, _template_setup(model, load), num_ctx=model.num_ctx, manifest_chat=load.manifest_chat
+    )
     try:
         Engine(model, channel, prompts).run()
     finally:

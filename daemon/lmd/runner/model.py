@@ -15,10 +15,18 @@ from lmd.runner.vocab import Vocab
 
 # Scores of plain attention that may take memory: one for each head, token of a step and token of context. On the CPU
 # plain attention is exact to the order of its sums, whatever else is in the batch, where flash attention rounds every
-# sum to 16 bits; it is 2.5 times as fast with heads of 8, 15 % slower to read a prompt with heads of 64 (measured).
-# Beyond this size its memory is the stronger argument.
+# sum to 16 bits. That is worth its price for weights of 32 bits, whose answers are then the same alone and in company;
+# narrower weights round differently by batch size anyway. Flash attention skips the cells of other sequences, which
+# plain attention computes and throws away, and reads prompts 15 % faster with heads of 64 (measured). Beyond this size
+# its memory is the stronger argument, too.
 _PLAIN_SCORES_BYTES = 256 << 20
 _SCORE_BYTES = 4
+# Bytes a weight, from which on nearly all of them have 32 bits.
+_WIDE_BYTES = 3.5
+
+# Sequences of prefix cache beside those of the slots. Each costs a row of scores, half a megabyte with a large
+# vocabulary, since llama.cpp keeps room for one a sequence; it can have 256 in all (LLAMA_MAX_SEQ).
+_CACHED_SEQUENCES = 28
 
 _MESSAGE_CHARACTERS = 600
 
@@ -40,7 +48,9 @@ class Model:
 
     Attributes:
         num_ctx: tokens one sequence can use; no more than the model was trained for.
-        slots: sequences.
+        slots: sequences that are decoded at once.
+        sequences: sequences that the memory can hold; the others are prefix cache.
+        rows: rows of scores that one step can yield.
         step_tokens: tokens a step can decode.
     """
 
@@ -60,9 +70,11 @@ class Model:
         self.train_ctx = int(llama.llama_model_n_ctx_train(self._native))
         self.num_ctx = min(load.num_ctx, self.train_ctx) if self.train_ctx > 0 else load.num_ctx
         self.step_tokens = max(load.num_batch, load.slots)
+        self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
+        self.rows = self.sequences
         self.context = self._make_context()
         self.memory = Memory(llama, self.context, self._native)
-        self.batch = Batch(llama, self.step_tokens, load.slots)
+        self.batch = Batch(llama, self.step_tokens, self.sequences)
         self.threads = self._choose_threads(load.num_thread)
         llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
         template = llama.llama_model_chat_template(self._native, None)
@@ -84,6 +96,9 @@ class Model:
             num_thread=self.threads.decode,
             has_template=bool(self.template),
             gpu_layers=self._log.gpu_layers,
+            generates=True,
+            shifts=self.memory.can_shift,
+            num_thread_batch=self.threads.prefill,
         )
 
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
@@ -132,13 +147,13 @@ class Model:
         params = llama.llama_context_default_params()
         params.n_ctx = self.num_ctx * self.slots
         params.n_batch = params.n_ubatch = self.step_tokens
-        params.n_seq_max = self.slots
-        # One row of logits a sequence is all a step reads; the default reserves one a token.
-        params.n_outputs_max = self.slots
+        params.n_seq_max = self.sequences
+        # The least that llama.cpp takes, and more than a step reads; the default reserves one a token.
+        params.n_outputs_max = self.rows
         params.kv_unified = True
         params.swa_full = False
         params.no_perf = True
-        if self._log.gpu_layers == 0 and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
+        if self._log.gpu_layers == 0 and self._has_wide_weights() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = llama.llama_init_from_model(self._native, params)
         if not context:
@@ -146,6 +161,20 @@ class Model:
         if not llama.llama_get_memory(context):
             raise LoadError(frames_pb2.LoadFailed.KIND_INCOMPATIBLE, "the model does not generate text")
         return context
+
+    def _holds_more_than_slots(self) -> bool:
+        """Tell whether further sequences cost nothing; recurrent state and windows take memory for each."""
+        llama, native = self.llama, self._native
+        return not (
+            llama.llama_model_n_swa(native)
+            or llama.llama_model_is_recurrent(native)
+            or llama.llama_model_is_hybrid(native)
+        )
+
+    def _has_wide_weights(self) -> bool:
+        """Tell whether weights have 32 bits."""
+        llama = self.llama
+        return int(llama.llama_model_size(self._native)) >= _WIDE_BYTES * llama.llama_model_n_params(self._native)
 
     def _scores_bytes(self) -> int:
         """Return what plain attention needs for a full step at the end of a full context."""

@@ -159,7 +159,7 @@ class Slash:
             merged.CopyFrom(session.request.model.parameters)
             for field, _ in session.parameters.ListFields():
                 # A list replaces the model's as a whole, where merging would append to it.
-                merged.ClearField(field.name)
+                merged.ClearField(field.name)  # type: ignore[arg-type] # the name of a field
             merged.MergeFrom(session.parameters)
             return "\n".join(f"{name} {value}" for name, value in parameter_pairs(merged))
         return ""
