@@ -143,6 +143,19 @@ def test_settings_reach_the_next_request(daemon: FakeDaemon, chat: Terminal) -> 
     assert _contents(daemon.requests("Chat")[1]) == [("system", "Be kind."), ("user", "anew")]
 
 
+def test_a_list_is_replaced_as_a_whole(daemon: FakeDaemon, chat: Terminal) -> None:
+    for name in ("stop", "dry_sequence_breakers"):
+        _say(chat, f"/set parameter {name} a b", f"{name} is a b")
+        _say(chat, f"/set parameter {name} c", f"{name} is c")
+    _say(chat, "/set parameter ignore_eos on", "ignore_eos is on")
+    _say(chat, "/set parameter ignore_eos maybe", "must be true or false")
+    _say(chat, "/set parameter stop", "stop is")
+    _say(chat, "hi", "You said: hi")
+    parameters = daemon.requests("Chat")[0].parameters
+    assert (list(parameters.stop), list(parameters.dry_sequence_breakers)) == ([], ["c"])
+    assert parameters.ignore_eos
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

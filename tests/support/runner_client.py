@@ -160,14 +160,14 @@ class RunnerProcess:
         scope: str = "",
         stop: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
-        **sampling: float,
+        **sampling: Any,
     ) -> int:
         """Submit a request, greedy unless *sampling* says otherwise; *options* are other fields. Return its id."""
         self._next_id += 1
         submit = frames_pb2.Submit(
             request_id=self._next_id,
             cache_scope=scope,
-            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),  # type: ignore[arg-type] # by name
+            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),
             **(options or {}),
         )
         if chat is not None:
@@ -226,7 +226,7 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
-        **sampling: float,
+        **sampling: Any,
     ) -> Answer:
         """Submit a request and wait for it to end."""
         return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, options=None, **sampling))

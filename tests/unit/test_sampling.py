@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lmd.runner.sampling as sampling_module
 from lmd.runner.adjust import Penalties
 from lmd.runner.dry import Breakers, Dry, suffix_lengths
 from lmd.runner.rows import best_of
@@ -46,6 +47,16 @@ def test_temperature_zero_takes_the_best_and_of_equals_the_first(engine: NativeE
     engine.set({C: 3.0, A: 3.0, B: 2.9}, rest=0.0)
     assert engine.draws(3, temperature=0.0) == [min(A, C)] * 3
     assert engine.draws(3, temperature=0.0, mirostat=2, top_k=5, xtc_probability=1.0) == [min(A, C)] * 3
+
+
+@given(st.integers(0, 1000))
+def test_the_engine_and_numpy_agree_on_the_best(engine: NativeEngine, seed: int) -> None:
+    """Without numpy in the process the engine chooses; rounded, so that there are ties."""
+    engine.rows[0][:] = np.random.default_rng(seed).standard_normal(engine.vocab.size).round(1)
+    found = engine.draws(1, temperature=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_module, "numpy_is_here", lambda: False)
+        assert engine.draws(1, temperature=0.0) == found == [int(engine.rows[0].argmax())]
 
 
 @pytest.mark.parametrize(
@@ -452,7 +463,7 @@ def test_what_is_off_needs_no_sense() -> None:
 
 
 def test_numpy_waits_for_a_request() -> None:
-    """A runner whose requests need none of it does not pay for it."""
+    """Importing is left to the first request that needs it."""
     program = "import sys, lmd.runner.engine, lmd.runner.sampling, lmd.runner.logprobs; print('numpy' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert output.strip() == "False"

@@ -159,7 +159,7 @@ class Slash:
             merged.CopyFrom(session.request.model.parameters)
             for field, _ in session.parameters.ListFields():
                 # A list replaces the model's as a whole, where merging would append to it.
-                merged.ClearField(field.name)
+                merged.ClearField(field.name)  # type: ignore[arg-type] # the name of a field
             merged.MergeFrom(session.parameters)
             return "\n".join(f"{name} {value}" for name, value in parameter_pairs(merged))
         return ""
@@ -202,8 +202,7 @@ class Slash:
         # Lists are set anew each time; and what cannot be set leaves all as it was.
         changed = model_pb2.Parameters()
         set_parameter(changed, name, values)
-        for field, _ in changed.ListFields():
-            parameters.ClearField(field.name)
+        parameters.ClearField(name)  # type: ignore[arg-type] # one of its fields, or set_parameter had refused it
         parameters.MergeFrom(changed)
         note(f"{name} is {' '.join(values)}")
 
