@@ -6,7 +6,7 @@
 Both servers are up at the same time and only one works: each round asks first one, then the other, and the next round
 the other way round, with prompts that neither has seen. A figure is the ratio of the medians. Prompts are texts of
 words that are one token each, and both servers must count the same. What was disturbed by something else on the
-machine is measured again, twice at most, and said when it stays so. A table goes to standard output, everything that
+machine is measured once more, and said when it stays so. A table goes to standard output, everything that
 was measured to *FILE*. Exit status 1 says that a bar was missed.
 """
 
@@ -33,7 +33,7 @@ from bench.serving_cases import CASES, Case, Setting
 from bench.serving_report import NOISY_CORES, CaseResult, Sample, table
 
 _EXTRA = ("restart", "limits")
-_ATTEMPTS = 3
+_ATTEMPTS = 2
 
 
 def main() -> None:
