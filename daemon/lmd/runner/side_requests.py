@@ -31,7 +31,7 @@ class SideRequests:
         if kind == "tokenize":
             return self._tokenize(message.tokenize)
         if kind == "detokenize":
-            return [self._detokenize(message.detokenize)]
+            return self._detokenize(message.detokenize)
         raise ValueError(f"a frame of kind {kind} is no side request")
 
     def rendered(self, request_id: int, prompt: bytes) -> Frames:
@@ -61,19 +61,19 @@ class SideRequests:
 
         return self._here_or_there(answer, len(text))
 
-    def _detokenize(self, message: frames_pb2.Detokenize) -> frames_pb2.RunnerFrame:
-        size = self._vocab.size
-        for place, token in enumerate(message.tokens):
-            if not 0 <= token < size:
-                return failure(
-                    message.request_id,
-                    _INVALID,
-                    f"token {place + 1} is {token}; the model's tokens go from 0 to {size - 1}",
-                    field=f"tokens[{place}]",
-                )
-        text = self._vocab.detokenize(array("i", message.tokens)).decode(errors="replace")
-        answer = frames_pb2.Detokenized(request_id=message.request_id, text=text)
-        return _bounded(frames_pb2.RunnerFrame(detokenized=answer), message.request_id, "tokens")
+    def _detokenize(self, message: frames_pb2.Detokenize) -> Frames:
+        tokens, size = array("i", message.tokens), self._vocab.size
+        if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+            place = next(place for place, token in enumerate(tokens) if not 0 <= token < size)
+            problem = f"token {place + 1} is {tokens[place]}; the model's tokens go from 0 to {size - 1}"
+            return [failure(message.request_id, _INVALID, problem, field=f"tokens[{place}]")]
+
+        def answer() -> Frames:
+            text = self._vocab.detokenize(tokens).decode(errors="replace")
+            detokenized = frames_pb2.Detokenized(request_id=message.request_id, text=text)
+            return [_bounded(frames_pb2.RunnerFrame(detokenized=detokenized), message.request_id, "tokens")]
+
+        return self._here_or_there(answer, len(tokens) * tokens.itemsize)
 
     def _here_or_there(self, answer: Callable[[], Frames], size_bytes: int) -> Frames:
         if size_bytes <= INLINE_BYTES:
