@@ -11,11 +11,15 @@ import itertools
 import select
 import time
 
+from lmd.runner.background import Background
 from lmd.runner.channel import Channel
+from lmd.runner.embedder import Embedder
+from lmd.runner.failures import failure
 from lmd.runner.job import Job, Request, plan_prefill
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.sampling import check_sampling, make_sampler
+from lmd.runner.side_requests import SideRequests
 from lmd.runner.slots import Slots, common_prefix
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
@@ -30,6 +34,9 @@ _SHARED_PREFILL_MINIMUM = 32
 
 # A request waits for another one's prompt to be decoded when that saves it at least this many tokens.
 _WORTH_WAITING = 32
+
+# Tokens of texts that are embedded between two steps of answers.
+_SHARED_EMBED_TOKENS = 128
 
 
 class Engine:
@@ -47,6 +54,9 @@ class Engine:
         self._known: set[int] = set()
         self._order = itertools.count()
         self._draining = False
+        self._background = Background()
+        self._embedder = Embedder(model.embedding, self._background)
+        self._side = SideRequests(model.vocab, self._background)
         self._poll = select.epoll()
         self._watched: tuple[dict[int, int], int] = ({}, 0)
 
@@ -63,6 +73,7 @@ class Engine:
             for message in self._channel.receive() if not self._channel.congested else ():
                 self._handle(message)
             self._prepared(self._prompts.advance())
+            self._serve_side_requests()
             self._admit()
             if self._reading or self._generating:
                 # Reading a prompt can take a while; nothing is held back over that.
@@ -76,6 +87,7 @@ class Engine:
             self._channel.fileno(): (0 if self._channel.congested else select.EPOLLIN)
             | (select.EPOLLOUT if self._channel.blocked else 0),
             self._prompts.wake_fileno: select.EPOLLIN,
+            self._background.fileno(): select.EPOLLIN,
         }
         generation = 0
         templates = self._prompts.templates
@@ -98,12 +110,14 @@ class Engine:
 
     def _timeout_s(self) -> float:
         """Return how long there is nothing to do if nothing arrives; negative is for ever."""
-        if self._reading or self._generating or (self._queue and not self._channel.congested):
+        if self._reading or self._generating or self._embedder.ready:
+            return 0.0
+        if self._queue and not self._channel.congested:
             return 0.0
         templates = self._prompts.templates
-        if templates is None or templates.deadline is None:
-            return -1.0
-        return max(0.0, templates.deadline - time.monotonic())
+        due = [self._embedder.deadline, None if templates is None else templates.deadline]
+        deadline = min((at for at in due if at is not None), default=None)
+        return -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
 
     def _handle(self, message: frames_pb2.DaemonFrame) -> None:
         kind = message.WhichOneof("frame")
@@ -115,13 +129,49 @@ class Engine:
             pong = frames_pb2.Pong(
                 nonce=message.ping.nonce,
                 slots_busy=self._slots.busy_count,
-                queued=len(self._queue) + self._prompts.pending,
+                queued=len(self._queue) + self._prompts.pending + self._embedder.pending,
             )
             self._channel.send(frames_pb2.RunnerFrame(pong=pong))
         elif kind == "drain":
             self._draining = True
+        elif kind in ("embed", "tokenize", "detokenize", "render"):
+            self._take_side_request(message)
         else:
             raise WireError(f"a frame of kind {kind} is not expected now")
+
+    def _take_side_request(self, message: frames_pb2.DaemonFrame) -> None:
+        kind = message.WhichOneof("frame")
+        request_id: int = getattr(message, kind or "").request_id
+        if request_id in self._known:
+            raise WireError(f"request {request_id} exists already")
+        self._known.add(request_id)
+        if self._draining:
+            self._fail(request_id, frames_pb2.Failed.KIND_CANCELLED, "the runner takes no more requests")
+        elif kind == "embed":
+            self._answer(self._embedder.submit(message.embed))
+        elif kind == "render":
+            if not self._prompts.render(request_id, message.render.chat):
+                self._fail(request_id, frames_pb2.Failed.KIND_NO_TEMPLATE, "the model has no chat template")
+        else:
+            self._answer(self._side.handle(message))
+
+    def _serve_side_requests(self) -> None:
+        """Embed one batch, and answer what the background and the template are done with."""
+        for rendered in self._prompts.take_rendered():
+            if rendered.error:
+                self._fail(rendered.request_id, frames_pb2.Failed.KIND_TEMPLATE, rendered.error)
+            else:
+                self._answer(self._side.rendered(rendered.request_id, rendered.prompt))
+        self._answer(self._background.collect())
+        answering = bool(self._reading or self._generating)
+        self._answer(self._embedder.step(_SHARED_EMBED_TOKENS if answering else 0))
+
+    def _answer(self, frames: list[frames_pb2.RunnerFrame]) -> None:
+        for frame in frames:
+            request_id: int = getattr(frame, frame.WhichOneof("frame") or "").request_id
+            if request_id in self._known:  # otherwise it was taken back
+                self._known.discard(request_id)
+                self._channel.send(frame, last_of=request_id)
 
     def _submit(self, message: frames_pb2.Submit) -> None:
         request_id = message.request_id
@@ -134,6 +184,9 @@ class Engine:
             problem = "the request has no prompt"
         if self._draining:
             self._fail(request_id, frames_pb2.Failed.KIND_CANCELLED, "the runner takes no more requests")
+        elif not self._model.generates:
+            kind, embeds = frames_pb2.Failed.KIND_CAPABILITY, "the model only embeds"
+            self._answer([failure(request_id, kind, embeds, field="completion")])
         elif problem:
             self._fail(request_id, frames_pb2.Failed.KIND_INVALID, problem)
         else:
@@ -149,7 +202,7 @@ class Engine:
     def _cancel(self, request_id: int) -> None:
         if request_id not in self._known:
             return
-        if not self._prompts.cancel(request_id):
+        if not self._prompts.cancel(request_id) and not self._embedder.cancel(request_id):
             for request in self._queue:
                 if request.request_id == request_id:
                     self._queue.remove(request)

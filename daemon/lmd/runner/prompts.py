@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmd.runner.job import Request
-from lmd.runner.templates import TemplateClient, TemplateSetup
+from lmd.runner.templates import Rendered, TemplateClient, TemplateSetup
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import TooManyTokens, Vocab
 
@@ -37,6 +37,8 @@ class PromptMaker:
         self._num_ctx = num_ctx
         self._templates = TemplateClient(setup) if setup.template else None
         self._requests: dict[int, Request] = {}
+        self._renders: set[int] = set()
+        self._rendered: list[Rendered] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
         self._tokenized: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -68,8 +70,25 @@ class PromptMaker:
             return self.advance()
         return self._tokenize(request, message.prompt.encode(), self._vocab.tokenize_prompt)
 
+    def render(self, request_id: int, chat: frames_pb2.Chat) -> bool:
+        """Render turns for `take_rendered`; return false when the model has no template."""
+        if self._templates is None:
+            return False
+        self._renders.add(request_id)
+        self._templates.submit(request_id, chat.SerializeToString())
+        return True
+
+    def take_rendered(self) -> list[Rendered]:
+        """Return what came of `render` up to the last `advance`."""
+        rendered, self._rendered = self._rendered, []
+        return rendered
+
     def cancel(self, request_id: int) -> bool:
         """Take a request back; return whether it was here."""
+        if request_id in self._renders and self._templates is not None:
+            self._renders.remove(request_id)
+            self._templates.cancel(request_id)
+            return True
         if self._requests.pop(request_id, None) is None:
             return False
         if self._templates is not None:
@@ -81,6 +100,10 @@ class PromptMaker:
         prepared: list[Prepared] = []
         if self._templates is not None:
             for rendered in self._templates.advance():
+                if rendered.request_id in self._renders:
+                    self._renders.remove(rendered.request_id)
+                    self._rendered.append(rendered)
+                    continue
                 request = self._requests.get(rendered.request_id)
                 if request is None:
                     continue
