@@ -217,7 +217,7 @@ def test_decoder_gives_the_engines_numbers_also_in_pieces(runner: RunnerProcess,
     embedded = runner.embed(text, "water", raw=True)
     assert embedded.tokens[0] > 512
     for vector, words in zip(arrays(embedded), (text, "water"), strict=True):
-        expected = engine_vector(path, words, Pooling[pooling])
+        expected = engine_vector(path, words, getattr(Pooling, pooling))
         np.testing.assert_allclose(vector, expected, atol=2e-3, rtol=2e-3)
 
 
