@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lmd.daemon.answer_events import Delta
 from lmd.daemon.errors import (
     ContextLengthExceeded,
     EngineFailed,
@@ -114,8 +115,7 @@ async def collect(answer: Answer) -> str:
     async with asyncio.timeout(30):
         while True:
             await answer.changed()
-            text, _ = answer.take()
-            pieces.append(text)
+            pieces += [delta.text for delta in answer.take()]
             if answer.error is not None:
                 raise answer.error
             if answer.finished is not None:
@@ -124,7 +124,7 @@ async def collect(answer: Answer) -> str:
 
 async def first_text(answer: Answer) -> None:
     async with asyncio.timeout(30):
-        while not answer.take()[0]:
+        while not answer.take():
             await answer.changed()
 
 
@@ -406,9 +406,7 @@ async def test_slow_consumer_gets_fewer_larger_pieces(fake: Subject) -> None:
     runner = await fake.ready()
     answer = await runner.submit(submit("count 5000"))
     await until(lambda: answer.finished is not None)
-    text, tokens = answer.take()
-    assert text == "x" * 5000
-    assert tokens == 5000
+    assert answer.take() == [Delta("x" * 5000, 5000)]
     await end(runner)
 
 

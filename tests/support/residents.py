@@ -112,6 +112,7 @@ class World:
             num_ctx=4096,
             max_queue=100,
             memory_reserve_bytes=0,
+            caller_weights={"uid:2": 2.5},
         )
         return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))
 
@@ -172,18 +173,19 @@ class World:
         prompt: str,
         settings: LoadSettings = SETTINGS,
         keep_alive: timedelta | None = None,
+        caller: str = "",
     ) -> str:
         """Do what a request does; return the text."""
-        with self.residency.enqueue(model, settings, keep_alive) as ticket:
-            answer = await self.submit(ticket, prompt)
+        with self.residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            answer = await self.submit(ticket, prompt, caller)
             try:
                 return await collect(answer)
             finally:
                 answer.close()
 
-    async def submit(self, ticket: Ticket, prompt: str) -> Answer:
+    async def submit(self, ticket: Ticket, prompt: str, caller: str = "") -> Answer:
         assert await ticket.wait(30)
-        return await ticket.runner.submit(frames.Submit(prompt=prompt))
+        return await ticket.runner.submit(frames.Submit(prompt=prompt, caller=caller))
 
     async def holding(self, model: Model, prompt: str = "hold", **options: Any) -> asyncio.Task[str]:
         """Start a request that goes on, and return when it has a slot."""
@@ -199,7 +201,7 @@ async def collect(answer: Answer) -> str:
     async with asyncio.timeout(30):
         while True:
             await answer.changed()
-            pieces.append(answer.take()[0])
+            pieces += [delta.text for delta in answer.take()]
             if answer.error is not None:
                 raise answer.error
             if answer.finished is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from lmd.daemon.conversations import chat_frame, conversation
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger, Option
@@ -162,6 +163,7 @@ class Loader:
             template=model.template or "",
             max_prompt_bytes=MAX_PROMPT_BYTES,
             template_timeout_s=TEMPLATE_TIMEOUT_S,
+            manifest_chat=_manifest_chat(model),
         )
 
     async def _short(self, model: Loadable, settings: LoadSettings) -> DeviceMemoryShort:
@@ -176,6 +178,12 @@ class Loader:
     def _waits_for(self, holders: tuple[str, ...]) -> str:
         names = " and ".join(f"`{self.name_of(holder)}`" for holder in holders)
         return f"waits for memory that {names} holds" if names else "waits for memory"
+
+
+def _manifest_chat(model: Loadable) -> frames.Chat | None:
+    """Return what every chat of the model begins with, or None when there is no such thing."""
+    turns = conversation(model.system, model.messages)
+    return chat_frame(turns) if model.template and turns else None
 
 
 def _kind(device: str) -> str:

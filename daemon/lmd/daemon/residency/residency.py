@@ -118,20 +118,28 @@ class Residency:
         listed = [actor.status() for actor in self._actors.values()]
         return sorted(listed, key=lambda status: status.load_started_at)
 
-    def enqueue(self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None) -> Ticket:
+    def enqueue(
+        self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None, *, caller: str = ""
+    ) -> Ticket:
         """Give a request a place in the queue of its model, which is loaded if it has to be.
 
         Use the ticket as a context manager: the place, and later the hold on the runner, last as long as the block.
         *keep_alive* is how long the model stays after its last use; negative for ever, None for what is in effect.
+        *caller* is whose request it is: one caller may fill three quarters of the queue.
 
         Raises:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive)
+        return self._actor(model).enqueue(settings, keep_alive, caller)
 
     async def load(
-        self, model: Loadable, parameters: Mapping[str, object], keep_alive: timedelta | None = None
+        self,
+        model: Loadable,
+        parameters: Mapping[str, object],
+        keep_alive: timedelta | None = None,
+        *,
+        caller: str = "",
     ) -> AsyncGenerator[Waiting | RunnerStatus, None]:
         """Make a model resident: yield what it waits for, and last the ready runner. Closing does not undo the load.
 
@@ -145,7 +153,7 @@ class Residency:
             effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
         )
         actor = self._actor(model)
-        with actor.enqueue(settings, keep_alive) as ticket:
+        with actor.enqueue(settings, keep_alive, caller) as ticket:
             actor.preload(settings)
             shown: Waiting | None = None
             while not await ticket.wait(WAITING_INTERVAL_S if shown is not None else 0):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
+from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 
 #: A keep-alive that never ends; so does every negative one.
@@ -48,6 +50,14 @@ class Loadable(Protocol):
     @property
     def template(self) -> str | None:
         """The chat template in effect."""
+
+    @property
+    def system(self) -> str | None:
+        """The manifest's system prompt."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The messages that start every chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,11 @@ class Limits:
     #: How long a failed runner stays listed.
     failed_s: float = 60.0
 
+    @property
+    def max_queue_of_caller(self) -> int:
+        """How much of the queue one caller may fill; the rest is for others."""
+        return max(1, self.max_queue * 3 // 4)
+
 
 class RunnerState(Enum):
     """The life cycle of a runner as it is listed; see `Runner.State` of the API."""
@@ -118,6 +133,7 @@ class RunnerStatus:
     load_started_at: datetime
     load_duration: timedelta | None
     reason: str
+    stats: EngineStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
