@@ -394,6 +394,55 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     def Chat(self, request: Any, context: Any) -> Any:
         yield from self.daemon.chat(request, context)
 
+    @_unary
+    def Embed(self, request: Any, context: Any) -> Any:
+        """Give each text a vector of its numbers of characters and words."""
+        self.daemon.find(request.model)
+        reply = inference_pb.EmbedResponse()
+        for text in request.inputs:
+            words = len(text.split())
+            numbers = [len(text), words, 0.125, -1][: request.dimensions or None]
+            reply.embeddings.add(values=numbers, prompt_tokens=words)
+            reply.prompt_tokens += words
+        reply.total_duration.FromMilliseconds(50)
+        return reply
+
+    @_unary
+    def Rerank(self, request: Any, context: Any) -> Any:
+        """Score documents by their length."""
+        self.daemon.find(request.model)
+        order = sorted(enumerate(request.documents), key=lambda pair: -len(pair[1]))
+        reply = inference_pb.RerankResponse(prompt_tokens=len(order))
+        for index, document in order[: request.top_n or None]:
+            reply.results.add(index=index, score=len(document) / 8)
+        return reply
+
+    @_unary
+    def Tokenize(self, request: Any, context: Any) -> Any:
+        """Make a token of each byte, whose id is the byte; the special token is 1."""
+        self.daemon.find(request.model)
+        reply = inference_pb.TokenizeResponse()
+        if request.add_special:
+            reply.tokens.add(id=1, piece=b"<s>")
+        for byte in request.text.encode():
+            reply.tokens.add(id=byte, piece=bytes([byte]))
+        return reply
+
+    @_unary
+    def Detokenize(self, request: Any, context: Any) -> Any:
+        self.daemon.find(request.model)
+        return inference_pb.DetokenizeResponse(text=bytes(request.tokens).decode(errors="replace"))
+
+    @_unary
+    def ApplyTemplate(self, request: Any, context: Any) -> Any:
+        self.daemon.find(request.model)
+        reply = inference_pb.ApplyTemplateResponse()
+        for message in request.messages:
+            piece = f"<{message.role}>{message.content}\n"
+            reply.prompt += piece
+            reply.tokens.add(id=len(piece), piece=piece.encode())
+        return reply
+
 
 class _Store(store_service_pb2_grpc.StoreServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:

@@ -253,8 +253,12 @@ class Fake:
                 self.send(frames.RunnerFrame(detokenized=detokenized))
             case "render":
                 prompt = "".join(f"{m.role}={m.content}\n" for m in frame.render.chat.messages)
+                words = prompt.split()
                 rendered = frames.Rendered(
-                    request_id=frame.render.request_id, prompt=prompt, tokens=[len(word) for word in prompt.split()]
+                    request_id=frame.render.request_id,
+                    prompt=prompt,
+                    tokens=[len(word) for word in words],
+                    pieces=[word.encode() for word in words],
                 )
                 self.send(frames.RunnerFrame(rendered=rendered))
 

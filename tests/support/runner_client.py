@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -11,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +85,7 @@ class RunnerProcess:
         self.load_failed: frames_pb2.LoadFailed | None = None
         self.progress: list[float] = []
         self.pongs: list[frames_pb2.Pong] = []
+        self.replies: dict[int, frames_pb2.RunnerFrame] = {}
         self.frames = 0
         self.ended: list[int] = []
         self.queue: list[int] = []
@@ -177,6 +180,39 @@ class RunnerProcess:
         self.send(frames_pb2.DaemonFrame(submit=submit))
         return self._next_id
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the process, so that all that is sent meanwhile, up to some 100 kB, arrives at once."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def start_call(self, frame: frames_pb2.DaemonFrame) -> int:
+        """Send a request that has one reply, under a new id; return that."""
+        self._next_id += 1
+        getattr(frame, frame.WhichOneof("frame") or "").request_id = self._next_id
+        self.send(frame)
+        return self._next_id
+
+    def reply(self, request_id: int) -> frames_pb2.RunnerFrame:
+        """Wait for the reply to a call: of its kind, or `failed`."""
+        self.until(lambda: request_id in self.replies or self.answers[request_id].terminals > 0)
+        if request_id in self.replies:
+            return self.replies[request_id]
+        return frames_pb2.RunnerFrame(failed=self.answers[request_id].failure)
+
+    def call(self, **frame: Any) -> frames_pb2.RunnerFrame:
+        """Send a request, such as `tokenize=Tokenize(...)`, and wait for its reply."""
+        return self.reply(self.start_call(frames_pb2.DaemonFrame(**frame)))
+
+    def embed(self, *inputs: str, **options: Any) -> frames_pb2.Embedded:
+        """Embed texts, or rank them with `query`."""
+        reply = self.call(embed=frames_pb2.Embed(inputs=inputs, **options))
+        assert reply.HasField("embedded"), str(reply)
+        return reply.embedded
+
     def cancel(self, request_id: int) -> None:
         self.send(frames_pb2.DaemonFrame(cancel=frames_pb2.Cancel(request_id=request_id)))
 
@@ -263,6 +299,11 @@ class RunnerProcess:
             self.ended.append(frame.failed.request_id)
         elif kind == "queue":
             self.queue = list(frame.queue.request_ids)
+        elif kind in ("embedded", "tokenized", "detokenized", "rendered"):
+            request_id = getattr(frame, kind).request_id
+            assert request_id not in self.replies, "a second reply"
+            self.replies[request_id] = frame
+            self.ended.append(request_id)
         elif kind == "pong":
             self.pongs.append(frame.pong)
         elif kind == "hello":

@@ -15,14 +15,17 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
 from lmd.daemon.dropin import DropIn
+from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
+from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.server import AddServicer, adder
-from lmd.daemon.services.inference import InferenceServiceServicer
+from lmd.daemon.services.calls import InferenceCallsServicer
 from lmd.daemon.services.models import ModelServiceServicer
 from lmd.daemon.services.runtime import RuntimeServiceServicer
 from lmd.daemon.services.store import StoreServiceServicer
+from lmd.daemon.tokenizing import Tokenizing
 from lmd.registry.aliases import AliasTable
 from lmd.registry.errors import StoreLocked
 from lmd.registry.pull import Puller, PullEvent, PullOptions
@@ -77,7 +80,8 @@ class Application:
         store.set_resident_roots(residency.resident_manifests)
         await residency.start()
         self._exit.push_async_callback(residency.stop)
-        inference = Inference(catalog, residency, config)
+        calls = ModelCalls(catalog, residency, config)
+        inference = InferenceCallsServicer(Inference(catalog, residency, config), Embedding(calls), Tokenizing(calls))
 
         hub_env.prepare(config.dirs.state)
         puller = Puller(
@@ -110,7 +114,7 @@ class Application:
             adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool)),
             adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
-            adder("InferenceService", add_InferenceServiceServicer_to_server, InferenceServiceServicer(inference)),
+            adder("InferenceService", add_InferenceServiceServicer_to_server, inference),
         ]
 
     async def drain(self) -> None:

@@ -202,11 +202,29 @@ class ContextLengthExceeded(LmdError):
 
     reason = "CONTEXT_LENGTH_EXCEEDED"
 
-    def __init__(self, *, prompt_tokens: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        context_tokens: int,
+        what: str = "the prompt",
+        hint: str = "shorten the prompt, or raise `num_ctx`",
+    ) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, the context holds {context_tokens}",
-            hint="shorten the prompt, or raise `num_ctx`",
+            f"{what} has {prompt_tokens} tokens, the context holds {context_tokens}",
+            hint=hint,
             metadata={"prompt_tokens": str(prompt_tokens), "context_tokens": str(context_tokens)},
+        )
+        self._counts = prompt_tokens, context_tokens
+
+    def of(self, what: str) -> ContextLengthExceeded:
+        """Return the same error for *what* is no prompt but can be cut on request."""
+        prompt_tokens, context_tokens = self._counts
+        return ContextLengthExceeded(
+            prompt_tokens=prompt_tokens,
+            context_tokens=context_tokens,
+            what=what,
+            hint="shorten it, set `truncate` to cut its end, or raise `num_ctx` if the model was trained for more",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from lmd.daemon.answer_events import ChoiceDone, Done, Event
 from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
-from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.conversations import chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
 from lmd.daemon.parameters import effective, load_settings, sampling
@@ -21,8 +21,6 @@ from lmd.daemon.runner_answer import Answer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
 from lmd.runner.v1 import frames_pb2 as frames
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 class AnswerableModel(Loadable, Protocol):
@@ -84,7 +82,7 @@ class Inference:
         """
 
         def build(resolved: AnswerableModel) -> frames.Submit:
-            _require(resolved, "completion")
+            require(resolved, "completion")
             if raw and system:
                 raise InvalidRequest("a raw prompt takes no system prompt", field="system")
             in_effect = resolved.system if system is None else system
@@ -118,12 +116,8 @@ class Inference:
         """
 
         def build(resolved: AnswerableModel) -> frames.Submit:
-            _require(resolved, "chat")
-            _check(messages)
-            system, turns = resolved.system, list(messages)
-            if turns[0].role == "system":
-                system = turns.pop(0).content
-            return frames.Submit(chat=chat_frame(conversation(system, resolved.messages, turns)))
+            require(resolved, "chat")
+            return frames.Submit(chat=chat_frame(chat_turns(resolved.system, resolved.messages, messages)))
 
         return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
@@ -217,21 +211,11 @@ async def _changed(answer: Answer, timeout_s: float | None) -> bool:
     return True
 
 
-def _require(model: AnswerableModel, capability: str) -> None:
+def require(model: AnswerableModel, capability: str) -> None:
+    """Raise `CapabilityMissing` when a model lacks something."""
     if capability not in model.capabilities:
         hint = "it has no chat template; give it a text to continue instead" if capability == "chat" else ""
         raise CapabilityMissing(model.name, capability, hint=hint)
-
-
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise InvalidRequest("a chat needs a message", field="messages")
-    for number, message in enumerate(messages):
-        if message.role not in ROLES:
-            raise InvalidRequest(
-                f"message {number + 1} has role {message.role!a}, not one of {', '.join(ROLES)}",
-                field=f"messages[{number}].role",
-            )
 
 
 def _reason(reason: frames.Finished.Reason.ValueType) -> str:

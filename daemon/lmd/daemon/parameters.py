@@ -92,7 +92,7 @@ def check_logit_bias(biases: Mapping[int, float]) -> dict[int, float]:
     for token, bias in biases.items():
         if not _is_token(token):
             raise InvalidRequest(f"`{field}` names the token {token!r}; ids are whole numbers from 0", field=field)
-        number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        number = type(bias) in (int, float)
         # A comparison with NaN is false, so NaN is refused as well.
         if not number or not (-MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS or bias == -math.inf):
             raise InvalidRequest(

@@ -11,13 +11,16 @@ import time
 from collections.abc import Sequence
 
 from lmd.runner.backend import LlamaBackend
+from lmd.runner.background import Background
 from lmd.runner.channel import Channel
+from lmd.runner.embedder import Embedder
 from lmd.runner.generation import Generation
 from lmd.runner.job import Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
+from lmd.runner.side_requests import SideRequests
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireError
 
@@ -25,6 +28,9 @@ Failed = frames_pb2.Failed
 
 # How often those who wait are told where they stand, at most.
 _QUEUE_INTERVAL_S = 0.2
+
+# Tokens of texts that are embedded between two steps of answers.
+_SHARED_EMBED_TOKENS = 128
 
 
 class Engine:
@@ -34,13 +40,18 @@ class Engine:
         self._channel = channel
         self._prompts = prompts
         self._vocab_size = model.vocab.size
+        self._generates = model.generates
         self._generation = Generation(
             LlamaBackend(model),
             model.vocab,
             self,
             logprobs=lambda address, token, top: token_report(model.vocab, address, token, top),
         )
+        self._background = Background()
+        self._embedder = Embedder(model.embedding, self._background)
+        self._side = SideRequests(model.vocab, self._background)
         self._requests: dict[int, Request] = {}
+        self._side_ids: set[int] = set()
         self._order = itertools.count()
         self._draining = False
         self._poll = select.epoll()
@@ -56,12 +67,13 @@ class Engine:
             WireError: it broke the protocol.
         """
         self._channel.flush()
-        while not (self._draining and not self._requests and not self._channel.has_unsent):
+        while not (self._draining and not self._requests and not self._side_ids and not self._channel.has_unsent):
             self._wait(self._timeout_s())
             for message in self._channel.receive() if not self._channel.congested else ():
                 self._handle(message)
             self._prepared(self._prompts.advance())
             self._end_expired()
+            self._serve_side_requests()
             if not self._channel.congested:
                 self._generation.admit(time.monotonic_ns())
             self._tell_queue()
@@ -108,6 +120,7 @@ class Engine:
             self._channel.fileno(): (0 if self._channel.congested else select.EPOLLIN)
             | (select.EPOLLOUT if self._channel.blocked else 0),
             self._prompts.wake_fileno: select.EPOLLIN,
+            self._background.fileno(): select.EPOLLIN,
         }
         generation = 0
         templates = self._prompts.templates
@@ -130,12 +143,16 @@ class Engine:
 
     def _timeout_s(self) -> float:
         """Return how long there is nothing to do if nothing arrives; negative is for ever."""
-        if self._generation.is_busy or (self._generation.queued and not self._channel.congested):
+        if self._generation.is_busy or self._embedder.ready:
+            return 0.0
+        if self._generation.queued and not self._channel.congested:
             return 0.0
         now = time.monotonic()
         due = [request.deadline_ns / 1e9 for request in self._requests.values() if request.deadline_ns is not None]
         if self._prompts.templates is not None and self._prompts.templates.deadline is not None:
             due.append(self._prompts.templates.deadline)
+        if self._embedder.deadline is not None:
+            due.append(self._embedder.deadline)
         return max(0.0, min(due) - now) if due else -1.0
 
     def _handle(self, message: frames_pb2.DaemonFrame) -> None:
@@ -148,19 +165,60 @@ class Engine:
             pong = frames_pb2.Pong(
                 nonce=message.ping.nonce,
                 slots_busy=self._generation.slots.busy_count,
-                queued=self._generation.queued + self._prompts.pending,
+                queued=self._generation.queued + self._prompts.pending + self._embedder.pending,
                 stats=self._generation.stats(),
             )
             self._channel.send(frames_pb2.RunnerFrame(pong=pong))
         elif kind == "drain":
             self._draining = True
+        elif kind in ("embed", "tokenize", "detokenize", "render"):
+            self._take_side_request(message)
         else:
             raise WireError(f"a frame of kind {kind} is not expected now")
 
+    def _take_side_request(self, message: frames_pb2.DaemonFrame) -> None:
+        kind = message.WhichOneof("frame")
+        request_id: int = getattr(message, kind or "").request_id
+        self._check_new(request_id)
+        self._side_ids.add(request_id)
+        if self._draining:
+            self._fail_side(request_id, Failed.KIND_CANCELLED, "the runner takes no more requests")
+        elif kind == "embed":
+            self._answer(self._embedder.submit(message.embed))
+        elif kind == "render":
+            if not self._prompts.render(request_id, message.render.chat):
+                self._fail_side(request_id, Failed.KIND_NO_TEMPLATE, "the model has no chat template")
+        else:
+            self._answer(self._side.handle(message))
+
+    def _serve_side_requests(self) -> None:
+        """Embed one batch, and answer what the background and the template are done with."""
+        for rendered in self._prompts.take_rendered():
+            if rendered.error:
+                self._fail_side(rendered.request_id, Failed.KIND_TEMPLATE, rendered.error)
+            else:
+                self._answer(self._side.rendered(rendered.request_id, rendered.prompt))
+        self._answer(self._background.collect())
+        self._answer(self._embedder.step(_SHARED_EMBED_TOKENS if self._generation.is_busy else 0))
+
+    def _answer(self, frames: Sequence[frames_pb2.RunnerFrame]) -> None:
+        for frame in frames:
+            request_id: int = getattr(frame, frame.WhichOneof("frame") or "").request_id
+            if request_id in self._side_ids:  # otherwise it was taken back
+                self._side_ids.discard(request_id)
+                self._channel.send(frame, last_of=request_id)
+
+    def _fail_side(self, request_id: int, kind: Failed.Kind.ValueType, message: str) -> None:
+        failed = Failed(request_id=request_id, kind=kind, message=message)
+        self._answer([frames_pb2.RunnerFrame(failed=failed)])
+
+    def _check_new(self, request_id: int) -> None:
+        if request_id in self._requests or request_id in self._side_ids:
+            raise WireError(f"request {request_id} exists already")
+
     def _submit(self, message: frames_pb2.Submit) -> None:
         request_id = message.request_id
-        if request_id in self._requests:
-            raise WireError(f"request {request_id} exists already")
+        self._check_new(request_id)
         request = self._requests[request_id] = Request(message, next(self._order))
         problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
@@ -169,6 +227,8 @@ class Engine:
             problem = Problem("tokens", f"a token is not one of the model's, which are 0 to {self._vocab_size - 1}")
         if self._draining:
             self.failed(request, Failed.KIND_CANCELLED, "the runner takes no more requests")
+        elif not self._generates:
+            self.failed(request, Failed.KIND_CAPABILITY, "the model only embeds", "completion")
         elif problem is not None:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
         else:
@@ -192,6 +252,11 @@ class Engine:
 
     def _end(self, request_id: int, kind: Failed.Kind.ValueType, message: str) -> None:
         """End a request wherever it is; one that has ended already is no error."""
+        if request_id in self._side_ids:
+            if not self._embedder.cancel(request_id):
+                self._prompts.cancel(request_id)
+            self._fail_side(request_id, kind, message)
+            return
         request = self._requests.get(request_id)
         if request is None:
             return

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lmd.runner.batch import Batch
+from lmd.runner.embedding_context import ContextError
+from lmd.runner.embedding_model import EmbeddingModel
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.threads import Threads, measure_threads, usable_cores
@@ -47,6 +49,8 @@ class Model:
     """A loaded model with its context. Everything native lives until the process ends.
 
     Attributes:
+        generates: whether it continues text; otherwise it only embeds or ranks, and `context` is what does that.
+        embedding: what it offers for embedding.
         num_ctx: tokens one sequence can use; no more than the model was trained for.
         slots: sequences that are decoded at once.
         sequences: sequences that the memory can hold; the others are prefix cache.
@@ -72,11 +76,19 @@ class Model:
         self.step_tokens = max(load.num_batch, load.slots)
         self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
         self.rows = self.sequences
-        self.context = self._make_context()
+        self.embedding = EmbeddingModel(llama, self._native, self.vocab, num_ctx=self.num_ctx)
+        self.embedding.plain = log.gpu_layers == 0
+        context = None if self.embedding.only else self._make_context()
+        self.generates = context is not None
+        self.context = context or self._make_embedding_context(load.num_thread)
         self.memory = Memory(llama, self.context, self._native)
         self.batch = Batch(llama, self.step_tokens, self.sequences)
-        self.threads = self._choose_threads(load.num_thread)
-        llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
+        if self.generates:
+            self.threads = self._choose_threads(load.num_thread)
+            llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
+            self.embedding.threads = self.threads.prefill
+        else:
+            self.threads = Threads(self.embedding.threads, self.embedding.threads)
         template = llama.llama_model_chat_template(self._native, None)
         self.template: str = load.template or (template.decode(errors="replace") if template else "")
 
@@ -96,7 +108,9 @@ class Model:
             num_thread=self.threads.decode,
             has_template=bool(self.template),
             gpu_layers=self._log.gpu_layers,
-            generates=True,
+            generates=self.generates,
+            pooling=self.embedding.pooling.text,
+            embedding_length=self.embedding.length,
             shifts=self.memory.can_shift,
             num_thread_batch=self.threads.prefill,
         )
@@ -127,23 +141,41 @@ class Model:
         return native
 
     def _check_kind(self) -> None:
-        """Refuse what loads but cannot continue a text."""
+        """Refuse what loads but can neither continue a text nor embed one."""
         llama, native = self.llama, self._native
         vocab = llama.llama_model_get_vocab(native)
         if llama.llama_vocab_type(vocab) == llama.LLAMA_VOCAB_TYPE_NONE:
             problem = "the file has no tokenizer"
-        elif llama.llama_model_has_encoder(native):
+        elif llama.llama_model_has_encoder(native) and llama.llama_model_has_decoder(native):
             problem = "encoder-decoder models are not supported"
         elif llama.llama_model_is_diffusion(native):
             problem = "diffusion models are not supported"
-        elif not llama.llama_model_has_decoder(native):
-            problem = "the model does not generate text"
         else:
             return
         raise LoadError(frames_pb2.LoadFailed.KIND_INCOMPATIBLE, problem)
 
+    def _make_embedding_context(self, num_thread: int) -> Any:
+        """Make the context of a model that only embeds, for the longest text there may be.
+
+        So that what it takes is reported, and what it lacks fails the load and not a request.
+        """
+        if num_thread > 0:
+            self.embedding.threads = num_thread
+        buffers = self._log.buffers
+        reported = len(buffers)
+
+        def forget() -> None:
+            del buffers[reported:]
+
+        try:
+            return self.embedding.context(self.num_ctx, on_remake=forget).context
+        except ContextError as error:
+            raise self._error(str(error)) from None
+
     def _make_context(self) -> Any:
+        """Return the context that generates, None for an architecture that cannot."""
         llama = self.llama
+        reported = len(self._log.buffers)
         params = llama.llama_context_default_params()
         params.n_ctx = self.num_ctx * self.slots
         params.n_batch = params.n_ubatch = self.step_tokens
@@ -159,7 +191,9 @@ class Model:
         if not context:
             raise self._error("the engine makes no context")
         if not llama.llama_get_memory(context):
-            raise LoadError(frames_pb2.LoadFailed.KIND_INCOMPATIBLE, "the model does not generate text")
+            llama.llama_free(context)
+            del self._log.buffers[reported:]
+            return None
         return context
 
     def _holds_more_than_slots(self) -> bool:

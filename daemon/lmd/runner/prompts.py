@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lmd.runner.job import Request
 from lmd.runner.prefix_cache import common_prefix
-from lmd.runner.templates import TemplateClient, TemplateSetup
+from lmd.runner.templates import Rendered, TemplateClient, TemplateSetup
 from lmd.runner.trimming import Trim, room_for_prompt
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import TooManyTokens, Vocab
@@ -58,6 +58,8 @@ class PromptMaker:
         self._requests: dict[int, Request] = {}
         self._trims: dict[int, Trim] = {}
         self._probed: list[array[int]] = []
+        self._renders: set[int] = set()
+        self._rendered: list[Rendered] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
         self._tokenized: queue.SimpleQueue[tuple[Request, _Tokenized]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -98,8 +100,25 @@ class PromptMaker:
             return self._settle(request, _Tokenized(array("i", message.tokens.ids)))
         return self._tokenize(request, message.prompt.encode(), self._vocab.tokenize_prompt)
 
+    def render(self, request_id: int, chat: frames_pb2.Chat) -> bool:
+        """Render turns for `take_rendered`; return false when the model has no template."""
+        if self._templates is None:
+            return False
+        self._renders.add(request_id)
+        self._templates.submit(request_id, chat.SerializeToString())
+        return True
+
+    def take_rendered(self) -> list[Rendered]:
+        """Return what came of `render` up to the last `advance`."""
+        rendered, self._rendered = self._rendered, []
+        return rendered
+
     def cancel(self, request_id: int) -> bool:
         """Take a request back; return whether it was here."""
+        if request_id in self._renders and self._templates is not None:
+            self._renders.remove(request_id)
+            self._templates.cancel(request_id)
+            return True
         if self._requests.pop(request_id, None) is None:
             return False
         self._trims.pop(request_id, None)
@@ -114,6 +133,10 @@ class PromptMaker:
             for rendered in self._templates.advance():
                 if rendered.request_id in _PROBES:
                     self._note_probe(rendered.prompt)
+                    continue
+                if rendered.request_id in self._renders:
+                    self._renders.remove(rendered.request_id)
+                    self._rendered.append(rendered)
                     continue
                 request = self._requests.get(rendered.request_id)
                 if request is None:

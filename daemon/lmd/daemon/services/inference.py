@@ -16,6 +16,18 @@ from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import model_pb2, runtime_service_pb2
 
+KeepAliveRequest = (
+    pb.GenerateRequest
+    | pb.ChatRequest
+    | pb.EmbedRequest
+    | pb.RerankRequest
+    | pb.TokenizeRequest
+    | pb.DetokenizeRequest
+    | pb.ApplyTemplateRequest
+    | runtime_service_pb2.LoadModelRequest
+)
+"""The requests that say how long their model stays resident."""
+
 
 class InferenceServiceServicer(rpc.InferenceServiceServicer):
     """Runs models for the callers of the API."""
@@ -67,9 +79,7 @@ def requested(parameters: model_pb2.Parameters) -> dict[str, object]:
     }
 
 
-def keep_alive_of(
-    request: pb.GenerateRequest | pb.ChatRequest | runtime_service_pb2.LoadModelRequest,
-) -> timedelta | None:
+def keep_alive_of(request: KeepAliveRequest) -> timedelta | None:
     """Return how long the model shall stay, None when the request does not say."""
     return request.keep_alive.ToTimedelta() if request.HasField("keep_alive") else None
 
