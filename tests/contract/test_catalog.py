@@ -334,6 +334,50 @@ async def test_create_pulls_a_base_that_is_missing(
     assert (await catalog.info("child")).system == "Arr."
 
 
+async def test_a_draft_comes_from_a_model_that_is_here_without_a_copy(
+    catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path
+) -> None:
+    add_model(store, tmp_path, "base", 1, "SYSTEM Base.\n")
+    add_model(store, tmp_path, "small", 2, "SYSTEM Small.\n")
+    blobs = store.usage().blobs
+    await steps_of(catalog, pulls, "fast", "FROM base\nDRAFT small\n")
+    # A manifest, what it says of the model, and its config; no weights.
+    assert store.usage().blobs <= blobs + 3
+    fast, small = await catalog.resolve("fast"), await catalog.resolve("small")
+    assert (fast.draft, fast.draft_header, fast.system) == (small.weights, small.header, "Base.")
+    assert (small.draft, small.draft_header) == ((), None)
+    await steps_of(catalog, pulls, "child", "FROM fast\nSYSTEM Child.\n")
+    assert (await catalog.resolve("child")).draft == small.weights
+    for name in ("fast", "base", "small"):
+        await catalog.delete(name)
+    assert all(path.exists() for path in small.weights), "the child still needs it"
+    await steps_of(catalog, pulls, "child", 'FROM child\nDRAFT ""\n')
+    assert (await catalog.resolve("child")).draft == ()
+
+
+async def test_create_pulls_a_draft_that_is_missing(
+    catalog: Catalog, pulls: Pulls, puller: FakePuller, store: Store, tmp_path: Path
+) -> None:
+    add_model(store, tmp_path, "base", 1)
+    task = asyncio.create_task(steps_of(catalog, pulls, "fast", "FROM base\nDRAFT hf.co/org/small\n"))
+    transfer = await puller.next_transfer()
+    transfer.succeed(store.set_tag(transfer.ref.name, add_model(store, tmp_path, "pulled", 2).manifest))
+    assert "pulling hf.co/org/small:latest" in await task
+    assert (await catalog.resolve("fast")).draft == (await catalog.resolve("pulled")).weights
+
+
+async def test_a_draft_file_must_have_been_stored_and_there_is_one_model_at_most(
+    catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path
+) -> None:
+    add_model(store, tmp_path, "base", 1)
+    add_model(store, tmp_path, "small", 2)
+    with pytest.raises(InvalidRequest, match=r"DRAFT \./d\.gguf is a file") as caught:
+        await steps_of(catalog, pulls, "fast", "FROM base\nDRAFT ./d.gguf\n")
+    assert caught.value.hint
+    with pytest.raises(InvalidRequest, match="one draft at most"):
+        await steps_of(catalog, pulls, "fast", "FROM base\nDRAFT small\nDRAFT base\n")
+
+
 async def test_who_gives_up_a_creation_leaves_its_pull(catalog: Catalog, pulls: Pulls, puller: FakePuller) -> None:
     task = asyncio.create_task(steps_of(catalog, pulls, "child", "FROM hf.co/org/repo\n"))
     transfer = await puller.next_transfer()
@@ -365,9 +409,10 @@ async def test_what_cannot_be_created_says_why_and_leaves_the_name(
 
 
 async def test_a_modelfile_is_checked_without_making_anything(catalog: Catalog, store: Store) -> None:
-    assert await catalog.check_modelfile("FROM ./a.gguf\nFROM base\n") == ("./a.gguf", "base")
+    recipe = await catalog.parse("FROM ./a.gguf\nFROM base\nDRAFT ./d.gguf\n")
+    assert [source.value for source in recipe.sources] == ["./a.gguf", "base", "./d.gguf"]
     with pytest.raises(ModelfileSyntax) as caught:
-        await catalog.check_modelfile("FROM a\nNONSENSE\nPARAMETER temperature warm\n")
+        await catalog.parse("FROM a\nNONSENSE\nPARAMETER temperature warm\n")
     assert [problem.line for problem in caught.value.problems] == [2, 3]
     assert store.list_tags() == []
 

@@ -58,6 +58,17 @@ def test_a_file_beside_the_modelfile_is_imported_by_the_daemon(
     assert not daemon.uploads
 
 
+def test_a_draft_is_imported_like_the_model_itself(daemon: FakeDaemon, capsys: Capture, folder: Path) -> None:
+    (folder / "m.gguf").write_bytes(b"GGUF1")
+    (folder / "d.gguf").write_bytes(b"GGUF2")
+    (folder / "Modelfile").write_text("FROM ./m.gguf\nDRAFT ./d.gguf\n")
+    assert lm(capsys, "create", "mine").code == 0
+    files = dict(daemon.requests("CreateModel")[0].files)
+    assert files == {"./m.gguf": _digest(b"GGUF1"), "./d.gguf": _digest(b"GGUF2")}
+    (folder / "d.gguf").unlink()
+    assert "d.gguf: there is no such file" in lm(capsys, "create", "mine").err
+
+
 @pytest.mark.parametrize("how", ["another uid", "upload required"])
 def test_a_daemon_of_another_user_gets_the_bytes(daemon: FakeDaemon, capsys: Capture, folder: Path, how: str) -> None:
     data = os.urandom(3 * 1024 * 1024 + 17)

@@ -222,6 +222,20 @@ async def test_a_modelfile_uses_the_files_beside_it(scene: Scene) -> None:
         assert dropin.problems == {}
 
 
+async def test_a_modelfile_names_a_draft_beside_it_or_in_the_store(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("fast/draft.gguf", 2)
+        scene.put("fast/weights.gguf", 1)
+        scene.write("fast/Modelfile", "FROM ./weights.gguf\nDRAFT ./draft.gguf\n")
+        await until(lambda: scene.store.get_tag("fast:latest"), "the model")
+        tag = scene.store.get_tag("fast:latest")
+        assert tag is not None
+        drafts = scene.store.get_manifest(tag.manifest).drafts
+        assert [layer.digest for layer in drafts] == [Digest.of(scene.model(2).read_bytes())]
+        scene.write("self.modelfile", "FROM fast\nDRAFT fast\n")
+        await until(lambda: dropin.problems.get("self.modelfile") == "DRAFT names the model itself", "it is refused")
+
+
 async def test_a_modelfile_wins_over_the_gguf_of_its_name(scene: Scene) -> None:
     async with scene.running():
         scene.put("a.gguf")

@@ -200,8 +200,10 @@ async def test_errors_carry_their_reason_and_what_to_do(daemon: Daemon) -> None:
 
 
 async def test_check_modelfile(daemon: Daemon) -> None:
-    reply = await daemon.models.CheckModelfile(pb.CheckModelfileRequest(modelfile="FROM ./x.gguf\nFROM ./y.gguf\n"))
+    text = "FROM ./x.gguf\nDRAFT d\nFROM ./y.gguf\n"
+    reply = await daemon.models.CheckModelfile(pb.CheckModelfileRequest(modelfile=text))
     assert list(getattr(reply, "from")) == ["./x.gguf", "./y.gguf"]
+    assert list(reply.draft) == ["d"]
 
 
 async def upload(data: bytes, size: int | None = None) -> AsyncIterator[pb.UploadBlobRequest]:

@@ -314,8 +314,10 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
     @_unary
     def CheckModelfile(self, request: Any, context: Any) -> Any:
         lines = [line.partition(" ") for line in request.modelfile.splitlines()]
-        froms = [value.strip() for word, _, value in lines if word.upper() == "FROM"]
-        return model_pb.CheckModelfileResponse(**{"from": froms})
+        froms, drafts = (
+            [value.strip() for word, _, value in lines if word.upper() == directive] for directive in ("FROM", "DRAFT")
+        )
+        return model_pb.CheckModelfileResponse(**{"from": froms}, draft=drafts)
 
     @_streamed
     def CreateModel(self, request: Any, context: Any) -> Any:

@@ -81,6 +81,8 @@ class Model:
     messages: tuple[Message, ...] = ()
     capabilities: tuple[str, ...] = ("completion",)
     digest: Digest | None = None
+    draft: tuple[Path, ...] = ()
+    draft_header: GgufHeader | None = None
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
 
     @property

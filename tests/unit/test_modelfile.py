@@ -105,6 +105,24 @@ def test_values(written: str, value: str) -> None:
     assert system(written) == value
 
 
+@pytest.mark.parametrize(
+    ("lines", "drafts"),
+    [
+        ("", None),
+        ("DRAFT small", (From("small"),)),
+        ("draft ./a.gguf\nDRAFT ./b.gguf", (From("./a.gguf"), From("./b.gguf"))),
+        ('DRAFT ""', ()),
+        ('DRAFT small\nDRAFT ""', ()),
+        ('DRAFT ""\nDRAFT small', (From("small"),)),
+    ],
+)
+def test_drafts(lines: str, drafts: tuple[From, ...] | None) -> None:
+    found = parse_modelfile(f"FROM x\n{lines}")
+    assert found.drafts == drafts
+    assert found.sources == (From("x"), *(drafts or ()))
+    assert parse_modelfile(format_modelfile(found)) == found
+
+
 def test_windows_line_ends() -> None:
     found = parse_modelfile('FROM x\r\nSYSTEM """a\r\nb"""\r\n')
     assert (found.from_[0].value, found.system) == ("x", "a\nb")
@@ -134,6 +152,10 @@ def test_without_directives_there_is_nothing() -> None:
         ("FROM x\nMESSAGE user", 2, 1, "MESSAGE needs a value"),
         ("FROM x\nMESSAGE", 2, 1, "MESSAGE needs a role and a text"),
         ("FROM x\nMESSAGE  robot hi", 2, 10, "legal are system, user, assistant"),
+        ("FROM x\nDRAFT", 2, 1, "DRAFT needs a value"),
+        ('FROM x\nDRAFT "a\nb"', 2, 7, "DRAFT needs the name of a model or a file, on one line"),
+        ("FROM x\nDRAFT sha256:12", 2, 7, "digest"),
+        ("DRAFT x", 1, 1, "there is no FROM"),
         ("FROM x\nADAPTER a.gguf", 2, 1, "ADAPTER is not supported yet"),
         ("FROM x\nquantize q4_0", 2, 1, "QUANTIZE is not supported yet"),
         ('FROM x\nREQUIRES """1\n2"""', 2, 1, "REQUIRES is not supported yet"),
@@ -286,15 +308,13 @@ PARAMETER_VALUES = {
     )
     for name, parameter in PARAMETERS.items()
 }
+SOURCES = st.builds(
+    From, WRITABLE.filter(lambda text: text != "" and "\n" not in text and not text.startswith("sha256:"))
+)
 MODELFILES = st.builds(
     Modelfile,
-    from_=st.lists(
-        st.builds(
-            From, WRITABLE.filter(lambda text: text != "" and "\n" not in text and not text.startswith("sha256:"))
-        ),
-        min_size=1,
-        max_size=2,
-    ).map(tuple),
+    from_=st.lists(SOURCES, min_size=1, max_size=2).map(tuple),
+    drafts=st.one_of(st.none(), st.lists(SOURCES, max_size=2).map(tuple)),
     parameters=st.fixed_dictionaries({}, optional=PARAMETER_VALUES),
     template=st.one_of(st.none(), WRITABLE),
     system=st.one_of(st.none(), WRITABLE),

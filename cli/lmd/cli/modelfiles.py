@@ -53,8 +53,8 @@ def _read(file: BinaryIO, name: str) -> bytes:
     return data
 
 
-def referred_files(froms: Sequence[str], directory: Path) -> dict[str, Path]:
-    """Return the arguments of FROM that are files, with their absolute paths.
+def referred_files(arguments: Sequence[str], directory: Path) -> dict[str, Path]:
+    """Return the arguments of FROM and DRAFT that are files, with their absolute paths.
 
     A relative path starts at *directory*, where the Modelfile is. What looks like a path must exist; any other
     argument is a file if there is one of that name, and otherwise the name of a model.
@@ -63,7 +63,7 @@ def referred_files(froms: Sequence[str], directory: Path) -> dict[str, Path]:
         ClientError: a file is not there, or is not a regular one.
     """
     files = {}
-    for argument in froms:
+    for argument in arguments:
         looks_like_path = argument.startswith(_FILE_PREFIXES)
         path = directory / Path(argument.removeprefix("file:")).expanduser()
         try:
@@ -87,7 +87,7 @@ def _not_importable(path: Path, why: str) -> ClientError:
     return ClientError(
         f"cannot import {path}: {why}",
         reason="FILE_INVALID",
-        hint="paths behind FROM start at the directory of the Modelfile",
+        hint="paths in a Modelfile start at its directory",
         metadata={"path": str(path)},
     )
 

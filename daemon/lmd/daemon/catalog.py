@@ -39,7 +39,8 @@ class ResolvedModel:
     """A model that is ready to be loaded: its files are there, and its settings are read.
 
     *header* is that of the whole model, shards combined; *headers* holds the same for those who take several.
-    *template* is the one in effect, Jinja; *parameters* are only those that the manifest sets.
+    *template* is the one in effect, Jinja; *parameters* are only those that the manifest sets. *draft* are the files of
+    the model that drafts for this one, and *draft_header* is its header; () and None when there is none.
     """
 
     name: str
@@ -54,6 +55,8 @@ class ResolvedModel:
     messages: tuple[Message, ...]
     capabilities: tuple[str, ...]
     size_bytes: int
+    draft: tuple[Path, ...]
+    draft_header: GgufHeader | None
 
 
 async def _nothing_resident(_manifest: Digest) -> None:
@@ -142,18 +145,20 @@ class Catalog:
         """Parse a Modelfile. Raises: ModelfileSyntax with every mistake."""
         return await self._pool.run(parse_modelfile, modelfile)
 
-    async def check_modelfile(self, modelfile: str) -> tuple[str, ...]:
-        """Return the arguments of FROM as written. Raises: ModelfileSyntax with every mistake."""
-        return tuple(source.value for source in (await self.parse(modelfile)).from_)
-
     async def build(
-        self, name: str, recipe: Modelfile, *, files: Mapping[str, Digest], base: TagRecord | None
+        self,
+        name: str,
+        recipe: Modelfile,
+        *,
+        files: Mapping[str, Digest],
+        base: TagRecord | None,
+        draft: TagRecord | None = None,
     ) -> TagRecord:
-        """Make or replace the model *name*, all of whose parts are in the store.
+        """Make or replace the model *name*, all of whose parts are in the store; see `create_model`.
 
         Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
         """
-        return await self._pool.run(self._build, name, recipe, files, base)
+        return await self._pool.run(self._build, name, recipe, files, base, draft)
 
     def model_released(self, manifest: Digest) -> None:
         """Take note that no runner holds *manifest* any more: what was removed meanwhile can go now."""
@@ -180,6 +185,7 @@ class Catalog:
                 raise BlobMissing(str(layer.digest))
         header = self._headers.get(self._store, manifest)
         template = effective_template(manifest, header)
+        drafts = tuple(layer.digest for layer in manifest.drafts)
         return ResolvedModel(
             name=tag.name,
             manifest_digest=tag.manifest,
@@ -193,6 +199,8 @@ class Catalog:
             messages=manifest.lm.messages,
             capabilities=capabilities(header, template, has_projector=manifest.projector is not None),
             size_bytes=manifest.size_bytes,
+            draft=tuple(self._store.blob_path(digest) for digest in drafts),
+            draft_header=self._headers.of_files(self._store, drafts) if drafts else None,
         )
 
     def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:
@@ -202,10 +210,17 @@ class Catalog:
         models = tuple(self._summaries.of(tag) for tag in tags[:size])
         return Page(models, _token(tags[size - 1]) if len(tags) > size else "")
 
-    def _build(self, name: str, recipe: Modelfile, files: Mapping[str, Digest], base: TagRecord | None) -> TagRecord:
+    def _build(
+        self,
+        name: str,
+        recipe: Modelfile,
+        files: Mapping[str, Digest],
+        base: TagRecord | None,
+        draft: TagRecord | None,
+    ) -> TagRecord:
         with self._store.lease(f"create {name}") as lease:
-            lease.add(*files.values(), *([base.manifest] if base else []))
-            tag = create_model(self._store, name, recipe, files=files, base=base)
+            lease.add(*files.values(), *(named.manifest for named in (base, draft) if named is not None))
+            tag = create_model(self._store, name, recipe, files=files, base=base, draft=draft)
         self.uploads.release(files.values())
         return tag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 import structlog
 
@@ -29,8 +30,8 @@ async def create(
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
-    *files* holds, for each FROM that is a file, its argument as written and the blob that was stored for it. A base
-    that is not here is pulled; closing the iterator is leaving that pull.
+    *files* holds, for each FROM or DRAFT that is a file, its argument as written and the blob that was stored for it.
+    A model that is not here is pulled; closing the iterator is leaving that pull.
 
     Raises: InvalidRef, InvalidRequest, ModelfileSyntax, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises,
     DiskFull, StoreError.
@@ -38,33 +39,50 @@ async def create(
     target = new_name(name, "name")
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
-    unused = files.keys() - {source.value for source in recipe.from_}
+    unused = files.keys() - {source.value for source in recipe.sources}
     if unused:
-        raise InvalidRequest(f"no FROM names the file `{min(unused)[:200]}`", field="files")
-    base: TagRecord | None = None
-    for source in recipe.from_:
-        if source.value in files or source.digest is not None:
-            continue
-        try:
-            base = await catalog.find(source.value)
-        except ModelNotFound:
-            ref = parse_ref(source.value)
-            if isinstance(ref, FileRef):
-                raise _file_not_sent(source.value) from None
-            yield f"pulling {ref.name}"
-            async with pulls.attach(ref, text=source.value, token=token) as watcher:
-                async for event in watcher:
-                    yield event
-                base = watcher.result()
+        raise InvalidRequest(f"no FROM or DRAFT names the file `{min(unused)[:200]}`", field="files")
+    named: dict[str, TagRecord | None] = {"FROM": None, "DRAFT": None}
+    for directive, sources in (("FROM", recipe.from_), ("DRAFT", recipe.drafts or ())):
+        for source in sources:
+            if source.value in files or source.digest is not None:
+                continue
+            if directive == "DRAFT" and named[directive] is not None:
+                raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
+            steps = _find(catalog, pulls, directive, source.value, token)
+            async with aclosing(steps):
+                async for step in steps:
+                    if isinstance(step, TagRecord):
+                        named[directive] = step
+                    else:
+                        yield step
     yield f"creating {target}"
-    tag = await catalog.build(target, recipe, files=files, base=base)
+    tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
 
 
-def _file_not_sent(value: str) -> InvalidRequest:
+async def _find(
+    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
+    """Find the model *value*, pulling it when it is not here; the tag comes last."""
+    try:
+        yield await catalog.find(value)
+        return
+    except ModelNotFound:
+        ref = parse_ref(value)
+        if isinstance(ref, FileRef):
+            raise _file_not_sent(directive, value) from None
+    yield f"pulling {ref.name}"
+    async with pulls.attach(ref, text=value, token=token) as watcher:
+        async for event in watcher:
+            yield event
+        yield watcher.result()
+
+
+def _file_not_sent(directive: str, value: str) -> InvalidRequest:
     return InvalidRequest(
-        f"FROM {value[:200]} is a file, and no blob was stored for it",
+        f"{directive} {value[:200]} is a file, and no blob was stored for it",
         field="files",
         hint="`lm create` stores the files of a Modelfile first",
     )

@@ -155,7 +155,7 @@ class DropInFolder:
         if entry.is_modelfile:
             self._settling.check(entry.files)
             recipe = self._read(entry.files[0])
-            return [self._from_path(entry, source.value) for source in recipe.from_ if _is_file(source.value)], recipe
+            return [self._from_path(entry, source.value) for source in recipe.sources if _is_file(source.value)], recipe
         return list(entry.files), Modelfile(from_=tuple(From(path.name, 1, 1) for path in entry.files))
 
     def _make(self, entry: Entry, name: str, inode: int, recipe: Modelfile, cancelled: threading.Event) -> TagRecord:
@@ -163,23 +163,26 @@ class DropInFolder:
         if existing is not None and not self._state.owns(existing.name, str(existing.manifest)):
             raise FileInvalid(entry.key, f"the name `{name}` belongs to a model from elsewhere; rename the file")
         digests: dict[str, Digest] = {}
-        base: TagRecord | None = None
-        for source in recipe.from_:
+        for source in recipe.sources:
             if _is_file(source.value):
                 path = self._from_path(entry, source.value)
                 digests[source.value], _ = self._store.import_file(path, on_progress=None, cancelled=cancelled)
-            else:
-                base = self._names.find(source.value)
+        base, draft = self._named(recipe.from_), self._named(recipe.drafts or ())
         before = self._state.made.get(entry.key)
         self._state.put(entry.key, Made(name, "", {}, inode))
         try:
-            return create_model(self._store, name, recipe, files=digests, base=base)
+            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft)
         except LmdError:
             if before is None:
                 self._state.drop(entry.key)
             else:
                 self._state.put(entry.key, before)
             raise
+
+    def _named(self, sources: Sequence[From]) -> TagRecord | None:
+        """Return the model among the arguments of FROM or DRAFT, which must be in the store already."""
+        names = [source.value for source in sources if not _is_file(source.value) and source.digest is None]
+        return self._names.find(names[-1]) if names else None
 
     def _read(self, path: Path) -> Modelfile:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -189,7 +192,7 @@ class DropInFolder:
         return parse_modelfile(decode_modelfile(data))
 
     def _from_path(self, entry: Entry, value: str) -> Path:
-        """Return the file a FROM names: it lies beside the Modelfile or elsewhere in the folder, never outside.
+        """Return the file a FROM or DRAFT names: it lies beside the Modelfile or elsewhere in the folder, not outside.
 
         The daemon opens it with its own rights, which may be more than those of who wrote the Modelfile.
         """
@@ -197,7 +200,7 @@ class DropInFolder:
         parent = path.parent
         inside = parent == self._folder or (parent.parent == self._folder and not parent.is_symlink())
         if not inside:
-            raise FileInvalid(value, "FROM names a file outside of the drop-in folder")
+            raise FileInvalid(value, "the Modelfile names a file outside of the drop-in folder")
         why = irregular(path)
         if why:
             raise FileInvalid(value, why)

@@ -40,7 +40,10 @@ class RunnerTimings:
 
 @dataclass(frozen=True, slots=True)
 class RunnerSpec:
-    """What to start: the model's name for messages, its GGUF files with all shards in order, where things lie."""
+    """What to start: the model's name for messages, its GGUF files with all shards in order, where things lie.
+
+    *draft* are the files of the model that drafts for it, all shards in order; () for none.
+    """
 
     name: str
     weights: tuple[Path, ...]
@@ -48,6 +51,7 @@ class RunnerSpec:
     log_path: Path
     command: Sequence[str] = RUNNER_COMMAND
     timings: RunnerTimings = RunnerTimings()
+    draft: tuple[Path, ...] = ()
 
 
 def runner_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -58,24 +62,30 @@ def runner_environment(env: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def view_names(count: int) -> list[str]:
+def view_names(count: int, stem: str = "model") -> list[str]:
     """Return the names that *count* files have in a view; the engine finds shards by their numbering."""
     if count == 1:
-        return ["model.gguf"]
-    return [f"model-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+        return [f"{stem}.gguf"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
-def make_view(views_dir: Path, weights: Sequence[Path]) -> Path:
-    """Create a private directory with links to *weights*: all that a runner sees of the store.
+def draft_names(count: int) -> list[str]:
+    """Return the names that the *count* files of a draft have in a view."""
+    return view_names(count, "draft")
+
+
+def make_view(views_dir: Path, weights: Sequence[Path], draft: Sequence[Path] = ()) -> Path:
+    """Create a private directory with links to *weights* and *draft*: all that a runner sees of the store.
 
     Raises:
         BlobMissing: a file is not there any more.
     """
-    for path in weights:
+    for path in (*weights, *draft):
         if not path.is_file():
             raise BlobMissing(f"sha256:{path.name}")
     views_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = Path(tempfile.mkdtemp(prefix="view-", dir=views_dir))
-    for name, path in zip(view_names(len(weights)), weights, strict=True):
+    names = [*view_names(len(weights)), *draft_names(len(draft))]
+    for name, path in zip(names, (*weights, *draft), strict=True):
         (view / name).symlink_to(path)
     return view

@@ -21,6 +21,7 @@ from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
 from lmd.runner.side_requests import SideRequests
+from lmd.runner.speculation import DraftSource
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireError
 
@@ -36,7 +37,9 @@ _SHARED_EMBED_TOKENS = 128
 class Engine:
     """Serves requests with one loaded model until the daemon drains it or is gone."""
 
-    def __init__(self, model: Model, channel: Channel, prompts: PromptMaker) -> None:
+    def __init__(
+        self, model: Model, channel: Channel, prompts: PromptMaker, draft_model: DraftSource | None = None
+    ) -> None:
         self._channel = channel
         self._prompts = prompts
         self._vocab_size = model.vocab.size
@@ -46,6 +49,7 @@ class Engine:
             model.vocab,
             self,
             logprobs=lambda address, token, top: token_report(model.vocab, address, token, top),
+            draft_model=draft_model,
         )
         self._background = Background()
         self._embedder = Embedder(model.embedding, self._background)

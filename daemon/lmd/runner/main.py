@@ -16,6 +16,7 @@ import time
 
 from lmd.runner.channel import Channel
 from lmd.runner.confine import drop_rights, never_block_on_stderr, tie_to_parent
+from lmd.runner.draft import load_draft
 from lmd.runner.engine import Engine
 from lmd.runner.log import EngineLog
 from lmd.runner.model import LoadAborted, LoadError, Model
@@ -129,6 +130,16 @@ def serve(connection: socket.socket) -> int:
     loading = _Loading(channel)
     try:
         model = Model(llama, log, load, loading.progress)
+        draft = load_draft(
+            llama,
+            log,
+            load,
+            num_ctx=model.num_ctx,
+            step_tokens=model.step_tokens,
+            threads=model.threads,
+            target_bytes=model.weights_bytes,
+            on_progress=loading.progress,
+        )
     except LoadError as error:
         failed = frames_pb2.LoadFailed(kind=error.kind, message=str(error))
         channel.send(frames_pb2.RunnerFrame(load_failed=failed))
@@ -143,7 +154,7 @@ def serve(connection: socket.socket) -> int:
         model.vocab, _template_setup(model, load), num_ctx=model.num_ctx, manifest_chat=load.manifest_chat
     )
     try:
-        Engine(model, channel, prompts).run()
+        Engine(model, channel, prompts, draft).run()
     finally:
         prompts.close()
     return EXIT_OK

@@ -92,13 +92,18 @@ class Model:
         template = llama.llama_model_chat_template(self._native, None)
         self.template: str = load.template or (template.decode(errors="replace") if template else "")
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of its weights."""
+        return int(self.llama.llama_model_size(self._native))
+
     def ready(self) -> frames_pb2.Ready:
         """Describe what was loaded, with the bytes that the engine allocated."""
         buffers = self._log.buffers
         weights_bytes = sum(size for _, kind, size in buffers if kind == "model")
         return frames_pb2.Ready(
             # A file without a memory mapping of its own kind reports no buffer.
-            weights_bytes=weights_bytes or int(self.llama.llama_model_size(self._native)),
+            weights_bytes=weights_bytes or self.weights_bytes,
             kv_bytes=sum(size for _, kind, size in buffers if kind in ("KV", "RS")),
             compute_bytes=sum(size for _, kind, size in buffers if kind in ("compute", "output")),
             vram_bytes=sum(size for name, _, size in buffers if not _on_host(name)),

@@ -119,8 +119,8 @@ class PromptLookup:
         for _ in range(_CANDIDATES):
             if place < 0:
                 break
-            length = _MIN_MATCH
-            most = min(_MAX_MATCH, place)
+            # The pair is compared too: after a cut that went unseen, another one may stand there.
+            length, most = 0, min(_MAX_MATCH, place)
             while length < most and tokens[place - 1 - length] == tokens[size - 1 - length]:
                 length += 1
             if length > longest:
@@ -175,6 +175,8 @@ class Pace:
         self._tried = _PRIOR_TRIED
         self._pause = 0
         self._rest = 0
+        # A draft model that is hardly smaller than the model loses even when it is always right.
+        self._hopeless = self._best(MAX_DRAFT, 1.0) == 0
 
     def limit(self, *, active: int, wanted: int) -> int:
         """Return how many tokens to guess at most in the next step; 0 is plain decoding.
@@ -184,9 +186,9 @@ class Pace:
         """
         most = min(len(self._step_costs) - 1, MAX_DRAFT)
         most = most if wanted < 0 else min(most, wanted)
-        if active > 1 or self._rest > 0:
+        if active > 1 or self._rest > 0 or self._hopeless:
             return 0
-        best = self._best(most)
+        best = self._best(most, self._right / self._tried)
         return best if best or not most else min(_PROBE, most)
 
     def note(self, drafted: int, accepted: int) -> None:
@@ -199,16 +201,15 @@ class Pace:
         kept = _FORGET**tried
         self._right = self._right * kept + accepted
         self._tried = self._tried * kept + tried
-        if self._best(MAX_DRAFT):
+        if self._best(MAX_DRAFT, self._right / self._tried):
             self._pause = 0
         elif accepted < drafted:
             # A probe that was right is followed by another one: what lost before need not lose now.
             self._pause = min(self._pause * 2, _LONGEST_PAUSE) if self._pause else _FIRST_PAUSE
             self._rest = self._pause
 
-    def _best(self, most: int) -> int:
+    def _best(self, most: int, chance: float) -> int:
         """Return the number of guesses, at most *most*, that promises most; 0 when plain decoding does."""
-        chance = self._right / self._tried
         best, best_gain = 0, _WORTH
         tokens, power = 1.0, 1.0
         for count in range(1, min(most, len(self._step_costs) - 1) + 1):

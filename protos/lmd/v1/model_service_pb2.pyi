@@ -256,12 +256,19 @@ class CheckModelfileResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FROM_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def draft(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The arguments of DRAFT, likewise."""
+
     def __init__(
         self,
+        *,
+        draft: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "from", b"from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,10 +309,10 @@ class CreateModelRequest(_message.Message):
     modelfile: _builtins.str
     """The Modelfile's text."""
     token: _builtins.str
-    """A token for the source of a base that must be pulled; never stored or logged."""
+    """A token for the source of a base or draft that must be pulled; never stored or logged."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For each FROM that is a file: the argument as written to the digest of the blob stored for it."""
+        """For each FROM or DRAFT that is a file: the argument as written to the digest of the blob stored for it."""
 
     def __init__(
         self,

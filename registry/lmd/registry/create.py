@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lmd.registry.digest import Digest
+from lmd.registry.drafting import check_draft
 from lmd.registry.errors import GgufInvalid, InvalidRequest
 from lmd.registry.filenames import plain_basename
 from lmd.registry.gguf import GgufHeader
@@ -22,9 +23,13 @@ _NOT_PLAIN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(slots=True)
 class _Sources:
-    """What the FROM lines add up to: the files they name themselves, and the model they build on."""
+    """What the FROM lines add up to: the files they name themselves, and the model they build on.
+
+    *bare* says that the model is named by its digest, so that nothing but its weights and projector is taken from it.
+    """
 
     files: list[FileLayer] = field(default_factory=list)
+    bare: bool = False
     base_files: list[FileLayer] = field(default_factory=list)
     inherited: LmConfig = field(default_factory=LmConfig)
 
@@ -36,6 +41,7 @@ def create_model(
     *,
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
+    draft: Tag | None = None,
     note: str = "create",
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile.
@@ -50,10 +56,13 @@ def create_model(
       parameters and licences are inherited where the Modelfile has none of its own (parameters one by one, licences
       are added), its messages unless there are new ones.
 
+    The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
+    draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
+
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
     Raises:
-        InvalidRequest: when *name* is not a plain name, or a FROM cannot be used.
+        InvalidRequest: when *name* is not a plain name, or a FROM or DRAFT cannot be used.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
     """
@@ -67,6 +76,7 @@ def create_model(
     sources = _Sources()
     for source in modelfile.from_:
         _add_source(store, sources, source, files or {}, base)
+    _add_drafts(store, sources, modelfile.drafts, files or {}, draft)
     return build_from_files(store, target.name, _all_files(sources), lm=_merge(sources.inherited, modelfile), note=note)
 
 
@@ -86,19 +96,22 @@ def build_from_files(
 
     Raises:
         GgufInvalid: when the weights are not one complete model.
-        InvalidRequest: when a file's name cannot be stored.
+        InvalidRequest: when a file's name cannot be stored, or the draft cannot draft for the weights.
         BlobMissing: when a blob is not in the store.
     """
     weights = [file for file in files if file.role == "weights"]
-    others = [file for file in files if file.role != "weights"]
+    drafts = [file for file in files if file.role == "draft"]
+    others = [file for file in files if file.role not in ("weights", "draft")]
     with store.lease(f"build {name}") as lease:
         lease.add(*(file.digest for file in files))
         if headers is None:
             headers = [read_blob_header(store, file.digest) for file in weights]
         ordered = in_shard_order(weights, headers)
         _check_projectors(store, others)
+        if drafts:
+            drafts = _checked_drafts(store, drafts, ordered)
         built = build_manifest(
-            [*(file for file, _ in ordered), *others],
+            [*(file for file, _ in ordered), *others, *drafts],
             _with_plain_texts(lm or LmConfig()),
             [header for _, header in ordered],
         )
@@ -138,6 +151,21 @@ def _check_projectors(store: ModelStore[Tag], others: Sequence[FileLayer]) -> No
             raise GgufInvalid(f"`{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not a projector")
 
 
+def _checked_drafts(
+    store: ModelStore[Tag], drafts: Sequence[FileLayer], weights: Sequence[tuple[FileLayer, GgufHeader]]
+) -> list[FileLayer]:
+    """Return the files of the draft in the order of their shards. Raises as `build_from_files`."""
+    ordered = in_shard_order(drafts, [read_blob_header(store, file.digest) for file in drafts])
+    first, header = ordered[0]
+    target, target_header = weights[0]
+    if {file.digest for file in drafts} & {file.digest for file, _ in weights}:
+        raise InvalidRequest(
+            "DRAFT names the model itself", field="draft", hint="draft with a smaller model of the same family"
+        )
+    check_draft(store, target_header, target.digest, header, first.digest)
+    return [file for file, _ in ordered]
+
+
 def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str) -> TagT:
     for blob in built.extra_blobs:
         store.put_bytes(blob)
@@ -158,11 +186,10 @@ def _add_source(
         manifest = store.get_manifest(base.manifest)
         _add_model(sources, manifest, manifest.lm)
         return
-    with store.open_blob(digest) as blob:
-        is_manifest = source.value not in files and blob.read(1) == b"{"
-    if is_manifest:
+    if source.value not in files and _is_manifest(store, digest):
         manifest = store.get_manifest(digest)
         _add_model(sources, manifest, LmConfig(origin=manifest.lm.origin))
+        sources.bare = True
         return
     filename = plain_basename(source.value) if source.value in files else f"{digest.short}.gguf"
     kind = read_blob_header(store, digest).kind
@@ -170,6 +197,51 @@ def _add_source(
     if role is None:
         raise GgufInvalid(f"`{filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, which is not supported yet")
     sources.files.append(FileLayer(digest, store.blob_size(digest), filename, role))
+
+
+def _add_drafts(
+    store: ModelStore[Tag],
+    sources: _Sources,
+    drafts: Sequence[From] | None,
+    files: Mapping[str, Digest],
+    named: Tag | None,
+) -> None:
+    """Replace the base's draft by what DRAFT says (None: it says nothing)."""
+    known = {file.digest: file for file in sources.base_files if file.role == "draft"}
+    if drafts is not None or sources.bare:
+        sources.base_files = [file for file in sources.base_files if file.role != "draft"]
+    for source in drafts or ():
+        digest = files.get(source.value, source.digest)
+        if digest is None:
+            if named is None:
+                raise InvalidRequest(
+                    f"DRAFT `{ascii(source.value[:100])[1:-1]}` is no file and no model that is here",
+                    field="draft",
+                    hint="pull the model first, or give the path of a GGUF file",
+                )
+            sources.files += _weights_of(store.get_manifest(named.manifest))
+        elif digest in known:
+            sources.files.append(known[digest])
+        elif source.value in files:
+            filename = plain_basename(source.value)
+            sources.files.append(FileLayer(digest, store.blob_size(digest), filename, "draft"))
+        elif _is_manifest(store, digest):
+            sources.files += _weights_of(store.get_manifest(digest))
+        else:
+            sources.files.append(FileLayer(digest, store.blob_size(digest), f"{digest.short}.gguf", "draft"))
+
+
+def _weights_of(manifest: Manifest) -> list[FileLayer]:
+    """The weights of a model, as the files of a draft."""
+    return [
+        FileLayer(layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", "draft")
+        for layer in manifest.weights
+    ]
+
+
+def _is_manifest(store: ModelStore[Tag], digest: Digest) -> bool:
+    with store.open_blob(digest) as blob:
+        return blob.read(1) == b"{"
 
 
 def _add_model(sources: _Sources, manifest: Manifest, inherited: LmConfig) -> None:
@@ -184,7 +256,7 @@ def _add_model(sources: _Sources, manifest: Manifest, inherited: LmConfig) -> No
 
 
 def _all_files(sources: _Sources) -> list[FileLayer]:
-    """The base's files and the others; a projector of one's own takes the place of the base's."""
+    """The base's files and the others; a projector or draft of one's own takes the place of the base's."""
     own_roles = {file.role for file in sources.files}
     if sources.base_files and "weights" in own_roles:
         raise InvalidRequest(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
@@ -266,6 +266,36 @@ def read_header(file: BinaryIO, file_size: int, limits: Limits = DEFAULT_LIMITS)
     data_offset = -(-cursor.offset // alignment) * alignment
     _check_tensors(tensors, alignment, data_offset, file_size)
     return GgufHeader(version, alignment, MappingProxyType(metadata), tuple(tensors), data_offset, file_size)
+
+
+def iter_strings(file: BinaryIO, file_size: int, key: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[bytes]:
+    """Yield the items of the array of strings *key*, of which a header keeps the first only; none when it is not there.
+
+    One item is in memory at a time. *file* must not be used for anything else meanwhile.
+
+    Raises:
+        GgufInvalid: as `read_header`, as far as it comes.
+    """
+    cursor = Cursor(file, file_size, limits)
+    _read_preamble(cursor, file_size)
+    cursor.count(_U64, "the tensor count")
+    entry_count = min(cursor.count(_U64, "the metadata count"), limits.max_metadata_entries)
+    for number in range(1, entry_count + 1):
+        name = _read_name(cursor, limits.max_key_bytes, f"key {number} of {entry_count}")
+        if name != key:
+            _read_value(cursor, limits, name)
+            continue
+        what = f"the value of {_quoted(key)}"
+        if (cursor.count(_U32, what), cursor.count(_U32, what)) != (_ARRAY, _STRING):
+            return
+        length = cursor.count(_U64, what)
+        cursor.take_string_items(length, what)
+        for _ in range(length):
+            size = cursor.count(_U64, what)
+            if size > limits.max_string_bytes:
+                raise GgufInvalid(f"{what} has an item of {size} bytes; at most {limits.max_string_bytes} are allowed")
+            yield cursor.raw(size, what)
+        return
 
 
 def _read_preamble(cursor: Cursor, file_size: int) -> int:

@@ -71,7 +71,10 @@ class HeaderCache:
             BlobMissing: when weights are gone.
             GgufInvalid: when they are not what was stored.
         """
-        key = tuple(layer.digest for layer in manifest.weights)
+        return self.of_files(store, tuple(layer.digest for layer in manifest.weights))
+
+    def of_files(self, store: ModelStore[Tag], key: tuple[Digest, ...]) -> GgufHeader:
+        """The header of a GGUF by the digests of its files, all shards in order. Raises as `get`."""
         with self._lock:
             if key in self._headers:
                 self._headers.move_to_end(key)
@@ -129,7 +132,7 @@ def effective_template(manifest: Manifest, header: GgufHeader) -> str | None:
 def recreating_modelfile(manifest: Manifest, name: str) -> str:
     """Write a Modelfile that, given to `create_model`, makes *manifest* again, byte for byte.
 
-    Its FROM is the manifest's own digest, which stands for the files and their origin alone: nothing is inherited, so
+    Its FROM is the manifest's own digest, which stands for the weights and their origin alone: nothing is inherited, so
     a line that is taken out is gone from the result (with ``FROM <name>`` it would come back from the base). The blobs
     must still be here; a comment says what to write elsewhere.
     """
@@ -141,6 +144,7 @@ def recreating_modelfile(manifest: Manifest, name: str) -> str:
         parameters=lm.parameters,
         licenses=lm.licenses,
         messages=lm.messages,
+        drafts=tuple(From(str(layer.digest)) for layer in manifest.drafts) or None,
     )
     comment = f"# Makes `{name}` again, from the files in this store.\n"
     if lm.origin.ref.startswith(("hf.co/", "https://", "http://")):

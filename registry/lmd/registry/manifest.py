@@ -98,6 +98,11 @@ class Manifest:
         return next((layer for layer in self.layers if layer.role == "projector"), None)
 
     @property
+    def drafts(self) -> tuple[Layer, ...]:
+        """The GGUF of the model that drafts for this one: all shards in order; none when there is none."""
+        return tuple(layer for layer in self.layers if layer.role == "draft")
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all blobs, each counted once."""
         sizes = {layer.digest: layer.size_bytes for layer in (self.config, *self.layers)}

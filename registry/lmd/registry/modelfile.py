@@ -2,6 +2,7 @@
 
     # a comment, at the start of a line only
     FROM llama3                          a model, a GGUF file, or a digest; several for shards and projectors
+    DRAFT llama3-small                   a smaller model that drafts for this one; named as in FROM
     PARAMETER temperature 0.5            PARAMETER stop "<|end|>" may be repeated, each adds one
     SYSTEM You are a pirate.
     TEMPLATE """{% for message in messages %}…{% endfor %}"""
@@ -13,7 +14,8 @@ with `"` or `"""` and ends where the same quotes end a line, so it may span line
 (`SYSTEM ""`) removes what the base has.
 
 A name after FROM stands for a model with all it has, which is inherited. A digest (``sha256:…``) stands for bytes: a
-GGUF, or the files of the manifest it names with nothing inherited.
+GGUF, or the files of the manifest it names with nothing inherited. What drafts is inherited from a name as well, and
+not from a digest. A model named after DRAFT gives its weights and nothing else.
 
 Templates are Jinja, as in GGUF headers; Go templates are recognised and refused.
 '''
@@ -32,8 +34,8 @@ from lmd.registry.parameters import IGNORED, ParameterValue, format_value, parse
 
 MAX_BYTES = 4 * 1024**2
 MAX_PROBLEMS = 100
-DIRECTIVES = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "LICENSE", "MESSAGE")
-NOT_YET = ("ADAPTER", "DRAFT", "PROJECTOR", "QUANTIZE", "RENDERER", "PARSER", "REQUIRES")
+DIRECTIVES = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "LICENSE", "MESSAGE", "DRAFT")
+NOT_YET = ("ADAPTER", "PROJECTOR", "QUANTIZE", "RENDERER", "PARSER", "REQUIRES")
 MESSAGE_ROLES = ("system", "user", "assistant")
 
 _ENCODINGS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
@@ -46,7 +48,7 @@ _GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:\.[A-Za-z]|\$|(?:if|range|with|else if|t
 
 @dataclass(frozen=True, slots=True)
 class From:
-    """The argument of a FROM as written, and where it stands."""
+    """The argument of a FROM or a DRAFT as written, and where it stands."""
 
     value: str
     line: int = field(default=0, compare=False)
@@ -63,7 +65,8 @@ class Modelfile:
     """A parsed Modelfile.
 
     *template* and *system* are None when there is no such directive, and "" when there is an empty one, which removes
-    what the base has. *warnings* are lines that have no effect here, such as settings of other engines.
+    what the base has; so is *drafts*, with () for an empty one. *warnings* are lines that have no effect here, such as
+    settings of other engines.
     """
 
     from_: tuple[From, ...]
@@ -72,7 +75,13 @@ class Modelfile:
     system: str | None = None
     licenses: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
+    drafts: tuple[From, ...] | None = None
     warnings: tuple[ModelfileProblem, ...] = field(default=(), compare=False)
+
+    @property
+    def sources(self) -> tuple[From, ...]:
+        """All that names a model, a file or bytes: the arguments of FROM, then those of DRAFT."""
+        return self.from_ + (self.drafts or ())
 
 
 def decode_modelfile(data: bytes) -> str:
@@ -112,6 +121,7 @@ def parse_modelfile(text: str) -> Modelfile:
         system=parser.system,
         licenses=tuple(parser.licenses),
         messages=tuple(parser.messages),
+        drafts=None if parser.drafts is None else tuple(parser.drafts),
         warnings=tuple(parser.warnings),
     )
 
@@ -129,6 +139,10 @@ def format_modelfile(modelfile: Modelfile) -> str:
     if any(message.role not in MESSAGE_ROLES for message in modelfile.messages):
         raise InvalidRequest("the role of a MESSAGE cannot be written in a Modelfile", field="MESSAGE")
     lines = [f"FROM {_quoted(source.value, 'FROM')}" for source in modelfile.from_]
+    if modelfile.drafts is not None:
+        lines.extend(f"DRAFT {_quoted(source.value, 'DRAFT')}" for source in modelfile.drafts)
+        if not modelfile.drafts:
+            lines.append('DRAFT ""')
     if modelfile.template is not None:
         lines.append(f"TEMPLATE {_quoted(modelfile.template, 'TEMPLATE')}")
     if modelfile.system is not None:
@@ -197,6 +211,7 @@ class _Parser:
         self.system: str | None = None
         self.licenses: list[str] = []
         self.messages: list[Message] = []
+        self.drafts: list[From] | None = None
 
     def run(self) -> None:
         """Parse all lines."""
@@ -255,7 +270,10 @@ class _Parser:
     def _take(self, name: str, key: str, value: str, number: int, column: int, start: int) -> None:
         match name:
             case "FROM":
-                self._take_from(value, number, column)
+                if (source := self._source(name, value, number, column)) is not None:
+                    self.from_.append(source)
+            case "DRAFT":
+                self._take_draft(value, number, column)
             case "PARAMETER":
                 self._take_parameter(key, value, number, column, start)
             case "TEMPLATE":
@@ -274,17 +292,25 @@ class _Parser:
             case _:
                 self._problem(number, start, f"{name} is not supported yet")
 
-    def _take_from(self, value: str, number: int, column: int) -> None:
+    def _source(self, name: str, value: str, number: int, column: int) -> From | None:
+        """Read the argument of FROM or DRAFT; None after noting what is wrong with it."""
         source = From(value, number + 1, column + 1)
         if not value or "\n" in value:
-            self._problem(number, column, "FROM needs the name of a model or a file, on one line")
-            return
+            self._problem(number, column, f"{name} needs the name of a model or a file, on one line")
+            return None
         try:
             _ = source.digest
         except InvalidRequest as error:
             self._problem(number, column, f"{error.message}; {error.hint}")
-            return
-        self.from_.append(source)
+            return None
+        return source
+
+    def _take_draft(self, value: str, number: int, column: int) -> None:
+        """Note one more file or model that drafts; an empty one takes away what came before it, here or in the base."""
+        if not value:
+            self.drafts = []
+        elif (source := self._source("DRAFT", value, number, column)) is not None:
+            self.drafts = [*(self.drafts or ()), source]
 
     def _take_parameter(self, key: str, value: str, number: int, column: int, start: int) -> None:
         name = key.lower()

@@ -33,13 +33,15 @@ def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
     """Create a model from a Modelfile, or replace the one that has the name.
 
     FROM names a model, which is pulled when it is not here, or a GGUF file; relative paths start at the Modelfile.
-    PARAMETER, TEMPLATE (Jinja), SYSTEM, MESSAGE and LICENSE win over those of the base.
+    PARAMETER, TEMPLATE (Jinja), SYSTEM, MESSAGE and LICENSE win over those of the base. DRAFT names a smaller model
+    with the same vocabulary, which makes answers faster without changing them.
 
     \b
     Examples:
       lm create poet
       lm create poet -f poet.Modelfile
       echo "FROM ./model.gguf" | lm create mine -f -
+      printf 'FROM qwen3:8b\nDRAFT qwen3:0.6b\n' | lm create fast -f -
     """
     from lmd.cli.modelfiles import read_modelfile
     from lmd.cli.output import print_json
@@ -68,7 +70,7 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
         checked = client.call(client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text))
     except ClientError as error:
         raise with_places(error, text, shown_as) from None
-    files = referred_files(getattr(checked, "from"), directory)
+    files = referred_files([*getattr(checked, "from"), *checked.draft], directory)
     with quiet_keyboard(), closing(reporter_for()) as reporter:
         digests = {argument: store_file(client, path, reporter) for argument, path in files.items()}
         request = pb.CreateModelRequest(name=name, modelfile=text, files=digests, token=token_from_environment())

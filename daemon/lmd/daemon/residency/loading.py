@@ -15,7 +15,7 @@ from lmd.daemon.residency.ledger import Ledger, Option
 from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
-from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, view_names
+from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, draft_names, view_names
 from lmd.registry.memory import estimate
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -126,6 +126,7 @@ class Loader:
             log_path=self.log_dir / f"runner-{model.manifest_digest.short}.log",
             command=self.command,
             timings=self.timings,
+            draft=model.draft,
         )
 
     async def _options(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> list[Option]:
@@ -144,16 +145,17 @@ class Loader:
         if measured is not None:
             return measured.total_bytes if kind == CPU else measured.vram_bytes
         whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
-        needed_bytes = whole.total_bytes
+        draft_bytes = _draft_bytes(model, settings)
         if kind == CPU or settings.num_gpu == -1:
-            return needed_bytes
-        # The engine counts the output layer as one more.
+            return whole.total_bytes + draft_bytes
+        # The engine counts the output layer as one more. A draft is never split: it must be fast to be of use.
         layers = model.header.block_count + 1
-        return needed_bytes * min(settings.num_gpu, layers) // layers
+        return whole.total_bytes * min(settings.num_gpu, layers) // layers + draft_bytes
 
     async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:
         return frames.Load(
             model_paths=view_names(len(model.weights)),
+            draft_paths=draft_names(len(model.draft)),
             num_ctx=settings.num_ctx,
             slots=self.slots,
             num_batch=settings.num_batch,
@@ -184,6 +186,14 @@ def _manifest_chat(model: Loadable) -> frames.Chat | None:
     """Return what every chat of the model begins with, or None when there is no such thing."""
     turns = conversation(model.system, model.messages)
     return chat_frame(turns) if model.template and turns else None
+
+
+def _draft_bytes(model: Loadable, settings: LoadSettings) -> int:
+    """Estimate the memory of the model that drafts: it has one sequence, whatever the slots."""
+    if model.draft_header is None:
+        return 0
+    own = settings.within(model.draft_header.context_length)
+    return estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch).total_bytes
 
 
 def _kind(device: str) -> str:

@@ -44,6 +44,14 @@ class Loadable(Protocol):
         """The header of the whole model."""
 
     @property
+    def draft(self) -> tuple[Path, ...]:
+        """The GGUF files of the model that drafts for it, all shards in order; () for none."""
+
+    @property
+    def draft_header(self) -> GgufHeader | None:
+        """The header of that model."""
+
+    @property
     def parameters(self) -> Mapping[str, ParameterValue]:
         """The settings that the manifest makes."""
 

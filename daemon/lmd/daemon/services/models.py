@@ -58,8 +58,9 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
-        values = await self._catalog.check_modelfile(request.modelfile)
-        return pb.CheckModelfileResponse(**{"from": values})
+        recipe = await self._catalog.parse(request.modelfile)
+        froms, drafts = ([source.value for source in sources] for sources in (recipe.from_, recipe.drafts or ()))
+        return pb.CheckModelfileResponse(**{"from": froms}, draft=drafts)
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context
