@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -27,6 +28,9 @@ from lmd.daemon.errors import (
 from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.registry.errors import InvalidRequest, ModelNotFound
+from lmd.registry.gguf import read_header
+from lmd.registry.memory import estimate
+from tests.support.gguf_bytes import TinyModel
 from tests.support.leaks import nothing_left_in, until
 from tests.support.residents import SETTINGS, World, collect, header
 
@@ -112,6 +116,33 @@ async def test_measured_facts_are_used_by_the_next_load(world: World) -> None:
     assert (
         json.loads(next(v for (kind, _), v in world.memory.facts.items() if kind == "memory"))["weights_bytes"] == 4321
     )
+
+
+async def test_a_draft_is_in_the_runners_view_and_in_its_memory(world: World, tmp_path: Path) -> None:
+    shards = (tmp_path / "blob-b", tmp_path / "blob-a")
+    for shard in shards:
+        shard.write_bytes(b"draft")
+    world.memory.measured = False
+    gate = tmp_path / "gate"
+    data = TinyModel().to_bytes()
+    tiny = read_header(io.BytesIO(data), len(data))
+    needed = []
+    for name, draft in (("plain", ()), ("drafting", shards)):
+        model = world.model(name, gate=str(gate), journal=world.journal())
+        model = replace(model, header=tiny, draft=draft, draft_header=tiny if draft else None)
+        with world.residency.enqueue(model, SETTINGS) as ticket:
+            await until(lambda ticket=ticket: ticket.status().load_fraction == 0.5)  # type: ignore[misc]
+            status = world.status(model)
+            assert status is not None
+            needed.append(status.memory_bytes)
+            gate.touch()
+            assert await ticket.wait(20)
+        gate.unlink()
+    assert needed[1] - needed[0] == estimate(tiny, num_ctx=256, slots=1).total_bytes
+    assert [line.split()[2:] for line in world.loads()] == [
+        [],
+        ["draft-00001-of-00002.gguf", "draft-00002-of-00002.gguf"],
+    ]
 
 
 async def test_client_that_hangs_up_during_a_load_does_not_waste_it(world: World) -> None:

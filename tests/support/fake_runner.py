@@ -163,8 +163,9 @@ class Fake:
     async def do_load(self) -> None:
         if self.script.journal:
             with open(self.script.journal, "a") as journal:
-                journal.write(f"{self.load.num_ctx} {self.load.num_thread}\n")
-        for path in self.load.model_paths:
+                drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
+                journal.write(f"{self.load.num_ctx} {self.load.num_thread}{drafts}\n")
+        for path in (*self.load.model_paths, *self.load.draft_paths):
             Path(path).read_bytes()
         self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
         kinds = {
@@ -394,7 +395,7 @@ async def until_exists(path: str) -> None:
 
 async def amain(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = Script(**json.loads(Path(next(iter(sorted(os.listdir("."))))).read_text()))
+    script = Script(**json.loads(min(Path().glob("model*")).read_text()))
     sys.stderr.write(script.stderr + "\n")
     sys.stderr.flush()
     if not script.obeys_term:

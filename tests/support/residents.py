@@ -48,6 +48,8 @@ class Memory:
     def __init__(self) -> None:
         self.facts: dict[tuple[str, str], str] = {}
         self.unknown_bytes = 1000
+        #: Whether a model that was never loaded has a need all the same; otherwise it is estimated.
+        self.measured = True
         self._needs: dict[str, int] = {}
 
     def needs(self, settings: str, needed_bytes: int) -> None:
@@ -55,6 +57,8 @@ class Memory:
         self._needs[settings] = needed_bytes
 
     def recall(self, kind: str, key: str) -> str | None:
+        if not self.measured:
+            return self.facts.get((kind, key))
         words = key.split()
         needed_bytes = next((self._needs[word] for word in words if word in self._needs), self.unknown_bytes)
         unknown = MeasuredMemory(needed_bytes, 0, 0, vram_bytes=needed_bytes)

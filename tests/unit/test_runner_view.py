@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmd.daemon.runner_spec import draft_names, make_view
+from lmd.registry.errors import BlobMissing
+
+
+def test_a_view_has_the_model_and_its_draft_by_names_that_the_engine_understands(
+    tmp_path: Path,
+) -> None:
+    blobs = [tmp_path / name for name in ("c", "a", "b")]
+    for blob in blobs:
+        blob.write_text(blob.name)
+    view = make_view(tmp_path / "views", blobs[:1], blobs[1:])
+    assert {path.name: path.read_text() for path in view.iterdir()} == {
+        "model.gguf": "c",
+        "draft-00001-of-00002.gguf": "a",
+        "draft-00002-of-00002.gguf": "b",
+    }
+    assert draft_names(1) == ["draft.gguf"]
+    assert draft_names(0) == []
+    blobs[2].unlink()
+    with pytest.raises(BlobMissing):
+        make_view(tmp_path / "views", blobs[:1], blobs[1:])
+    assert list((tmp_path / "views").iterdir()) == [view]
