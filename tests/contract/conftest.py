@@ -10,10 +10,13 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
+from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
+from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.rpc_errors import error_interceptor
-from lmd.daemon.services.inference import InferenceServiceServicer
+from lmd.daemon.services.calls import InferenceCallsServicer
 from lmd.daemon.services.runtime import RuntimeServiceServicer
+from lmd.daemon.tokenizing import Tokenizing
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import runtime_service_pb2_grpc
 from tests.support.inference_bench import Bench, Catalog, Connection
@@ -52,10 +55,12 @@ async def bench(tmp_path: Path, no_leaks: None) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def connection(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Connection]:
-    for service in ("inference", "runtime"):
+    for service in ("inference", "calls", "runtime"):
         monkeypatch.setattr(f"lmd.daemon.services.{service}.cache_scope_of", lambda context: "uid:1")
     server = grpc.aio.server(interceptors=[error_interceptor()])
-    rpc.add_InferenceServiceServicer_to_server(InferenceServiceServicer(bench.inference), server)
+    calls = ModelCalls(bench.catalog, bench.world.residency, bench.world.config)
+    servicer = InferenceCallsServicer(bench.inference, Embedding(calls), Tokenizing(calls))
+    rpc.add_InferenceServiceServicer_to_server(servicer, server)
     runtime = RuntimeServiceServicer(bench.catalog, bench.world.residency)
     runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
