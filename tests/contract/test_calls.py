@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,15 +16,12 @@ from lmd.daemon.embedding import Embedding
 from lmd.daemon.errors import DeadlineExceeded, RunnerCrashed, Unloaded
 from lmd.daemon.model_calls import Caller, ModelCalls
 from lmd.daemon.residency.values import RunnerState
-from lmd.daemon.rpc_errors import error_interceptor
-from lmd.daemon.services.calls import InferenceCallsServicer
 from lmd.daemon.tokenizing import Tokenizing
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, ModelNotFound
 from lmd.registry.lm_config import Message
 from lmd.v1 import inference_service_pb2 as pb
-from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import model_pb2
-from tests.support.inference_bench import Bench
+from tests.support.inference_bench import Bench, Connection
 from tests.support.leaks import until
 from tests.support.residents import Model
 
@@ -206,58 +202,43 @@ async def test_template_gets_what_a_chat_would(bench: Bench, tokenizing: Tokeniz
 # Over the wire
 
 
-@pytest.fixture
-async def stub(
-    bench: Bench, embedding: Embedding, tokenizing: Tokenizing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> AsyncIterator[rpc.InferenceServiceAsyncStub]:
-    monkeypatch.setattr("lmd.daemon.services.calls.cache_scope_of", lambda context: "uid:1")
-    server = grpc.aio.server(interceptors=[error_interceptor()])
-    servicer = InferenceCallsServicer(bench.inference, embedding, tokenizing)
-    rpc.add_InferenceServiceServicer_to_server(servicer, server)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield rpc.InferenceServiceStub(channel)
-    await server.stop(None)
-
-
-async def test_calls_over_the_wire(bench: Bench, stub: rpc.InferenceServiceAsyncStub) -> None:
+async def test_calls_over_the_wire(bench: Bench, connection: Connection) -> None:
     made = model(bench, "completion", "chat")
     request = pb.EmbedRequest(model="m", inputs=["once upon", "a"])
     request.keep_alive.FromTimedelta(timedelta(seconds=-1))
-    embedded = await stub.Embed(request)
+    embedded = await connection.inference.Embed(request)
     assert [(list(e.values), e.prompt_tokens) for e in embedded.embeddings] == [([4, 4], 2), ([1], 1)]
     assert embedded.prompt_tokens == 3
     assert embedded.total_duration.ToNanoseconds() >= embedded.load_duration.ToNanoseconds() > 0
     status = bench.world.status(made)
     assert status is not None
     assert status.keep_forever
-    tokenized = await stub.Tokenize(pb.TokenizeRequest(model="m", text="once upon"))
+    tokenized = await connection.inference.Tokenize(pb.TokenizeRequest(model="m", text="once upon"))
     assert [(token.id, token.piece) for token in tokenized.tokens] == [(4, b"once"), (4, b"upon")]
-    assert (await stub.Detokenize(pb.DetokenizeRequest(model="m", tokens=[3]))).text == "xxx"
+    assert (await connection.inference.Detokenize(pb.DetokenizeRequest(model="m", tokens=[3]))).text == "xxx"
     turn = model_pb2.Message(role="user", content="hi")
-    applied = await stub.ApplyTemplate(pb.ApplyTemplateRequest(model="m", messages=[turn]))
+    applied = await connection.inference.ApplyTemplate(pb.ApplyTemplateRequest(model="m", messages=[turn]))
     assert (applied.prompt, [token.piece for token in applied.tokens]) == ("user=hi\n", [b"user=hi"])
     model(bench, "rerank")
-    ranked = await stub.Rerank(pb.RerankRequest(model="m", query="q", documents=["a", "aaa"], top_n=1))
+    ranked = await connection.inference.Rerank(pb.RerankRequest(model="m", query="q", documents=["a", "aaa"], top_n=1))
     assert [(result.index, result.score) for result in ranked.results] == [(1, 3)]
     assert ranked.prompt_tokens == 2
 
 
-async def test_large_replies_over_the_wire(bench: Bench, stub: rpc.InferenceServiceAsyncStub) -> None:
+async def test_large_replies_over_the_wire(bench: Bench, connection: Connection) -> None:
     """They are put together in a thread."""
     model(bench)
     text = "word " * 60_000
-    embedded = await stub.Embed(pb.EmbedRequest(model="m", inputs=[text]))
+    embedded = await connection.inference.Embed(pb.EmbedRequest(model="m", inputs=[text]))
     assert list(embedded.embeddings[0].values) == [4.0] * 60_000
-    assert len((await stub.Tokenize(pb.TokenizeRequest(model="m", text=text))).tokens) == 60_000
+    assert len((await connection.inference.Tokenize(pb.TokenizeRequest(model="m", text=text))).tokens) == 60_000
 
 
-async def test_errors_over_the_wire(bench: Bench, stub: rpc.InferenceServiceAsyncStub) -> None:
+async def test_errors_over_the_wire(bench: Bench, connection: Connection) -> None:
     model(bench)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Embed(pb.EmbedRequest(model="m"))
+        await connection.inference.Embed(pb.EmbedRequest(model="m"))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Rerank(pb.RerankRequest(model="m", query="x", documents=["x"]))
+        await connection.inference.Rerank(pb.RerankRequest(model="m", query="x", documents=["x"]))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION

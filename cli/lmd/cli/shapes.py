@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -215,6 +216,50 @@ def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
         "seed": done.seed,
         "stop": done.stop,
     }
+
+
+def embeddings_json(model: str, replies: Sequence[inference_pb.EmbedResponse]) -> Json:
+    """Return `lm embed --json`; one call after the other made the vectors."""
+    embeddings = [embedding for reply in replies for embedding in reply.embeddings]
+    return {
+        "model": model,
+        # The wire's 32 bits are told apart by nine digits.
+        "embeddings": [[float(f"{value:.9g}") for value in embedding.values] for embedding in embeddings],
+        "tokens": [embedding.prompt_tokens for embedding in embeddings],
+        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "total_seconds": sum(seconds(reply.total_duration) for reply in replies),
+        "load_seconds": sum(seconds(reply.load_duration) for reply in replies),
+    }
+
+
+def ranking_json(model: str, documents: Sequence[str], ranking: inference_pb.RerankResponse) -> Json:
+    """Return `lm rerank --json`."""
+    return {
+        "model": model,
+        "results": [
+            {"index": result.index, "score": float(f"{result.score:.9g}"), "document": documents[result.index]}
+            for result in ranking.results
+        ],
+        "prompt_tokens": ranking.prompt_tokens,
+        "total_seconds": seconds(ranking.total_duration),
+        "load_seconds": seconds(ranking.load_duration),
+    }
+
+
+def tokens_json(model: str, tokens: Sequence[inference_pb.Token], prompt: str | None) -> Json:
+    """Return `lm tokenize --json`. A token's `text` is null when its bytes are no whole characters."""
+    shaped: list[Json] = [
+        {"id": token.id, "bytes": list(token.piece), "text": _whole_text(token.piece)} for token in tokens
+    ]
+    start: Json = {"model": model} if prompt is None else {"model": model, "prompt": prompt}
+    return {**start, "tokens": shaped}
+
+
+def _whole_text(piece: bytes) -> str | None:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def garbage_json(item: store_service_pb2.GarbageItem) -> Json:
