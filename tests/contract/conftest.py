@@ -55,7 +55,7 @@ async def bench(tmp_path: Path, no_leaks: None) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 async def connection(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Connection]:
-    for module in ("inference", "runtime"):
+    for module in ("inference", "runtime", "calls"):
         monkeypatch.setattr(f"lmd.daemon.services.{module}.cache_scope_of", lambda context: "uid:1")
     server = grpc.aio.server(interceptors=[error_interceptor()])
     calls = ModelCalls(bench.catalog, bench.world.residency, bench.world.config)
