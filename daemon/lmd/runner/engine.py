@@ -14,8 +14,10 @@ from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
 from lmd.runner.embedder import Embedder
+from lmd.runner.format_error import FormatError
+from lmd.runner.formats import Formats
 from lmd.runner.generation import Generation
-from lmd.runner.job import Request
+from lmd.runner.job import Constraint, Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
@@ -54,6 +56,7 @@ class Engine:
         self._background = Background()
         self._embedder = Embedder(model.embedding, self._background)
         self._side = SideRequests(model.vocab, self._background)
+        self._formats = Formats(model.llama, model.vocab)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         self._order = itertools.count()
@@ -235,8 +238,22 @@ class Engine:
             self.failed(request, Failed.KIND_CAPABILITY, "the model only embeds", "completion")
         elif problem is not None:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
+        elif message.HasField("format"):
+            self._background.run(
+                lambda: self._formats.compile(message.format), lambda made: self._format(request, made)
+            )
         else:
             self._prepared(self._prompts.submit(request))
+
+    def _format(self, request: Request, made: Constraint | FormatError) -> list[frames_pb2.RunnerFrame]:
+        """Go on with a request whose format was compiled, unless it was taken back meanwhile."""
+        if self._requests.get(request.request_id) is request:
+            if isinstance(made, FormatError):
+                self.failed(request, Failed.KIND_INVALID, str(made), "format")
+            else:
+                request.constraint = made
+                self._prepared(self._prompts.submit(request))
+        return []
 
     def _prepared(self, outcomes: list[Prepared]) -> None:
         if self._prompts.manifest and not self._generation.slots.manifest:
