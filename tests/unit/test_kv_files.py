@@ -434,7 +434,7 @@ def test_scopes_do_not_cover_each_other_but_the_public_covers_all(directory: Dir
     assert len(directory.files.saved) == 2
     shared = directory.save([1, 2], scope="a", public=True)
     assert shared is not None
-    assert directory.files.saved == (shared,)
+    assert [saved.path for saved in directory.files.saved] == [shared.path]
     assert directory.save([1], scope="c") is shared
     directory.save([1, 2, 3], scope="c")
     assert len(directory.files.saved) == 2
