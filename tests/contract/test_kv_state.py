@@ -12,9 +12,10 @@ import pytest
 
 from lmd.runner.batch import Batch
 from lmd.runner.kv_files import KvFiles
-from lmd.runner.kv_state import MIN_TOKENS, Candidate, SequenceState, fingerprint, restore_prefix, save_prefixes
+from lmd.runner.kv_state import SequenceState, fingerprint
 from lmd.runner.memory import Memory
 from lmd.runner.native import load_bindings
+from lmd.runner.saved_prefixes import WORTH_TOKENS, Candidate, SavedPrefixes
 from tests.support.tiny_models import make_tiny_gemma, make_tiny_llama, make_tiny_mamba
 
 CTX = 256
@@ -332,10 +333,14 @@ def test_a_fingerprint_tells_engines_contexts_models_and_settings_apart(make: Ma
 # Files and states together
 
 
-def opened(path: Path, context: Context, *, quota_bytes: int = 1 << 30) -> KvFiles:
+def files_of(path: Path, context: Context, *, quota_bytes: int = 1 << 30) -> KvFiles:
     files = KvFiles(path, quota_bytes, context.fingerprint(), divisible=context.memory.shares_freely, keep_free_bytes=0)
     files.open()
     return files
+
+
+def opened(path: Path, context: Context) -> SavedPrefixes:
+    return SavedPrefixes(files_of(path, context), context.state)
 
 
 def candidate(tokens: list[int], sequence: int = 0, *, used_at: float = 1, scope: str = "a") -> Candidate:
@@ -348,23 +353,20 @@ def test_prefixes_come_back_from_disk(make: Make, kind: str, tmp_path: Path) -> 
     before = make(kind)
     token = before.read(prompt, sequence=0)
     before.read(other, sequence=1)
-    done = save_prefixes(
-        opened(tmp_path, before),
-        before.state,
-        [candidate(prompt, 0), candidate(other, 1, used_at=2)],
-        allowed_s=60,
-    )
-    assert done == 2
+    candidates = [candidate(prompt, 0), candidate(other, 1, used_at=2)]
+    assert opened(tmp_path, before).save(candidates, allowed_s=60) == 2
     expected = before.go_on(token, len(prompt))
 
     after = make(kind)
-    files = opened(tmp_path, after)
-    match = files.find(array("i", [*prompt, token]), "a")
+    prefixes = opened(tmp_path, after)
+    asked = array("i", [*prompt, token])
+    match = prefixes.find(asked, "a", in_memory=len(prompt) - WORTH_TOKENS)
     assert match is not None
     saved, shared = match
     assert shared == len(prompt)
-    assert files.find(array("i", [*prompt, token]), "b") is None
-    assert restore_prefix(files, after.state, saved, 2)
+    assert prefixes.find(asked, "a", in_memory=len(prompt) - WORTH_TOKENS + 1) is None
+    assert prefixes.find(asked, "b", in_memory=0) is None
+    assert prefixes.restore(saved, 2)
     assert after.go_on(token, len(prompt), sequence=2) == expected
 
 
@@ -372,30 +374,28 @@ def test_a_file_that_does_not_go_in_is_removed(make: Make, tmp_path: Path) -> No
     """The fingerprint says that it fits, and yet: nothing that fails once is tried with every request."""
     before = make()
     before.read(prompt_of(50))
-    assert save_prefixes(opened(tmp_path, before), before.state, [candidate(prompt_of(50))], allowed_s=60) == 1
+    assert opened(tmp_path, before).save([candidate(prompt_of(50))], allowed_s=60) == 1
     other = make(flash_attention=True)
-    files = KvFiles(tmp_path, 1 << 30, before.fingerprint(), keep_free_bytes=0)
-    (saved,) = files.open()
-    assert not restore_prefix(files, other.state, saved, 0)
+    files = files_of(tmp_path, before)
+    assert not SavedPrefixes(files, other.state).restore(files.saved[0], 0)
     assert other.positions(0) == (-1, -1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_most_recently_used_are_saved_first_and_short_ones_not_at_all(make: Make, tmp_path: Path) -> None:
     context = make()
-    prompts = [prompt_of(MIN_TOKENS - 1), prompt_of(60, seed=1), prompt_of(60, seed=2)]
+    prompts = [prompt_of(WORTH_TOKENS - 1), prompt_of(60, seed=1), prompt_of(60, seed=2)]
     for sequence, prompt in enumerate(prompts):
         context.read(prompt, sequence)
     candidates = [candidate(prompt, sequence, used_at=sequence) for sequence, prompt in enumerate(prompts)]
     room_for_one = context.state.size(1) + 8192
-    files = opened(tmp_path, context, quota_bytes=room_for_one)
-    assert save_prefixes(files, context.state, candidates, allowed_s=60) == 1
+    files = files_of(tmp_path, context, quota_bytes=room_for_one)
+    assert SavedPrefixes(files, context.state).save(candidates, allowed_s=60) == 1
     assert [saved.used_at for saved in files.saved] == [2]
 
 
 def test_no_time_saves_nothing(make: Make, tmp_path: Path) -> None:
     context = make()
     context.read(prompt_of(60))
-    files = opened(tmp_path, context)
-    assert save_prefixes(files, context.state, [candidate(prompt_of(60))], allowed_s=0) == 0
+    assert opened(tmp_path, context).save([candidate(prompt_of(60))], allowed_s=0) == 0
     assert list(tmp_path.iterdir()) == []

@@ -14,23 +14,11 @@ A sequence whose positions were shifted must be decoded once before it is saved:
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import sys
-import time
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lmd.runner.kv_files import KvFiles
-from lmd.runner.kv_format import FINGERPRINT_BYTES, SavedPrefix
-
-#: Saving fewer tokens than this costs more than it can give back: reading them takes no time worth a file.
-MIN_TOKENS = 32
-
-# What a disk is taken to write before the first file shows what it does.
-_FIRST_GUESS_BYTES_S = 200e6
+from lmd.runner.kv_format import FINGERPRINT_BYTES
 
 
 class SequenceState:
@@ -90,67 +78,6 @@ def fingerprint(llama: Any, native: Any, context: Any, engine_version: str, **se
         "settings": sorted((name, str(value)) for name, value in settings.items()),
     }
     return hashlib.blake2b(repr(facts).encode(), digest_size=FINGERPRINT_BYTES).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A prefix in memory that may be worth saving: what a sequence holds from position 0 to its end.
-
-    Attributes:
-        used_at: when it was used last, in seconds since the epoch.
-    """
-
-    sequence: int
-    tokens: array[int]
-    scope: str
-    public: bool
-    used_at: float
-
-
-def save_prefixes(files: KvFiles, state: SequenceState, candidates: Iterable[Candidate], *, allowed_s: float) -> int:
-    """Save what is worth it, the most recently used first, within about *allowed_s*; return how many are on disk now.
-
-    A prefix that would take longer than is left is skipped, going by what the disk has done so far.
-    """
-    deadline = time.monotonic() + allowed_s
-    bytes_s = _FIRST_GUESS_BYTES_S
-    done = 0
-    for candidate in _by_use(candidates):
-        size_bytes = state.size(candidate.sequence)
-        began = time.monotonic()
-        if not size_bytes or began + size_bytes / bytes_s > deadline:
-            continue
-        saved = files.save(
-            candidate.tokens,
-            candidate.scope,
-            public=candidate.public,
-            used_at=candidate.used_at,
-            state_bytes=size_bytes,
-            write_state=functools.partial(state.save, candidate.sequence, len(candidate.tokens)),
-        )
-        if saved is not None:
-            done += 1
-            if (took_s := time.monotonic() - began) > 0.01:
-                bytes_s = size_bytes / took_s
-    return done
-
-
-def restore_prefix(files: KvFiles, state: SequenceState, saved: SavedPrefix, sequence: int) -> bool:
-    """Put a saved prefix into a sequence, in place of what that held; return whether it is there.
-
-    Make room in the memory first: a state that does not go in is taken for one that never will, and removed.
-    """
-    with files.read(saved) as content:
-        restored = content is not None and state.restore(sequence, content, len(saved.tokens))
-    if not restored:
-        files.discard(saved)
-    return restored
-
-
-def _by_use(candidates: Iterable[Candidate]) -> Sequence[Candidate]:
-    worth = [candidate for candidate in candidates if len(candidate.tokens) >= MIN_TOKENS]
-    # Of two with the same use the longer one first: it may make the other superfluous.
-    return sorted(worth, key=lambda candidate: (-candidate.used_at, -len(candidate.tokens)))
 
 
 def _address(view: memoryview) -> Any:
