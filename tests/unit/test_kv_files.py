@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from array import array
@@ -263,18 +264,21 @@ def test_what_is_no_file_of_ours_is_left_alone_or_not_followed(directory: Direct
 
 
 def test_what_a_killed_process_left_unfinished_goes(directory: Directory) -> None:
-    pid = os.fork()
-    if pid == 0:
+    program = """
+import os, sys
+from array import array
+from pathlib import Path
+from lmd.runner.kv_files import KvFiles
 
-        def die(into: memoryview) -> bool:
-            into[:3] = b"abc"
-            os.kill(os.getpid(), 9)
-            return True
+def die(into):
+    into[:3] = b"abc"
+    os.kill(os.getpid(), 9)
 
-        directory.files.save(
-            array("i", [1]), "s", public=False, used_at=time.time(), state_bytes=1 << 16, write_state=die
-        )
-    os.waitpid(pid, 0)
+files = KvFiles(Path(sys.argv[1]), 1 << 20, bytes(range(16)), keep_free_bytes=0)
+files.save(array("i", [1]), "s", public=False, used_at=1, state_bytes=1 << 16, write_state=die)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(directory.path)], check=False)
+    assert done.returncode == -9
     assert [Path(name).suffix for name in directory.names()] == [".tmp"]
     assert directory.opened().saved == ()
     assert directory.names() == []
@@ -317,6 +321,20 @@ def test_a_full_disk_is_told_once_and_leaves_nothing_unfinished(small_disk: Path
     assert len(directory.complaints) == 1
     assert "No space left on device" in directory.complaints[0]
     assert directory.save([4], bytes(1 << 16)) is not None
+
+
+def test_a_read_only_disk_is_told_once_and_what_is_there_can_be_used(small_disk: Path) -> None:
+    directory = Directory(small_disk / "kv")
+    directory.save([1, 2], b"state")
+    (directory.path / "garbage.kv").write_bytes(b"garbage")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    (saved,) = directory.opened().saved
+    assert state_of(directory.files, saved) == b"state"
+    assert directory.save([3]) is None
+    assert directory.save([1, 2, 3]) is None
+    assert state_of(directory.files, saved) == b"state"
+    assert len(directory.complaints) == 1
+    assert "Read-only file system" in directory.complaints[0]
 
 
 def test_room_for_others_stays_free(directory: Directory) -> None:
