@@ -366,7 +366,7 @@ def test_prefixes_come_back_from_disk(make: Make, kind: str, tmp_path: Path) -> 
     assert shared == len(prompt)
     assert prefixes.find(asked, "a", in_memory=len(prompt) - WORTH_TOKENS + 1) is None
     assert prefixes.find(asked, "b", in_memory=0) is None
-    assert prefixes.restore(saved, 2)
+    assert prefixes.restore(saved, 2, make_room=lambda: False)
     assert after.go_on(token, len(prompt), sequence=2) == expected
 
 
@@ -377,9 +377,31 @@ def test_a_file_that_does_not_go_in_is_removed(make: Make, tmp_path: Path) -> No
     assert opened(tmp_path, before).save([candidate(prompt_of(50))], allowed_s=60) == 1
     other = make(flash_attention=True)
     files = files_of(tmp_path, before)
-    assert not SavedPrefixes(files, other.state).restore(files.saved[0], 0)
+    room = iter([True, True, False])
+    assert not SavedPrefixes(files, other.state).restore(files.saved[0], 0, make_room=lambda: next(room))
     assert other.positions(0) == (-1, -1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_memory_makes_room_for_what_is_restored(make: Make, tmp_path: Path) -> None:
+    before = make(cells=256)
+    token = before.read(prompt_of(100))
+    opened(tmp_path, before).save([candidate(prompt_of(100))], allowed_s=60)
+    expected = before.go_on(token, 100)
+
+    after = make(cells=256)
+    for sequence in (0, 1, 2):
+        after.read(prompt_of(80, seed=sequence + 1), sequence)
+    held = [2, 1, 0]
+
+    def make_room() -> bool:
+        after.memory.clear(held.pop())
+        return True
+
+    files = files_of(tmp_path, after)
+    assert SavedPrefixes(files, after.state).restore(files.saved[0], 3, make_room=make_room)
+    assert held == [2]
+    assert after.go_on(token, 100, sequence=3) == expected
 
 
 def test_the_most_recently_used_are_saved_first_and_short_ones_not_at_all(make: Make, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,13 +64,18 @@ class SavedPrefixes:
         """
         return self._files.find(prompt, scope, beyond=in_memory + WORTH_TOKENS - 1)
 
-    def restore(self, saved: SavedPrefix, sequence: int) -> bool:
+    def restore(self, saved: SavedPrefix, sequence: int, *, make_room: Callable[[], bool]) -> bool:
         """Put a saved prefix into a sequence, in place of what that held; return whether it is there.
 
-        Make room in the memory first: a state that does not go in is taken for one that never will, and removed.
+        *make_room* frees cells of the memory and returns whether it could. A state that does not go in when there is no
+        more to free is taken for one that never will, and removed.
         """
         with self._files.read(saved) as content:
-            restored = content is not None and self._state.restore(sequence, content, len(saved.tokens))
+            restored = False
+            while content is not None and not restored:
+                restored = self._state.restore(sequence, content, len(saved.tokens))
+                if not restored and not make_room():
+                    break
         if not restored:
             self._files.discard(saved)
         return restored
