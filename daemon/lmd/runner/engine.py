@@ -18,6 +18,7 @@ from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireError
 
@@ -30,8 +31,12 @@ _QUEUE_INTERVAL_S = 0.2
 class Engine:
     """Serves requests with one loaded model until the daemon drains it or is gone."""
 
-    def __init__(self, model: Model, channel: Channel, prompts: PromptMaker) -> None:
+    def __init__(
+        self, model: Model, channel: Channel, prompts: PromptMaker, saved: SavedPrefixes | None = None
+    ) -> None:
         self._channel = channel
+        self._saved = saved
+        self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
         self._generation = Generation(
@@ -39,6 +44,7 @@ class Engine:
             model.vocab,
             self,
             logprobs=lambda address, token, top: token_report(model.vocab, address, token, top),
+            saved=saved,
         )
         self._requests: dict[int, Request] = {}
         self._order = itertools.count()
@@ -70,6 +76,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
+        if self._saved is not None and self._save_s > 0:
+            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
 
     # What requests are told: see `Outbox`.
 
@@ -154,6 +162,7 @@ class Engine:
             self._channel.send(frames_pb2.RunnerFrame(pong=pong))
         elif kind == "drain":
             self._draining = True
+            self._save_s = message.drain.save_ms / 1000
         else:
             raise WireError(f"a frame of kind {kind} is not expected now")
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lmd.runner.job import LENGTH, STOP, Job, Place, Request
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
@@ -88,12 +89,13 @@ class Generation:
         logprobs: Callable[[int, int, int], frames_pb2.TokenLogprob],
         draft_model: DraftSource | None = None,
         budget_tokens: int | None = None,
+        saved: SavedPrefixes | None = None,
     ) -> None:
         """Serve with *backend*.
 
         *logprobs* makes the report on a token, from the address of its row's scores, its id, and how many
         alternatives to name. *draft_model* guesses for requests that do not object. *budget_tokens* bounds the prefix
-        cache; by default only the memory does.
+        cache; by default only the memory does. *saved* is what former runners have left.
         """
         self._backend = backend
         self._vocab = vocab
@@ -105,6 +107,7 @@ class Generation:
             backend.slots,
             sequences=backend.sequences,
             budget_tokens=backend.cells if budget_tokens is None else budget_tokens,
+            saved=saved,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
