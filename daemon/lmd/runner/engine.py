@@ -22,6 +22,7 @@ from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.side_requests import SideRequests
 from lmd.runner.speculation import DraftSource
 from lmd.runner.v1 import frames_pb2
@@ -40,9 +41,17 @@ class Engine:
     """Serves requests with one loaded model until the daemon drains it or is gone."""
 
     def __init__(
-        self, model: Model, channel: Channel, prompts: PromptMaker, draft_model: DraftSource | None = None
+        self,
+        model: Model,
+        channel: Channel,
+        prompts: PromptMaker,
+        *,
+        draft_model: DraftSource | None = None,
+        saved: SavedPrefixes | None = None,
     ) -> None:
         self._channel = channel
+        self._saved = saved
+        self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
         self._generates = model.generates
@@ -52,6 +61,7 @@ class Engine:
             self,
             logprobs=lambda address, token, top: token_report(model.vocab, address, token, top),
             draft_model=draft_model,
+            saved=saved,
         )
         self._background = Background()
         self._embedder = Embedder(model.embedding, self._background)
@@ -89,6 +99,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
+        if self._saved is not None and self._save_s > 0:
+            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
 
     # What requests are told: see `Outbox`.
 
@@ -178,6 +190,7 @@ class Engine:
             self._channel.send(frames_pb2.RunnerFrame(pong=pong))
         elif kind == "drain":
             self._draining = True
+            self._save_s = message.drain.save_ms / 1000
         elif kind in ("embed", "tokenize", "detokenize", "render"):
             self._take_side_request(message)
         else:

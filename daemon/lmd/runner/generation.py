@@ -23,6 +23,7 @@ from typing import Protocol
 
 from lmd.runner.format_error import FormatError
 from lmd.runner.job import LENGTH, STOP, Job, Place, Request
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
@@ -92,12 +93,13 @@ class Generation:
         logprobs: Callable[[int, int, int], frames_pb2.TokenLogprob],
         draft_model: DraftSource | None = None,
         budget_tokens: int | None = None,
+        saved: SavedPrefixes | None = None,
     ) -> None:
         """Serve with *backend*.
 
         *logprobs* makes the report on a token, from the address of its row's scores, its id, and how many
         alternatives to name. *draft_model* guesses for requests that do not object. *budget_tokens* bounds the prefix
-        cache; by default only the memory does.
+        cache; by default only the memory does. *saved* is what former runners have left.
         """
         self._backend = backend
         self._vocab = vocab
@@ -109,6 +111,7 @@ class Generation:
             backend.slots,
             sequences=backend.sequences,
             budget_tokens=backend.cells if budget_tokens is None else budget_tokens,
+            saved=saved,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
@@ -392,9 +395,7 @@ class Generation:
     def _is_end(self, job: Job, token: int) -> bool:
         return token == _END or self._vocab.piece(token) is None or token in job.request.message.sampling.stop_tokens
 
-    def _say(
-        self, job: Job, token: int, reports: list[frames_pb2.TokenLogprob], *, complete: bool = False
-    ) -> bool:
+    def _say(self, job: Job, token: int, reports: list[frames_pb2.TokenLogprob], *, complete: bool = False) -> bool:
         """Add a token to an answer; return whether it goes on."""
         job.next_token = token
         piece = None if self._is_end(job, token) else self._vocab.piece(token)
