@@ -5,7 +5,7 @@ It is started like the real one. Its script is the "model": `write_model` writes
 its view as `model.gguf`. What a request does is its prompt:
 
     any words        the words come back, one token each
-    count N          N tokens of "x"
+    count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
@@ -66,6 +66,8 @@ class Script:
     obeys_term: bool = True
     #: Ends requests whose time is up.
     obeys_deadlines: bool = True
+    #: What it says that each answer took.
+    answer_s: float = 5e-9
     #: Tells in which order requests are served.
     tells_queue: bool = True
     #: Dies when a request comes in, before it has a slot.
@@ -159,9 +161,13 @@ class Fake:
                     self.reply(frame)
                 case "drain":
                     self.draining = self.script.obeys_drain
+<<<<<<< HEAD
                     if self.script.saving_until and frame.drain.save_ms:
                         await self.save(frame.drain.save_ms)
             if self.draining and not self.running and not self.waiting:
+=======
+            if self.draining and not self.running and not self.waiting and not self.held:
+>>>>>>> answers
                 self.drained.set()
 
     async def do_load(self) -> None:
@@ -312,7 +318,7 @@ class Fake:
             self.take_back(request_id)
         del self.running[request_id]
         self.fill_slots()
-        if self.draining and not self.running and not self.waiting:
+        if self.draining and not self.running and not self.waiting and not self.held:
             self.drained.set()
 
     async def answer(self, submit: frames.Submit) -> None:
@@ -326,10 +332,10 @@ class Fake:
             words = [f"{message.role}={message.content}" for message in submit.chat.messages]
         started = frames.Started(request_id=submit.request_id, prompt_tokens=len(words))
         self.send(frames.RunnerFrame(started=started))
-        verb, argument, field = (*words, "", "", "")[:3]
+        verb, argument, more = (*words, "", "", "")[:3]
         generated = 0
         if verb == "fail":
-            self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), field)
+            self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
@@ -337,7 +343,7 @@ class Fake:
             await (until_exists(argument) if verb == "gate" else asyncio.Event().wait())
         elif verb == "count":
             for generated in range(1, int(argument) + 1):
-                self.delta(submit, "x", generated)
+                self.delta(submit, "x" * int(more or 1), generated)
                 if generated % 64 == 0:
                     await self.writer.drain()
                     await asyncio.sleep(0)
@@ -372,7 +378,7 @@ class Fake:
             generated_tokens=generated * max(1, submit.choices),
             queue_ns=1,
             prompt_ns=2,
-            generate_ns=3,
+            generate_ns=round(self.script.answer_s * 1e9) - 2,
         )
         if submit.choices > 1:
             ended = frames.Finished.Choice(reason=finished.reason, generated_tokens=generated)

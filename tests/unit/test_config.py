@@ -93,6 +93,33 @@ def test_the_environment_wins_over_the_file(home: Path) -> None:
     assert config.pull.endpoint == "http://127.0.0.2:8080"
 
 
+def test_shares_of_callers_are_a_table_or_a_line(home: Path) -> None:
+    assert load(home).runtime.caller_weights == {}
+    written = load(home, '[runtime.caller_weights]\n"uid:1000" = 2\n"uid:0" = 0.5\n')
+    assert written.runtime.caller_weights == {"uid:1000": 2.0, "uid:0": 0.5}
+    inline = load(home, '[runtime]\ncaller_weights = { "uid:7" = 100.0 }\n')
+    assert inline.runtime.caller_weights == {"uid:7": 100.0}
+    from_variable = load(home, LMD_RUNTIME_CALLER_WEIGHTS="uid:1=3, uid:2=0.25")
+    assert from_variable.runtime.caller_weights == {"uid:1": 3.0, "uid:2": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ('"ada" = 2', "'ada' is no caller"),
+        ('"uid:01" = 2', "'uid:01' is no caller"),
+        ('"uid:1" = 0', "the share of uid:1 must be a number from 0.01 to 100, not 0"),
+        ('"uid:1" = nan', "not nan"),
+        ('"uid:1" = true', "not True"),
+        ('"uid:1" = "2"', "not '2'"),
+    ],
+)
+def test_shares_of_callers_are_checked(home: Path, toml: str, says: str) -> None:
+    message = refusal(home, f"[runtime]\nslots = 1\n[runtime.caller_weights]\n{toml}\n")
+    assert f"{home}/config.toml, line 3: `runtime.caller_weights` = " in message
+    assert says in message
+
+
 def test_our_own_variable_beats_the_shared_one(home: Path) -> None:
     config = load(
         home, HF_ENDPOINT="https://a.example", LMD_PULL_ENDPOINT="https://b.example", LMD_SOCKET="/run/x.sock"

@@ -18,7 +18,7 @@ LENGTH = frames_pb2.Finished.REASON_LENGTH
 
 
 class Constraint(Protocol):
-    """What an answer must look like, token by token. All but `complete` raise `FormatError` when it gets too complex."""
+    """What an answer must look like, token by token. A call raises `FormatError` when that gets too complex."""
 
     @property
     def complete(self) -> bool:
