@@ -161,13 +161,9 @@ class Fake:
                     self.reply(frame)
                 case "drain":
                     self.draining = self.script.obeys_drain
-<<<<<<< HEAD
                     if self.script.saving_until and frame.drain.save_ms:
                         await self.save(frame.drain.save_ms)
-            if self.draining and not self.running and not self.waiting:
-=======
             if self.draining and not self.running and not self.waiting and not self.held:
->>>>>>> answers
                 self.drained.set()
 
     async def do_load(self) -> None:
@@ -207,6 +203,7 @@ class Fake:
             train_ctx=4096,
             slots=self.load.slots,
             num_thread=self.load.num_thread or 3,
+            num_thread_batch=self.load.num_thread_batch or self.load.num_thread or 4,
             has_template=self.script.has_template,
         )
         self.send(frames.RunnerFrame(ready=ready))

@@ -84,7 +84,7 @@ class Model:
         self.memory = Memory(llama, self.context, self._native)
         self.batch = Batch(llama, self.step_tokens, self.sequences)
         if self.generates:
-            self.threads = self._choose_threads(load.num_thread)
+            self.threads = self._choose_threads(load.num_thread, load.num_thread_batch or load.num_thread)
             llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
             self.embedding.threads = self.threads.prefill
         else:
@@ -222,9 +222,9 @@ class Model:
         heads = int(self.llama.llama_model_n_head(self._native))
         return heads * self.step_tokens * self.num_ctx * self.slots * _SCORE_BYTES
 
-    def _choose_threads(self, wanted: int) -> Threads:
-        if wanted > 0:
-            return Threads(wanted, wanted)
+    def _choose_threads(self, decode: int, prefill: int) -> Threads:
+        if decode > 0:
+            return Threads(decode, prefill)
         return measure_threads(
             self.llama,
             self.context,

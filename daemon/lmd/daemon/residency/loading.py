@@ -116,7 +116,9 @@ class Loader:
                 self.ledger.settle(key, held_bytes=memory.vram_bytes, unseen_bytes=0)
             await self.facts.note_memory(model.manifest_digest, settings, _kind(device), memory)
             if frame.num_thread == 0:
-                await self.facts.note_threads(model.manifest_digest, hello.engine_version, ready.num_thread)
+                await self.facts.note_threads(
+                    model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
+                )
             where = _where(ready, model.header.block_count)
             return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
         except BaseException:
@@ -161,6 +163,7 @@ class Loader:
 
     async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:
         kv_dir = await self._kv_dir(model, settings, device, engine)
+        measured = await self.facts.threads(model.manifest_digest, engine)
         return frames.Load(
             model_paths=view_names(len(model.weights)),
             draft_paths=draft_names(len(model.draft)),
@@ -168,7 +171,8 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=0 if device == CPU else settings.num_gpu,
-            num_thread=settings.num_thread or await self.facts.threads(model.manifest_digest, engine),
+            num_thread=settings.num_thread or measured[0],
+            num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
             template=model.template or "",
             max_prompt_bytes=MAX_PROMPT_BYTES,

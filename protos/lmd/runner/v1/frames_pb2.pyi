@@ -269,6 +269,7 @@ class Load(_message.Message):
     NUM_BATCH_FIELD_NUMBER: _builtins.int
     NUM_GPU_FIELD_NUMBER: _builtins.int
     NUM_THREAD_FIELD_NUMBER: _builtins.int
+    NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
     USE_MMAP_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
@@ -287,6 +288,8 @@ class Load(_message.Message):
     """Layers on the accelerator; -1 for all."""
     num_thread: _builtins.int
     """CPU threads; 0 measures."""
+    num_thread_batch: _builtins.int
+    """CPU threads for prompts, when that was measured before; 0 takes num_thread."""
     use_mmap: _builtins.bool
     """Whether to memory-map the weights."""
     template: _builtins.str
@@ -322,6 +325,7 @@ class Load(_message.Message):
         num_batch: _builtins.int = ...,
         num_gpu: _builtins.int = ...,
         num_thread: _builtins.int = ...,
+        num_thread_batch: _builtins.int = ...,
         use_mmap: _builtins.bool = ...,
         template: _builtins.str = ...,
         max_prompt_bytes: _builtins.int = ...,
@@ -333,7 +337,7 @@ class Load(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
