@@ -45,7 +45,7 @@ def leave(runner: RunnerProcess, *, save_s: float = 20) -> None:
     assert runner.wait() == 0, runner.log()
 
 
-def ask(runner: RunnerProcess, prompt: str = STORY, scope: str = "a", num_predict: int = 8) -> Answer:
+def ask(runner: RunnerProcess, prompt: str = STORY, scope: str = "a", num_predict: int = 40) -> Answer:
     return runner.ask(prompt, scope=scope, num_predict=num_predict)
 
 
