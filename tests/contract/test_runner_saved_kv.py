@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lmd.runner.v1 import frames_pb2
 from tests.support.runner_client import Answer, RunnerProcess
-from tests.support.tiny_models import make_tiny_gemma, make_tiny_llama, make_tiny_mamba
+from tests.support.tiny_models import CHATML, make_tiny_gemma, make_tiny_llama, make_tiny_mamba
 
 STORY = " ".join(["the house of the people was small and the water was great but they all went home"] * 4)
 MORE = " and the"
@@ -28,6 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models")
     for kind, make in KINDS.items():
         make(directory / f"{kind}.gguf")
+    make_tiny_llama(directory / "chat.gguf", chat_template=CHATML)
     return directory
 
 
@@ -43,7 +45,7 @@ def leave(runner: RunnerProcess, *, save_s: float = 20) -> None:
     assert runner.wait() == 0, runner.log()
 
 
-def ask(runner: RunnerProcess, prompt: str = STORY, scope: str = "a", num_predict: int = 8) -> Answer:
+def ask(runner: RunnerProcess, prompt: str = STORY, scope: str = "a", num_predict: int = 40) -> Answer:
     return runner.ask(prompt, scope=scope, num_predict=num_predict)
 
 
@@ -73,6 +75,26 @@ def test_nobody_gets_what_others_saved(models: Path, tmp_path: Path) -> None:
     with running(models / "llama.gguf", tmp_path) as runner:
         assert ask(runner, scope="b").done.cached_tokens == 0
         assert ask(runner, scope="a").done.cached_tokens > 0
+
+
+def test_what_the_manifest_says_is_saved_for_everybody(models: Path, tmp_path: Path) -> None:
+    system = frames_pb2.Chat(messages=[frames_pb2.ChatMessage(role="system", content=STORY)])
+
+    def cached(runner: RunnerProcess, scope: str) -> int:
+        chat = [("system", STORY), ("user", f"call {scope}")]
+        return runner.ask(chat=chat, scope=scope, num_predict=4).done.cached_tokens
+
+    def loaded(runner: RunnerProcess) -> RunnerProcess:
+        runner.load(models / "chat.gguf", kv_dir=tmp_path, manifest_chat=system)
+        return runner
+
+    with RunnerProcess() as runner:
+        assert cached(loaded(runner), "a") == 0
+        in_memory = cached(runner, "b")
+        leave(runner)
+    assert in_memory > 32
+    with RunnerProcess() as runner:
+        assert cached(loaded(runner), "c") == in_memory
 
 
 def test_another_context_is_another_cache(models: Path, tmp_path: Path) -> None:

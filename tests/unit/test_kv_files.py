@@ -40,6 +40,7 @@ class Directory:
         fingerprint: bytes = MADE_BY,
         quota_bytes: int = QUOTA,
         divisible: bool = True,
+        slack_tokens: int = 0,
         keep_free_bytes: int = 0,
     ) -> KvFiles:
         self.files = KvFiles(
@@ -47,6 +48,7 @@ class Directory:
             quota_bytes,
             fingerprint,
             divisible=divisible,
+            slack_tokens=slack_tokens,
             keep_free_bytes=keep_free_bytes,
             complain=self.complaints.append,
         )
@@ -435,6 +437,19 @@ def test_what_is_covered_is_only_touched(directory: Directory) -> None:
     assert directory.save([1, 2, 3], used_at=150) is longer
     (saved,) = directory.opened().saved
     assert saved.used_at == 200
+
+
+def test_a_few_tokens_more_are_not_worth_a_file(directory: Directory) -> None:
+    """The same question gets an answer that differs in its last words, and a large file would be written twice."""
+    directory.opened(slack_tokens=2)
+    first = directory.save([1, 2, 3, 4, 5])
+    assert directory.save([1, 2, 3, 4, 6, 7]) is first
+    assert directory.save([1, 2, 3, 4, 5, 6, 7]) is first
+    assert directory.save([1, 2, 3]) is first
+    longer = directory.save([1, 2, 3, 4, 6, 7, 8])
+    assert list(directory.files.saved) == [longer]
+    other = directory.save([1, 2, 9, 9, 9])
+    assert list(directory.files.saved) == [longer, other]
 
 
 def test_a_state_that_cannot_be_divided_covers_only_itself(directory: Directory) -> None:

@@ -37,8 +37,9 @@ class KvFiles:
     """The saved prefixes of one directory, which belongs to one runner at a time. Not thread-safe.
 
     *fingerprint* (16 bytes) stands for everything that has to be the same for a state to be of use; files with another
-    one are removed. *divisible* says that the state of a prompt serves for each of its beginnings, too. *quota_bytes*
-    bounds the directory: what was used least recently goes first. Nothing here raises for what a disk does: a prefix
+    one are removed. *divisible* says that the state of a prompt serves for each of its beginnings, too; one then makes
+    another superfluous that has no more than *slack_tokens* beyond what they share. *quota_bytes* bounds the directory:
+    what was used least recently goes first. Nothing here raises for what a disk does: a prefix
     that cannot be saved or read is as good as unknown, and *complain* is told once in each run of failures.
     """
 
@@ -49,6 +50,7 @@ class KvFiles:
         fingerprint: bytes,
         *,
         divisible: bool = True,
+        slack_tokens: int = 0,
         keep_free_bytes: int = KEEP_FREE_BYTES,
         complain: Callable[[str], None] | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class KvFiles:
         self._quota_bytes = quota_bytes
         self._fingerprint = fingerprint
         self._divisible = divisible
+        self._slack_tokens = slack_tokens
         self._keep_free_bytes = keep_free_bytes
         self._complain = complain or _to_stderr
         self._complained = False
@@ -136,8 +139,8 @@ class KvFiles:
         """Save a prefix; return None when that is not possible.
 
         *write_state* gets *state_bytes* of mapped file to fill, and returns whether it has; it must not keep the view.
-        What the new prefix makes superfluous goes. When one like it, or a longer one, is there already, that is
-        returned and nothing written. For room, only prefixes used before *used_at* go.
+        What the new prefix makes superfluous goes. When it is superfluous itself, what makes it so is returned, and
+        nothing written. For room, only prefixes used before *used_at* go.
         """
         if covering := self._covering(tokens, scope, public):
             self._touch(covering, max(used_at, covering.used_at))
@@ -261,11 +264,11 @@ class KvFiles:
             if (public or (saved.scope == scope and not saved.public)) and self._serves(tokens, saved.tokens)
         ]
 
-    def _serves(self, longer: array[int], shorter: array[int]) -> bool:
-        """Tell whether the state of *longer* is as good as that of *shorter*."""
-        return longer == shorter or (
-            self._divisible and len(longer) > len(shorter) and longer[: len(shorter)] == shorter
-        )
+    def _serves(self, one: array[int], other: array[int]) -> bool:
+        """Tell whether the state of *one* is about as good as that of *other*."""
+        if not self._divisible:
+            return one == other
+        return _shared(one, other, len(other)) >= len(other) - self._slack_tokens
 
     def _make_room(self, needed_bytes: int, victims: Sequence[SavedPrefix]) -> bool:
         """Remove victims, from the first on, until quota and count hold; say whether the disk has room then."""

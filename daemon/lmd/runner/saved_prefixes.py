@@ -53,7 +53,7 @@ class SavedPrefixes:
         cls, directory: Path, quota_bytes: int, state: SequenceState, fingerprint: bytes, *, divisible: bool
     ) -> SavedPrefixes:
         """Read what there is in *directory*; see `KvFiles` for the rest. Nothing is read of the states."""
-        files = KvFiles(directory, quota_bytes, fingerprint, divisible=divisible)
+        files = KvFiles(directory, quota_bytes, fingerprint, divisible=divisible, slack_tokens=WORTH_TOKENS - 1)
         files.open()
         return cls(files, state)
 
