@@ -79,7 +79,7 @@ class Facts:
         await self._remember("memory", self._memory_key(digest, settings, device), value)
 
     async def threads(self, digest: Digest, engine: str) -> tuple[int, int]:
-        """Return the thread counts, for answers and for prompts, that were the fastest here; zeros if never measured."""
+        """Return the fastest thread counts, for answers and for prompts; zeros when they were never measured here."""
         text = await self._recall("threads", self._threads_key(digest, engine))
         counts = (text or "").split()
         if len(counts) != 2 or not all(count.isdecimal() and len(count) < 5 for count in counts):
