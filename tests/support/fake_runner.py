@@ -74,6 +74,8 @@ class Script:
     echo_chat: bool = False
     #: Starts a child that holds our standard error.
     child: bool = False
+    #: When drained with time to save KV, it says so in the journal, and goes on "saving" until this file exists.
+    saving_until: str = ""
     stderr: str = "fake runner"
 
 
@@ -157,6 +159,8 @@ class Fake:
                     self.reply(frame)
                 case "drain":
                     self.draining = self.script.obeys_drain
+                    if self.script.saving_until and frame.drain.save_ms:
+                        await self.save(frame.drain.save_ms)
             if self.draining and not self.running and not self.waiting:
                 self.drained.set()
 
@@ -262,6 +266,13 @@ class Fake:
                     pieces=[word.encode() for word in words],
                 )
                 self.send(frames.RunnerFrame(rendered=rendered))
+
+    async def save(self, save_ms: int) -> None:
+        Path(self.load.kv_dir, "00.kv").write_bytes(bytes(100))
+        if self.script.journal:
+            with open(self.script.journal, "a") as journal:
+                journal.write(f"save {save_ms}\n")
+        await until_exists(self.script.saving_until)
 
     def fill_slots(self) -> None:
         while self.waiting and len(self.running) < self.load.slots:

@@ -19,6 +19,7 @@ from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_spec import RunnerTimings
+from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.lm_config import Message
@@ -106,6 +107,7 @@ class World:
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
     released: list[Digest] = field(default_factory=list)
+    saved_kv: SavedKv | None = None
     _residency: Residency | None = None
 
     @property
@@ -131,6 +133,7 @@ class World:
                 self.memory,
                 self.path / "log",
                 Threads(),
+                saved_kv=self.saved_kv,
                 read_devices=self.devices,
                 command=FAKE_COMMAND,
                 timings=self.timings,

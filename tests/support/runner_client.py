@@ -129,6 +129,8 @@ class RunnerProcess:
         template_timeout_s: float = 1.0,
         use_mmap: bool = True,
         manifest_chat: frames_pb2.Chat | None = None,
+        kv_dir: Path | None = None,
+        kv_dir_bytes: int = 1 << 30,
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -142,6 +144,8 @@ class RunnerProcess:
             template_timeout_s=template_timeout_s,
             use_mmap=use_mmap,
             manifest_chat=manifest_chat,
+            kv_dir=str(kv_dir or ""),
+            kv_dir_bytes=kv_dir_bytes,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)
@@ -216,8 +220,8 @@ class RunnerProcess:
     def cancel(self, request_id: int) -> None:
         self.send(frames_pb2.DaemonFrame(cancel=frames_pb2.Cancel(request_id=request_id)))
 
-    def drain(self) -> None:
-        self.send(frames_pb2.DaemonFrame(drain=frames_pb2.Drain()))
+    def drain(self, *, save_s: float = 0) -> None:
+        self.send(frames_pb2.DaemonFrame(drain=frames_pb2.Drain(save_ms=round(save_s * 1000))))
 
     def ping(self) -> frames_pb2.Pong:
         """Ping and return the answer."""

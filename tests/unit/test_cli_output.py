@@ -113,6 +113,13 @@ def test_status_json(daemon: FakeDaemon, capsys: Capture) -> None:
     assert status["devices"][0]["id"] == "cpu"
 
 
+def test_status_shows_saved_kv_when_there_is_any(daemon: FakeDaemon, capsys: Capture) -> None:
+    assert "saved KV" not in lm(capsys, "status").out
+    daemon.usage.kv_bytes = 3 * MIB
+    assert "saved KV  3 MiB" in lm(capsys, "status").out
+    assert json.loads(lm(capsys, "status", "--json").out)["usage"]["kv_bytes"] == 3 * MIB
+
+
 def test_status_says_why_the_gateway_is_off(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.status.http, daemon.status.http_detail = "", "port 11434 is taken"
     assert "off (port 11434 is taken)" in lm(capsys, "status").out

@@ -47,6 +47,7 @@ def test_defaults_without_a_file(home: Path) -> None:
     assert config.store.grace_period == timedelta(hours=1)
     assert config.runtime.keep_alive == timedelta(minutes=5)
     assert config.runtime.memory_reserve_bytes == 512 << 20
+    assert config.runtime.kv_disk_bytes == 4 << 30
     assert config.pull.endpoint == "https://huggingface.co"
     assert config.pull.token is None
     assert config.aliases_file is None
@@ -60,6 +61,7 @@ def test_a_file_is_read(home: Path) -> None:
         [runtime]
         keep_alive = -1
         memory_reserve_bytes = "1GiB"
+        kv_disk_bytes = 0
         [store]
         path = "~/models"
         [dropin]
@@ -69,6 +71,7 @@ def test_a_file_is_read(home: Path) -> None:
     assert config.file == home / "config.toml"
     assert config.runtime.keep_alive == FOR_EVER
     assert config.runtime.memory_reserve_bytes == 1 << 30
+    assert config.runtime.kv_disk_bytes == 0
     assert config.store.path == Path("/home/ada/models")
     assert config.dropin.enabled is False
 

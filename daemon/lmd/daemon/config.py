@@ -229,6 +229,15 @@ class RuntimeConfig(Section):
         ge=0,
         le=1 << 40,
     )
+    kv_disk_bytes: SizeBytes = setting(
+        4 << 30,
+        "Disk space for saved KV: what models have read is kept when they are unloaded, so that it need not be read "
+        "again. It holds the text of prompts and answers, readable by the daemon's user alone. 0 keeps none.",
+        f"{SIZE_FORM}, up to 16TiB",
+        shown='"4GiB"',
+        ge=0,
+        le=16 << 40,
+    )
 
 
 class DropinConfig(Section):

@@ -160,17 +160,19 @@ class RunnerProcess:
         self._check_alive()
         return await self._requests.call(frame, deadline or Deadline())
 
-    async def stop(self, *, drain_s: float, cut: Callable[[], LmdError] | None = None) -> RunnerExit:
-        """End the runner: drain for *drain_s* seconds, then TERM, then KILL.
+    async def stop(
+        self, *, drain_s: float, save_s: float = 0.0, cut: Callable[[], LmdError] | None = None
+    ) -> RunnerExit:
+        """End the runner: drain for *drain_s* seconds, let it save KV for *save_s* more, then TERM, then KILL.
 
-        Requests that still run after the drain fail with *cut*'s error.
+        Requests that still run after the drain fail with *cut*'s error. Without a drain nothing is saved.
         """
         self._stopping = True
         self._end_error = self._end_error or cut
         try:
             if drain_s > 0:
-                self._link.send(frames.DaemonFrame(drain=frames.Drain()))
-            if drain_s <= 0 or not await self._exits_within(drain_s):
+                self._link.send(frames.DaemonFrame(drain=frames.Drain(save_ms=round(save_s * 1000))))
+            if drain_s <= 0 or not await self._exits_within(drain_s + save_s):
                 self._signal(signal.SIGTERM)
                 if not await self._exits_within(self._timings.term_s):
                     self.kill()

@@ -14,12 +14,15 @@ from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
 from lmd.runner.embedder import Embedder
+from lmd.runner.format_error import FormatError
+from lmd.runner.formats import Formats
 from lmd.runner.generation import Generation
-from lmd.runner.job import Request
+from lmd.runner.job import Constraint, Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.side_requests import SideRequests
 from lmd.runner.speculation import DraftSource
 from lmd.runner.v1 import frames_pb2
@@ -38,9 +41,17 @@ class Engine:
     """Serves requests with one loaded model until the daemon drains it or is gone."""
 
     def __init__(
-        self, model: Model, channel: Channel, prompts: PromptMaker, draft_model: DraftSource | None = None
+        self,
+        model: Model,
+        channel: Channel,
+        prompts: PromptMaker,
+        *,
+        draft_model: DraftSource | None = None,
+        saved: SavedPrefixes | None = None,
     ) -> None:
         self._channel = channel
+        self._saved = saved
+        self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
         self._generates = model.generates
@@ -50,10 +61,12 @@ class Engine:
             self,
             logprobs=lambda address, token, top: token_report(model.vocab, address, token, top),
             draft_model=draft_model,
+            saved=saved,
         )
         self._background = Background()
         self._embedder = Embedder(model.embedding, self._background)
         self._side = SideRequests(model.vocab, self._background)
+        self._formats = Formats(model.llama, model.vocab)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         self._order = itertools.count()
@@ -86,6 +99,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
+        if self._saved is not None and self._save_s > 0:
+            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
 
     # What requests are told: see `Outbox`.
 
@@ -175,6 +190,7 @@ class Engine:
             self._channel.send(frames_pb2.RunnerFrame(pong=pong))
         elif kind == "drain":
             self._draining = True
+            self._save_s = message.drain.save_ms / 1000
         elif kind in ("embed", "tokenize", "detokenize", "render"):
             self._take_side_request(message)
         else:
@@ -235,8 +251,22 @@ class Engine:
             self.failed(request, Failed.KIND_CAPABILITY, "the model only embeds", "completion")
         elif problem is not None:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
+        elif message.HasField("format"):
+            self._background.run(
+                lambda: self._formats.compile(message.format), lambda made: self._format(request, made)
+            )
         else:
             self._prepared(self._prompts.submit(request))
+
+    def _format(self, request: Request, made: Constraint | FormatError) -> list[frames_pb2.RunnerFrame]:
+        """Go on with a request whose format was compiled, unless it was taken back meanwhile."""
+        if self._requests.get(request.request_id) is request:
+            if isinstance(made, FormatError):
+                self.failed(request, Failed.KIND_INVALID, str(made), "format")
+            else:
+                request.constraint = made
+                self._prepared(self._prompts.submit(request))
+        return []
 
     def _prepared(self, outcomes: list[Prepared]) -> None:
         if self._prompts.manifest and not self._generation.slots.manifest:

@@ -21,7 +21,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from lmd.runner.format_error import FormatError
 from lmd.runner.job import LENGTH, STOP, Job, Place, Request
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
@@ -42,6 +44,9 @@ _WORTH_WAITING = 32
 _SHIFTED_CONTEXTS = 10
 
 _SEEDS = 2**32 - 1
+
+# Stands for the end of an answer that is complete in its format, whether or not the model has a token for that.
+_END = -1
 
 
 class Pieces(Protocol):
@@ -88,12 +93,13 @@ class Generation:
         logprobs: Callable[[int, int, int], frames_pb2.TokenLogprob],
         draft_model: DraftSource | None = None,
         budget_tokens: int | None = None,
+        saved: SavedPrefixes | None = None,
     ) -> None:
         """Serve with *backend*.
 
         *logprobs* makes the report on a token, from the address of its row's scores, its id, and how many
         alternatives to name. *draft_model* guesses for requests that do not object. *budget_tokens* bounds the prefix
-        cache; by default only the memory does.
+        cache; by default only the memory does. *saved* is what former runners have left.
         """
         self._backend = backend
         self._vocab = vocab
@@ -105,6 +111,7 @@ class Generation:
             backend.slots,
             sequences=backend.sequences,
             budget_tokens=backend.cells if budget_tokens is None else budget_tokens,
+            saved=saved,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
@@ -350,12 +357,11 @@ class Generation:
             return
         chosen: list[tuple[int, list[frames_pb2.TokenLogprob]]] = []
         for place in range(len(drafted) + 1):
-            token, reports = self._choose(job, row + place)
-            if token is None:
-                self._fail(
-                    job.request,
-                    "the model's vocabulary has no token with which the answer could go on in the format asked for",
-                )
+            try:
+                token, reports = self._choose(job, row + place)
+            except FormatError as error:
+                self.cancel(job.request)
+                self._outbox.failed(job.request, Failed.KIND_INVALID, str(error), "format")
                 return
             chosen.append((token, reports))
             if place == len(drafted) or token != drafted[place] or self._ends(job, token):
@@ -363,9 +369,12 @@ class Generation:
         if not self._keep_accepted(job, drafted, len(chosen) - 1):
             self._fail(job.request, "the engine did not take back what was drafted")
             return
-        for token, reports in chosen:
+        for token, reports in chosen[:-1]:
             if not self._say(job, token, reports):
                 return
+        # The format has followed all of them; only after the last can it be told whether anything may come.
+        token, reports = chosen[-1]
+        self._say(job, token, reports, complete=job.constraint is not None and job.constraint.complete)
 
     def _keep_accepted(self, job: Job, drafted: Sequence[int], accepted: int) -> bool:
         """Make memory and slot hold the drafted tokens that were right, and no other."""
@@ -384,13 +393,13 @@ class Generation:
         return self._is_end(job, token) or (job.constraint is not None and job.constraint.complete)
 
     def _is_end(self, job: Job, token: int) -> bool:
-        return self._vocab.piece(token) is None or token in job.request.message.sampling.stop_tokens
+        return token == _END or self._vocab.piece(token) is None or token in job.request.message.sampling.stop_tokens
 
-    def _say(self, job: Job, token: int, reports: list[frames_pb2.TokenLogprob]) -> bool:
+    def _say(self, job: Job, token: int, reports: list[frames_pb2.TokenLogprob], *, complete: bool = False) -> bool:
         """Add a token to an answer; return whether it goes on."""
         job.next_token = token
-        piece = self._vocab.piece(token)
-        if piece is None or self._is_end(job, token):
+        piece = None if self._is_end(job, token) else self._vocab.piece(token)
+        if piece is None:
             self._finish(job, STOP)
             return False
         job.generated_tokens += 1
@@ -398,7 +407,7 @@ class Generation:
         text = job.text.feed(piece)
         if text or reports:
             self._outbox.text(job.request, job.number, text, job.generated_tokens, reports)
-        if job.text.stop or (job.constraint is not None and job.constraint.complete):
+        if job.text.stop or complete:
             self._finish(job, STOP)
         elif job.generated_tokens >= job.limit:
             self._finish(job, LENGTH)
@@ -410,16 +419,22 @@ class Generation:
         self.cancel(request)
         self._outbox.failed(request, Failed.KIND_ENGINE, message)
 
-    def _choose(self, job: Job, row: int) -> tuple[int | None, list[frames_pb2.TokenLogprob]]:
-        """Return a token, None when nothing fits the format, with what is to be reported of it."""
+    def _choose(self, job: Job, row: int) -> tuple[int, list[frames_pb2.TokenLogprob]]:
+        """Return a token with what is to be reported of it.
+
+        Raises:
+            FormatError: nothing that the model can say fits the format, or that has become too complex.
+        """
         message, constraint = job.request.message, job.constraint
         reports = message.HasField("top_logprobs")
         raw = _RawScores(self._backend.logits(row), self._vocab.size) if reports else None
         if constraint is not None:
             constraint.mask(self._backend.logits(row), self._vocab.size)
+            if constraint.complete:
+                return _END, []
         token = job.sampler.sample(row)
         if constraint is not None and not constraint.accept(token):
-            return None, []
+            raise FormatError("the model has no token with which the answer could go on in this format")
         if raw is None or self._is_end(job, token):
             return token, []
         return token, [self._logprobs(raw.address, token, message.top_logprobs)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from lmd.runner.seams import TokenSampler
 from lmd.runner.slots import Slot
@@ -18,7 +18,7 @@ LENGTH = frames_pb2.Finished.REASON_LENGTH
 
 
 class Constraint(Protocol):
-    """What an answer must look like, token by token."""
+    """What an answer must look like, token by token. All but `complete` raise `FormatError` when it gets too complex."""
 
     @property
     def complete(self) -> bool:
@@ -30,7 +30,7 @@ class Constraint(Protocol):
     def accept(self, token: int) -> bool:
         """Go on after *token*; false when it does not fit."""
 
-    def copy(self) -> Self:
+    def copy(self) -> Constraint:
         """Return one that goes its own way from here."""
 
 

@@ -68,7 +68,7 @@ class Model:
         self.llama = llama
         self._log = log
         self.slots = load.slots
-        self._native = self._load_weights(load, on_progress)
+        self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
         self.vocab = Vocab(llama, self._native)
         self.train_ctx = int(llama.llama_model_n_ctx_train(self._native))
@@ -192,6 +192,7 @@ class Model:
         params.no_perf = True
         if self._log.gpu_layers == 0 and self._has_wide_weights() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.flash_attention = int(params.flash_attn_type)
         context = llama.llama_init_from_model(self._native, params)
         if not context:
             raise self._error("the engine makes no context")

@@ -7,6 +7,7 @@ the tree, each shared run counted once, are about the KV cells that they take. P
 from __future__ import annotations
 
 import collections
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Entry:
         scope: whose it is; None when everybody may use it.
         shared_to: positions before this may lie in cells that other sequences use, too.
         pinned: whether it stays until nothing else is left to evict.
+        used_at: when it was used last, in seconds since the epoch.
     """
 
     sequence: int
@@ -30,6 +32,7 @@ class Entry:
     scope: str | None
     shared_to: int = 0
     pinned: bool = False
+    used_at: float = 0.0
 
 
 class PrefixCache:
@@ -57,6 +60,7 @@ class PrefixCache:
 
     def insert(self, entry: Entry) -> None:
         """Add an entry, as the one used last."""
+        entry.used_at = time.time()
         self._trees.setdefault(entry.scope, _Tree()).insert(entry)
         if entry.pinned:
             self._pinned.append(entry)
@@ -76,6 +80,7 @@ class PrefixCache:
 
     def touch(self, entry: Entry) -> None:
         """Note that an entry was used."""
+        entry.used_at = time.time()
         if not entry.pinned:
             self._used.move_to_end(entry)
 

@@ -2,7 +2,7 @@
 
 A request starts from the longest beginning of its prompt that is in memory, whether nobody uses it or somebody still
 decodes it: with plain attention a copy only marks cells as shared. Beginnings are private to a scope, except for what
-the model's manifest puts before every chat.
+the model's manifest puts before every chat. What is not in memory may be saved on disk, and is put back then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from lmd.runner.prefix_cache import Entry, PrefixCache, common_prefix
+from lmd.runner.saved_prefixes import Candidate, SavedPrefixes
 from lmd.runner.seams import SequenceMemory
 
 # A prompt that shares this part of a sequence's tokens is taken for their continuation, where copies are not free.
@@ -47,8 +48,17 @@ class Slots:
         manifest: the tokens that the manifest puts before every chat; shared by all scopes.
     """
 
-    def __init__(self, memory: SequenceMemory, count: int, *, sequences: int, budget_tokens: int) -> None:
+    def __init__(
+        self,
+        memory: SequenceMemory,
+        count: int,
+        *,
+        sequences: int,
+        budget_tokens: int,
+        saved: SavedPrefixes | None = None,
+    ) -> None:
         self.manifest: array[int] = array("i")
+        self._saved = saved
         self._memory = memory
         self._count = count
         self._budget_tokens = budget_tokens
@@ -94,6 +104,8 @@ class Slots:
         """
         if not self.any_idle():
             return None
+        if reuse:
+            self._restore(prompt, scope)
         source, shared = self._best(prompt, scope) if reuse else (None, 0)
         if isinstance(source, Entry) and not source.pinned and self._takes_over(source, shared, prompt):
             slot = self._take_over(source, shared, scope)
@@ -142,9 +154,38 @@ class Slots:
         self._memory.clear(slot.sequence)
         slot.tokens, slot.shared_to, slot.cached = array("i"), 0, 0
 
+    def candidates(self) -> list[Candidate]:
+        """Return what is kept for later, for saving it."""
+        return [
+            Candidate(entry.sequence, entry.tokens, entry.scope or "", entry.scope is None, entry.used_at)
+            for entry in self._cache
+        ]
+
     def make_room(self) -> bool:
         """Drop the prefix that was not used for the longest time; return whether there was any."""
         entry = self._cache.oldest() or self._cache.oldest_pinned()
+        if entry is not None:
+            self._evict(entry)
+        return entry is not None
+
+    def _restore(self, prompt: array[int], scope: str) -> None:
+        """Put back what was saved, as an entry like any other, if a prompt has notably more use for it."""
+        match = (
+            self._saved.find(prompt, scope, in_memory=self._best(prompt, scope)[1]) if self._saved is not None else None
+        )
+        if self._saved is None or match is None or (sequence := self._allocate()) is None:
+            return
+        saved, _ = match
+        while self.used_tokens + len(saved.tokens) > self._budget_tokens and self._evict_oldest():
+            pass
+        if not self._saved.restore(saved, sequence, make_room=self._evict_oldest):
+            self._free.append(sequence)
+            return
+        # A copy: a slot that takes it over goes on writing to its tokens.
+        self._cache.insert(Entry(sequence, saved.tokens[:], None if saved.public else scope, pinned=saved.public))
+
+    def _evict_oldest(self) -> bool:
+        entry = self._cache.oldest()
         if entry is not None:
             self._evict(entry)
         return entry is not None

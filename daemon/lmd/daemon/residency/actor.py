@@ -73,6 +73,7 @@ class ModelActor:
         self._failed_at = 0.0
         self._leave = False
         self._force = False
+        self._saves_kv = True
         self._closing = False
         self._drain_until = 0.0
         self._load_started = time.time()
@@ -142,9 +143,13 @@ class ModelActor:
         if not self.usage().busy and self._runner is not None:
             self._depart("makes room for another model")
 
-    def unload(self, *, force: bool) -> int:
-        """Leave when the running answers are done, or cut them; return how many there are."""
+    def unload(self, *, force: bool, save_kv: bool = True) -> int:
+        """Leave when the running answers are done, or cut them; return how many there are.
+
+        KV is saved unless *force* or not *save_kv*.
+        """
         running = len(self._admitted)
+        self._saves_kv = self._saves_kv and save_kv
         self._preload = None
         self._force = self._force or force
         if force:
@@ -306,7 +311,9 @@ class ModelActor:
         # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
         patient = not self._admitted and not self._force
         drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
-        await runner.stop(drain_s=drain_s, cut=Draining if self._closing else lambda: Unloaded(name))
+        saves_kv = self._saves_kv and self._loaded is not None and self._loaded.saves_kv
+        cut = Draining if self._closing else lambda: Unloaded(name)
+        await runner.stop(drain_s=drain_s, save_s=self._limits.save_s if saves_kv else 0.0, cut=cut)
         await runner.gone()
         log.info("model_unloaded", model=name)
         self._forget()
@@ -438,6 +445,7 @@ class ModelActor:
         self._runner, self._loaded = None, None
         self._released.set()
         self._leave = self._force = False
+        self._saves_kv = True
         if not self._waiting:
             self._keep_alive.reset()
         self._admitted.clear()

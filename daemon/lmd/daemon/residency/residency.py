@@ -23,6 +23,7 @@ from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
 
@@ -48,6 +49,7 @@ class Residency:
         log_dir: Path,
         pool: Pool,
         *,
+        saved_kv: SavedKv | None = None,
         read_devices: Callable[[], Sequence[Device]] = devices,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
@@ -90,6 +92,7 @@ class Residency:
             log_dir=log_dir,
             command=command,
             timings=timings or RunnerTimings(load_stall_s=load_s),
+            saved_kv=saved_kv,
         )
 
     async def start(self) -> None:
@@ -164,11 +167,11 @@ class Residency:
             status = actor.status()
         yield status
 
-    async def unload(self, name_or_digest: str, *, force: bool) -> int:
+    async def unload(self, name_or_digest: str, *, force: bool, save_kv: bool = True) -> int:
         """Unload a model, and return how many answers were running.
 
         Without *force* they finish first, and this does not wait for them; with it, or when none are running, the
-        runner is gone afterwards.
+        runner is gone afterwards. KV is saved unless *force* or not *save_kv*.
 
         Raises:
             ModelNotFound: it is not resident.
@@ -177,16 +180,19 @@ class Residency:
         for actor in self._actors.values():
             names = {name.lower() for name in actor.names}
             if actor.resident and (wanted == actor.key or wanted in names):
-                running = actor.unload(force=force)
+                running = actor.unload(force=force, save_kv=save_kv)
                 if force or not running:
                     await actor.released()
                 return running
         raise ModelNotFound(name_or_digest, hint="it is not resident; `lm ps` shows what is")
 
     async def unload_if_resident(self, manifest: Digest) -> None:
-        """Unload a model whose last name is gone, as `unload` without *force* does; others are no error."""
+        """Unload a model whose last name is gone, as `unload` without *force* does; others are no error.
+
+        Nothing is saved of it: nobody can load it again.
+        """
         with contextlib.suppress(ModelNotFound):
-            await self.unload(str(manifest), force=False)
+            await self.unload(str(manifest), force=False, save_kv=False)
 
     def _actor(self, model: Loadable) -> ModelActor:
         if self._closing:

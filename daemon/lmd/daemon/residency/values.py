@@ -23,6 +23,10 @@ MAX_KEEP_ALIVE = timedelta(days=36_500)
 MAX_PROMPT_BYTES = 32 << 20
 TEMPLATE_TIMEOUT_S = 5.0
 
+#: How long a runner that leaves may save KV. Somebody may wait for its memory, and a disk may be slow: at 500 MB/s this
+#: is more than the default quota.
+SAVE_S = 10.0
+
 
 class Loadable(Protocol):
     """What residency has to know of a resolved model."""
@@ -100,6 +104,8 @@ class Limits:
     #: How long a reload waits for running answers, and a load for memory.
     wait_s: float
     drain_s: float
+    #: How long a runner may save KV when it leaves.
+    save_s: float = SAVE_S
     #: After the n-th failure in a row the next load waits backoff_s * 2 ** (n - 1), at most backoff_cap_s.
     backoff_s: float = 0.5
     backoff_cap_s: float = 30.0

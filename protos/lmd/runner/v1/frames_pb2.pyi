@@ -112,7 +112,7 @@ class DaemonFrame(_message.Message):
 
     @_builtins.property
     def drain(self) -> Global___Drain:
-        """Ends the runner: no new requests, exit when those running are done."""
+        """Ends the runner: no new requests, exit when those running are done and their KV is saved."""
 
     @_builtins.property
     def embed(self) -> Global___Embed:
@@ -296,7 +296,7 @@ class Load(_message.Message):
     template_timeout_s: _builtins.float
     """Seconds a template may take."""
     kv_dir: _builtins.str
-    """A directory for saved KV, for this manifest and these settings alone; empty saves none."""
+    """A directory for saved KV, for this manifest and these settings alone; empty saves none, and restores none."""
     kv_dir_bytes: _builtins.int
     """The most bytes in that directory."""
     @_builtins.property
@@ -890,12 +890,17 @@ class Drain(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SAVE_MS_FIELD_NUMBER: _builtins.int
+    save_ms: _builtins.int
+    """Milliseconds it may spend, once the running requests are done, on saving KV to `Load.kv_dir`; 0 saves none."""
     def __init__(
         self,
+        *,
+        save_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["save_ms", b"save_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
