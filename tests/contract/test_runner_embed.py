@@ -257,6 +257,18 @@ def test_many_texts_come_back_in_order(bert: RunnerProcess) -> None:
         np.testing.assert_allclose(vector, alone[text], atol=BERT_ROUNDING)
 
 
+def test_two_hundred_requests_at_once(bert: RunnerProcess) -> None:
+    alone = [arrays(bert.embed(text))[0] for text in TEXTS]
+    with bert.paused():
+        calls = [
+            bert.start_call(frames_pb2.DaemonFrame(embed=Embed(inputs=[TEXTS[n % len(TEXTS)]], caller=f"{n % 7}")))
+            for n in range(200)
+        ]
+    for n, call in enumerate(calls):
+        (vector,) = arrays(bert.reply(call).embedded)
+        np.testing.assert_allclose(vector, alone[n % len(TEXTS)], atol=BERT_ROUNDING)
+
+
 def test_callers_take_turns(bert: RunnerProcess) -> None:
     with bert.paused():
         many = bert.start_call(frames_pb2.DaemonFrame(embed=Embed(inputs=TEXTS * 200, caller="greedy")))
