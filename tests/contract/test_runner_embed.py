@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from lmd.runner.v1 import frames_pb2
@@ -256,6 +257,18 @@ def test_many_texts_come_back_in_order(bert: RunnerProcess) -> None:
         np.testing.assert_allclose(vector, alone[text], atol=BERT_ROUNDING)
 
 
+def test_two_hundred_requests_at_once(bert: RunnerProcess) -> None:
+    alone = [arrays(bert.embed(text))[0] for text in TEXTS]
+    with bert.paused():
+        calls = [
+            bert.start_call(frames_pb2.DaemonFrame(embed=Embed(inputs=[TEXTS[n % len(TEXTS)]], caller=f"{n % 7}")))
+            for n in range(200)
+        ]
+    for n, call in enumerate(calls):
+        (vector,) = arrays(bert.reply(call).embedded)
+        np.testing.assert_allclose(vector, alone[n % len(TEXTS)], atol=BERT_ROUNDING)
+
+
 def test_callers_take_turns(bert: RunnerProcess) -> None:
     with bert.paused():
         many = bert.start_call(frames_pb2.DaemonFrame(embed=Embed(inputs=TEXTS * 200, caller="greedy")))
@@ -410,3 +423,50 @@ def test_second_context_grows_with_the_texts(plain: RunnerProcess) -> None:
     small = arrays(plain.embed("water"))[0]
     assert plain.embed(LONG * 6).tokens[0] > 512
     np.testing.assert_array_equal(arrays(plain.embed("water"))[0], small)
+
+
+@pytest.fixture
+def slow(runner: RunnerProcess, tmp_path: Path) -> RunnerProcess:
+    """A runner that reads a long text as a whole, for seconds, while nothing else can be done."""
+    size: dict[str, Any] = {"n_layer": 3, "n_embd": 512, "n_ff": 2048, "n_head": 8, "n_ctx": 2048}
+    runner.load(make_tiny_llama(tmp_path / "slow.gguf", pooling=Pooling.MEAN, causal=False, **size), num_ctx=2048)
+    return runner
+
+
+def long_text(runner: RunnerProcess, **options: Any) -> int:
+    """Send a text that takes seconds; return when the runner reads it, which it does after what it has received."""
+    call = runner.start_call(frames_pb2.DaemonFrame(embed=Embed(inputs=["water " * 2000], **options)))
+    runner.ping()
+    return call
+
+
+def cpu_seconds(runner: RunnerProcess) -> float:
+    times = psutil.Process(runner.process.pid).cpu_times()
+    return times.user + times.system
+
+
+def test_pings_are_answered_while_a_long_text_is_read(slow: RunnerProcess) -> None:
+    call = long_text(slow)
+    slow.ping()
+    assert call not in slow.replies, "the text took no time; nothing is shown"
+    assert slow.reply(call).embedded.tokens[0] > 2000
+
+
+def test_long_text_that_is_taken_back_is_read_no_further(slow: RunnerProcess) -> None:
+    call = long_text(slow)
+    started = cpu_seconds(slow)
+    slow.cancel(call)
+    assert failed(slow.reply(call)).kind == Failed.KIND_CANCELLED
+    cancelled = cpu_seconds(slow) - started
+    whole = long_text(slow)
+    started = cpu_seconds(slow)
+    slow.reply(whole)
+    assert cancelled < 0.5 * (cpu_seconds(slow) - started)
+    assert len(slow.embed("water").vectors) == 1
+
+
+def test_long_text_whose_time_is_up_is_read_no_further(slow: RunnerProcess) -> None:
+    call = long_text(slow, timeout_ms=300)
+    assert failed(slow.reply(call)).kind == Failed.KIND_DEADLINE
+    # What came meanwhile is served after it.
+    assert len(slow.embed("water").vectors) == 1

@@ -6,12 +6,12 @@ import collections
 import math
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 from lmd.runner.background import INLINE_BYTES, Background, Frames
 from lmd.runner.embed_texts import TextError
-from lmd.runner.embedding_context import MAX_SEQUENCES, ContextError, EmbeddingContext, Pooling
+from lmd.runner.embedding_context import INTERRUPTED, ContextError, EmbeddingContext, Pooling
 from lmd.runner.embedding_model import EmbeddingModel
 from lmd.runner.failures import failure, too_long
 from lmd.runner.v1 import frames_pb2
@@ -72,8 +72,16 @@ class Embedder:
     where attention is causal, and otherwise whole by itself.
     """
 
-    def __init__(self, model: EmbeddingModel, background: Background) -> None:
+    def __init__(
+        self, model: EmbeddingModel, background: Background, look: Callable[[], Container[int]] | None = None
+    ) -> None:
+        """*look* is called a few times a second while a batch is decoded, for the owner to see to what is urgent.
+
+        It returns the requests that are to be cancelled; a batch for nobody else is interrupted. They are cancelled by
+        `cancel` all the same, after the step.
+        """
         self._model = model
+        self._look = look
         self._background = background
         self._context: EmbeddingContext | None = None
         self._requests: dict[int, _Request] = {}
@@ -227,7 +235,7 @@ class Embedder:
     def _gather(self, context: EmbeddingContext, room: int) -> list[tuple[_Text, int]]:
         """Take texts off the queue for one batch; return each with how many of its tokens are decoded now."""
         pieces: list[tuple[_Text, int]] = []
-        while self._turns and len(pieces) < MAX_SEQUENCES:
+        while self._turns and len(pieces) < context.sequences:
             text = self._waiting[self._turns[0]][0]
             count = len(text.tokens)
             if count > room:
@@ -266,11 +274,16 @@ class Embedder:
         start_ns = time.monotonic_ns()
         for text, _ in pieces:
             text.request.first_batch_ns = text.request.first_batch_ns or start_ns
-        code = context.decode()
+        requests = {text.request for text, _ in pieces}
+        code = context.decode(lambda: self._is_for_nobody(requests))
+        if code == INTERRUPTED:
+            self._long = None
+            context.clear()
+            return []
         vectors = [context.vector(sequence) for sequence in range(len(pieces))] if code == 0 else []
         # Reading the first vector waits for the computation.
         elapsed_ns = time.monotonic_ns() - start_ns
-        for request in {text.request for text, _ in pieces}:
+        for request in requests:
             request.compute_ns += elapsed_ns
         if code != 0 or not all(vectors):
             self._long = None
@@ -290,6 +303,12 @@ class Embedder:
         if self._long is None:
             context.clear()
         return frames
+
+    def _is_for_nobody(self, requests: set[_Request]) -> bool:
+        """Tell whether all these requests are taken back, or out of time."""
+        cancelled: Container[int] = self._look() if self._look is not None else ()
+        now = time.monotonic_ns()
+        return all(request.request_id in cancelled or 0 < request.deadline_ns <= now for request in requests)
 
     def _note_done(self, request: _Request) -> Frames:
         """Count a text that has its vector; return the answer when it was the last, or when the vector is broken."""

@@ -13,6 +13,7 @@ into a batch (llama.cpp of llama-cpp-python 0.3.36, `llama-context.cpp`):
 from __future__ import annotations
 
 import ctypes
+import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 from lmd.runner.batch import Batch
 
 #: Texts that share a batch.
-MAX_SEQUENCES = 64
+_SEQUENCES = 64
 #: Tokens of a batch of several texts, and of a piece of a long one. More gains nothing on a CPU.
 BATCH_TOKENS = 512
 #: What the logits that nobody asks for may take in such a batch.
@@ -32,6 +33,10 @@ _MIN_BATCH_TOKENS = 32
 # As for the context that generates: on the CPU plain attention is exact to the order of its sums.
 _PLAIN_SCORES_BYTES = 256 << 20
 _META_BYTES = 64
+
+#: The engine's code for a batch that was interrupted.
+INTERRUPTED = 2
+_LOOK_INTERVAL_S = 0.2
 
 
 class Pooling(IntEnum):
@@ -91,6 +96,7 @@ class EmbeddingContext:
         whole: whether a text must be decoded in one piece.
         pooling: how it pools.
         length: numbers of a vector; of a score, when it ranks.
+        sequences: texts that may share a batch.
         batch: to be filled by the owner.
         text_tokens: tokens of the longest text.
     """
@@ -113,6 +119,14 @@ class EmbeddingContext:
         self._llama = llama
         self._native = native
         self._shape = shape
+        # Recurrent state takes memory for each sequence there may be, and such texts are read one by one anyway.
+        states = llama.llama_model_is_recurrent(native) or llama.llama_model_is_hybrid(native)
+        self.sequences = 1 if states else _SEQUENCES
+        # The engine keeps the pointer, so the callback lives as long as the context.
+        self._abort = llama.ggml_abort_callback(self._look)
+        self._interrupt: Callable[[], bool] | None = None
+        self._look_at = 0.0
+        self._error: BaseException | None = None
         self.text_tokens = shape.text_tokens
         self.pooling = pooling
         per_batch = max(_MIN_BATCH_TOKENS, min(BATCH_TOKENS, _LOGITS_BYTES // (_LOGIT_BYTES * max(vocab_size, 1))))
@@ -132,14 +146,36 @@ class EmbeddingContext:
                 memory = llama.llama_get_memory(self.context)
         self._memory = memory
         self.length = int(llama.llama_model_n_embd_out(native))
-        self.batch = Batch(llama, max(per_batch, shape.text_tokens) if self.whole else per_batch, MAX_SEQUENCES)
+        self.batch = Batch(llama, max(per_batch, shape.text_tokens) if self.whole else per_batch, self.sequences)
 
-    def decode(self) -> int:
-        """Decode the batch; return the engine's code, 0 for success."""
-        llama = self._llama
-        if self._memory:
-            return int(llama.llama_decode(self.context, self.batch.finish()))
-        return int(llama.llama_encode(self.context, self.batch.finish()))
+    def decode(self, interrupt: Callable[[], bool] | None = None) -> int:
+        """Decode the batch; return the engine's code, 0 for success.
+
+        *interrupt* is called a few times a second meanwhile, and returning true makes the code `INTERRUPTED`; what it
+        raises comes out here. Accelerators do not call it: their batches are short.
+        """
+        llama, batch = self._llama, self.batch.finish()
+        self._interrupt, self._look_at = interrupt, time.monotonic() + _LOOK_INTERVAL_S
+        try:
+            code = (llama.llama_decode if self._memory else llama.llama_encode)(self.context, batch)
+        finally:
+            self._interrupt = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return int(code)
+
+    def _look(self, _user_data: object) -> bool:
+        """Tell the engine whether to stop; it asks before every operation."""
+        if self._interrupt is None or time.monotonic() < self._look_at:
+            return False
+        try:
+            stop = self._interrupt()
+        except BaseException as error:  # nothing can be raised through the engine
+            self._error = error
+            return True
+        self._look_at = time.monotonic() + _LOOK_INTERVAL_S
+        return stop
 
     def vector(self, sequence: int) -> array[float]:
         """Return what the last batch yielded for a sequence: a vector, or one score; empty when there is none."""
@@ -166,11 +202,12 @@ class EmbeddingContext:
         params.pooling_type = int(self.pooling)
         params.n_ctx = max(shape.text_tokens, batch_tokens)
         params.n_batch = params.n_ubatch = batch_tokens
-        params.n_seq_max = MAX_SEQUENCES
+        params.n_seq_max = self.sequences
         params.n_threads = params.n_threads_batch = shape.threads
         params.kv_unified = True
         params.swa_full = False
         params.no_perf = True
+        params.abort_callback = self._abort
         if shape.plain and self._scores_bytes(batch_tokens, params.n_ctx) <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = llama.llama_init_from_model(self._native, params)

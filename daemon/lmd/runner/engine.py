@@ -64,11 +64,13 @@ class Engine:
             saved=saved,
         )
         self._background = Background()
-        self._embedder = Embedder(model.embedding, self._background)
+        self._embedder = Embedder(model.embedding, self._background, self._look_while_embedding)
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
+        #: Frames that came while a batch was embedded.
+        self._postponed: list[frames_pb2.DaemonFrame] = []
         self._order = itertools.count()
         self._draining = False
         self._poll = select.epoll()
@@ -86,7 +88,8 @@ class Engine:
         self._channel.flush()
         while not (self._draining and not self._requests and not self._side_ids and not self._channel.has_unsent):
             self._wait(self._timeout_s())
-            for message in self._channel.receive() if not self._channel.congested else ():
+            postponed, self._postponed = self._postponed, []
+            for message in (*postponed, *self._receive()):
                 self._handle(message)
             self._prepared(self._prompts.advance())
             self._end_expired()
@@ -160,9 +163,22 @@ class Engine:
         for fileno, events in interest.items():
             self._poll.register(fileno, events)
 
+    def _receive(self) -> list[frames_pb2.DaemonFrame]:
+        return self._channel.receive() if not self._channel.congested else []
+
+    def _look_while_embedding(self) -> set[int]:
+        """Answer pings, since a long text takes a while; return which requests the other frames, for later, cancel."""
+        for message in self._receive():
+            if message.WhichOneof("frame") == "ping":
+                self._handle(message)
+            else:
+                self._postponed.append(message)
+        self._channel.flush()
+        return {message.cancel.request_id for message in self._postponed if message.WhichOneof("frame") == "cancel"}
+
     def _timeout_s(self) -> float:
         """Return how long there is nothing to do if nothing arrives; negative is for ever."""
-        if self._generation.is_busy or self._embedder.ready:
+        if self._generation.is_busy or self._embedder.ready or self._postponed:
             return 0.0
         if self._generation.queued and not self._channel.congested:
             return 0.0
