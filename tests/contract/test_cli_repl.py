@@ -156,9 +156,25 @@ def test_a_list_is_replaced_as_a_whole(daemon: FakeDaemon, chat: Terminal) -> No
     assert parameters.ignore_eos
 
 
+def test_a_format_stays_until_it_is_taken_away(daemon: FakeDaemon, chat: Terminal) -> None:
+    _say(chat, "/set format json", "answers look like that from now on")
+    _say(chat, "hi", "You said: hi")
+    _say(chat, "/set format regex:(yes|no)", "answers look like that")
+    _say(chat, "again", "You said: again")
+    _say(chat, "/set noformat", "answers look as they like")
+    _say(chat, "once more", "You said: once more")
+    first, second, third = (request.options for request in daemon.requests("Chat"))
+    assert first.format.json_object
+    assert second.format.regex == "(yes|no)"
+    assert not third.HasField("format")
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("/set format", r"which format\?\s+hint: write `json`"),
+        ("/set format yaml", "`yaml` is no format"),
+        ("/set format nowhere.json", "there is no file `nowhere.json`"),
         ("/hlep", r"no command `/hlep`\s+hint: did you mean `/help`"),
         ("/set parameter temprature 1", r"unknown parameter `temprature`\s+hint: did you mean `temperature`"),
         ("/set parameter top_k many", "`top_k` must be a whole number"),

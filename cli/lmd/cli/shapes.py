@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from lmd.cli.answer import Answer, Choice
     from lmd.v1 import inference_service_pb2 as inference_pb
     from lmd.v1 import model_pb2, model_service_pb2, runtime_service_pb2, store_service_pb2, system_service_pb2
 
@@ -128,7 +130,14 @@ def runner_json(runner: runtime_service_pb2.Runner) -> Json:
         "pid": runner.pid,
         "loaded_at": time_text(runner.load_time),
         "load_seconds": seconds(runner.load_duration),
+        "stats": {field.name: getattr(runner.stats, field.name) for field in runner.stats.DESCRIPTOR.fields},
     }
+
+
+def cache_share(runner: runtime_service_pb2.Runner) -> str:
+    """Return how much of all prompts came from the prefix cache, for people."""
+    stats = runner.stats
+    return f"{stats.cached_tokens / stats.prompt_tokens:.0%}" if stats.prompt_tokens else ""
 
 
 def until_text(runner: runtime_service_pb2.Runner, now: float) -> str:
@@ -199,11 +208,12 @@ def pull_json(pull: model_service_pb2.Pull) -> Json:
     }
 
 
-def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
+def answer_json(model: str, answer: Answer, done: inference_pb.AnswerDone) -> Json:
     """Return `lm run --json`."""
+    ends: Sequence[inference_pb.AnswerDone | inference_pb.ChoiceDone] = done.choices or [done]
     return {
         "model": model,
-        "response": text,
+        "response": answer.text,
         "finish_reason": enum_text(done, "finish_reason"),
         "prompt_tokens": done.prompt_tokens,
         "cached_tokens": done.cached_tokens,
@@ -215,6 +225,36 @@ def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
         "generate_seconds": seconds(done.generate_duration),
         "seed": done.seed,
         "stop": done.stop,
+        "dropped_messages": done.dropped_messages,
+        "dropped_tokens": done.dropped_tokens,
+        "shifted_tokens": done.shifted_tokens,
+        "drafted_tokens": done.drafted_tokens,
+        "accepted_tokens": done.accepted_tokens,
+        "choices": [_choice_json(answer.choice(number), end) for number, end in enumerate(ends)],
+    }
+
+
+def _choice_json(choice: Choice, end: inference_pb.AnswerDone | inference_pb.ChoiceDone) -> Json:
+    shape: Json = {
+        "text": choice.text,
+        "finish_reason": enum_text(end, "finish_reason"),
+        "generated_tokens": end.generated_tokens,
+        "stop": end.stop,
+    }
+    if choice.logprobs:
+        shape["logprobs"] = [
+            {**_logprob_json(token), "top": [_logprob_json(other) for other in token.top]} for token in choice.logprobs
+        ]
+    return shape
+
+
+def _logprob_json(token: inference_pb.TokenLogprob) -> Json:
+    """Return a token; its text is for people, as the bytes need not be whole characters."""
+    return {
+        "id": token.id,
+        "token": token.token.decode(errors="replace"),
+        "bytes": list(token.token),
+        "logprob": float(f"{token.logprob:.7g}") if math.isfinite(token.logprob) else None,
     }
 
 
