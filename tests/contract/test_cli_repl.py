@@ -143,9 +143,38 @@ def test_settings_reach_the_next_request(daemon: FakeDaemon, chat: Terminal) -> 
     assert _contents(daemon.requests("Chat")[1]) == [("system", "Be kind."), ("user", "anew")]
 
 
+def test_a_list_is_replaced_as_a_whole(daemon: FakeDaemon, chat: Terminal) -> None:
+    for name in ("stop", "dry_sequence_breakers"):
+        _say(chat, f"/set parameter {name} a b", f"{name} is a b")
+        _say(chat, f"/set parameter {name} c", f"{name} is c")
+    _say(chat, "/set parameter ignore_eos on", "ignore_eos is on")
+    _say(chat, "/set parameter ignore_eos maybe", "must be true or false")
+    _say(chat, "/set parameter stop", "stop is")
+    _say(chat, "hi", "You said: hi")
+    parameters = daemon.requests("Chat")[0].parameters
+    assert (list(parameters.stop), list(parameters.dry_sequence_breakers)) == ([], ["c"])
+    assert parameters.ignore_eos
+
+
+def test_a_format_stays_until_it_is_taken_away(daemon: FakeDaemon, chat: Terminal) -> None:
+    _say(chat, "/set format json", "answers look like that from now on")
+    _say(chat, "hi", "You said: hi")
+    _say(chat, "/set format regex:(yes|no)", "answers look like that")
+    _say(chat, "again", "You said: again")
+    _say(chat, "/set noformat", "answers look as they like")
+    _say(chat, "once more", "You said: once more")
+    first, second, third = (request.options for request in daemon.requests("Chat"))
+    assert first.format.json_object
+    assert second.format.regex == "(yes|no)"
+    assert not third.HasField("format")
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("/set format", r"which format\?\s+hint: write `json`"),
+        ("/set format yaml", "`yaml` is no format"),
+        ("/set format nowhere.json", "there is no file `nowhere.json`"),
         ("/hlep", r"no command `/hlep`\s+hint: did you mean `/help`"),
         ("/set parameter temprature 1", r"unknown parameter `temprature`\s+hint: did you mean `temperature`"),
         ("/set parameter top_k many", "`top_k` must be a whole number"),

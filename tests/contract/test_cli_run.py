@@ -106,7 +106,7 @@ def test_json_is_one_object_at_the_end(daemon: FakeDaemon) -> None:
 def test_timings_go_to_stderr(daemon: FakeDaemon) -> None:
     result = lm_process("run", "--verbose", "llama3", "hi")
     assert result.out == "You said: hi\n"
-    assert "prompt  12 tokens in 100ms, 80.0 tokens/s, 4 from the prefix cache" in result.err
+    assert "prompt  12 tokens in 100ms, 80.0 tokens/s, reused 4 of 12" in result.err
     assert "answer  3 tokens in 400ms, 7.5 tokens/s" in result.err
 
 
@@ -260,3 +260,147 @@ def test_no_color_and_a_dumb_terminal(daemon: FakeDaemon) -> None:
         assert screen.wait() == 0
         assert "bold text" in screen.rest()
         assert not re.search(r"\x1b\[[0-9;]+m", screen.raw)
+
+
+# Options of an answer
+
+
+def test_options_of_an_answer_reach_the_daemon(daemon: FakeDaemon) -> None:
+    lm_process(
+        "run", "llama3", "--context", "shift", "--timeout", "1.5s", "--priority", "batch", "--format", "json", "hi"
+    )  # fmt: skip
+    lm_process("run", "stories", "--context", "truncate", "--format", "regex:(yes|no)", "hi")
+    lm_process("run", "llama3", "hi")
+    chat, plain = daemon.requests("Chat")
+    assert chat.options.context_policy == pb.CONTEXT_POLICY_SHIFT
+    assert chat.options.timeout.ToMilliseconds() == 1500
+    assert chat.options.priority == pb.PRIORITY_BATCH
+    assert chat.options.format.json_object
+    assert plain.options == pb.AnswerOptions()
+    [generate] = daemon.requests("Generate")
+    assert generate.options.format.regex == "(yes|no)"
+    assert generate.options.context_policy == pb.CONTEXT_POLICY_TRUNCATE
+
+
+def test_formats_are_read_from_files(daemon: FakeDaemon, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "person.json", tmp_path / "list.gbnf"
+    schema.write_text('{"type": "object"}\n')
+    grammar.write_text('root ::= "x"\n')
+    for text in (str(schema), str(grammar), ' {"type": "string"}'):
+        assert lm_process("run", "llama3", "--format", text, "hi").code == 0
+    first, second, third = (request.options.format for request in daemon.requests("Chat"))
+    assert first.json_schema == '{"type": "object"}\n'
+    assert second.gbnf == 'root ::= "x"\n'
+    assert third.json_schema == '{"type": "string"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no file `schema.json`"),
+        (b"", "`schema.json` is empty"),
+        (b'{\n  "type": }', "`schema.json` is not JSON: Expecting value at line 2, column 11"),
+        (b"[1]", "`schema.json` is no JSON Schema: it is not an object"),
+        (b"\xff\xfe", "`schema.json` is not text: invalid start byte at byte 0"),
+        (b"[" * 200_000, "is nested too deeply"),
+        (b" " * 300_000, "larger than 256 KiB"),
+    ],
+)
+def test_a_schema_that_is_none_is_a_mistake(
+    daemon: FakeDaemon, tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_bytes(content)
+    result = lm_process("run", "llama3", "--format", str(path), "hi")
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err.replace(str(path), "schema.json")
+    assert not daemon.calls or daemon.calls[-1][0] != "Chat"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--format", "yaml", "hi"], "`yaml` is no format"),
+        (["--format", "regex:", "hi"], "no expression after `regex:`"),
+        (["--format", "{", "hi"], "the schema is not JSON"),
+        (["--timeout", "0", "hi"], "`--timeout` must be longer than 0"),
+        (["--timeout", "-1", "hi"], "`--timeout` must be longer than 0"),
+        (["--logprobs", "3", "hi"], "`--logprobs` needs `--json`"),
+        (["--choices", "2", "--interactive"], "`--choices` needs a PROMPT"),
+        (["--choices", "17", "hi"], "17 is not in the range"),
+        (["--context", "cut", "hi"], "'cut' is not one of"),
+    ],
+)
+def test_options_that_make_no_sense(daemon: FakeDaemon, options: list[str], says: str) -> None:
+    result = lm_process("run", "llama3", *options)
+    assert result.code == 2
+    assert says in result.err
+    assert not daemon.requests("Chat")
+
+
+def test_several_answers_stand_under_rules(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "llama3", "--choices", "3", "hi")
+    assert (result.code, result.err) == (0, "")
+    assert (
+        result.out == "--- 1 of 3 ---\nYou said: hi\n--- 2 of 3 ---\n1 You said: hi\n--- 3 of 3 ---\n2 You said: hi\n"
+    )
+
+
+def test_several_answers_as_json(daemon: FakeDaemon) -> None:
+    answer = json.loads(lm_process("run", "--json", "llama3", "--choices", "2", "--logprobs", "1", "hi").out)
+    assert [choice["text"] for choice in answer["choices"]] == ["You said: hi", "1 You said: hi"]
+    assert answer["response"] == "You said: hi"
+    assert [choice["generated_tokens"] for choice in answer["choices"]] == [3, 3]
+    assert answer["generated_tokens"] == 6
+    [token] = answer["choices"][0]["logprobs"][:1]
+    assert token == {
+        "id": 5,
+        "token": "\ufffd",
+        "bytes": [0xC3],
+        "logprob": -0.25,
+        "top": [{"id": 6, "token": "b", "bytes": [98], "logprob": None}],
+    }
+    plain = json.loads(lm_process("run", "--json", "llama3", "hi").out)
+    assert plain["choices"] == [{"text": "You said: hi", "finish_reason": "stop", "generated_tokens": 3, "stop": ""}]
+
+
+def test_what_was_left_out_is_said(daemon: FakeDaemon) -> None:
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "fine", dropped_messages=3, shifted_tokens=512)
+    result = lm_process("run", "--json", "--context", "shift", "llama3", "hi")
+    assert "the context is too short: the first 3 messages were left out" in result.err
+    assert "512 tokens were left out while answering" in result.err
+    answer = json.loads(result.out)
+    assert (answer["dropped_messages"], answer["shifted_tokens"]) == (3, 512)
+
+
+def test_acceptance_of_drafts_is_printed(daemon: FakeDaemon) -> None:
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "fine", drafted_tokens=40, accepted_tokens=31)
+    assert "draft   40 tokens, 31 accepted (78%)" in lm_process("run", "--verbose", "llama3", "hi").err
+    daemon.chat = lambda *_: text_events(pb.ChatResponse, "fine")
+    assert "draft" not in lm_process("run", "--verbose", "llama3", "hi").err
+
+
+def test_time_that_is_up_is_a_failure(daemon: FakeDaemon) -> None:
+    daemon.failures["Chat"] = FakeFailure(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the request was not done within 3 s", timeout_s="3"
+    )
+    result = lm_process("run", "--timeout", "3s", "llama3", "hi")
+    assert result.code == 1
+    assert result.err.startswith("error: the request was not done within 3 s\n")
+
+
+def test_place_in_the_queue_is_shown(daemon: FakeDaemon) -> None:
+    gate = Gate()
+
+    def script(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield pb.ChatResponse(waiting=pb.Waiting(queue_position=3))
+        gate.wait(context)
+        yield from text_events(pb.ChatResponse, "at last")
+
+    daemon.chat = script
+    with terminal("run", "llama3", "hi") as screen:
+        screen.expect("waiting, 3 requests before this one")
+        gate.opened.set()
+        screen.expect("at last")
+        assert screen.wait() == 0

@@ -4,86 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import pytest
 
+from lmd.daemon.answer_events import Delta, Done
 from lmd.daemon.errors import QueueFull, RunnerCrashed
-from lmd.daemon.inference import Delta, Done, Event, Inference
 from lmd.daemon.residency.values import RunnerState, Waiting
-from lmd.daemon.services.inference import InferenceServiceServicer
-from lmd.daemon.services.runtime import RuntimeServiceServicer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, ModelNotFound
 from lmd.registry.lm_config import Message
-from lmd.registry.store import TagRecord
 from lmd.v1 import inference_service_pb2 as pb
-from lmd.v1 import inference_service_pb2_grpc as rpc
-from lmd.v1 import model_pb2, runtime_service_pb2, runtime_service_pb2_grpc
-from tests.support.leaks import nothing_left_in, until
-from tests.support.residents import Model, World
-
-
-class Catalog:
-    """Stands in for the catalog: the models of a test by name."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, Model] = {}
-
-    async def resolve(self, text: str) -> Model:
-        name = text if ":" in text else f"{text}:latest"
-        if name not in self.models:
-            raise ModelNotFound(text)
-        return self.models[name]
-
-    async def find(self, text: str) -> TagRecord:
-        model = await self.resolve(text)
-        return TagRecord(model.name, model.manifest_digest, 0, 0)
-
-    def add(self, model: Model) -> Model:
-        self.models[model.name] = model
-        return model
-
-
-@dataclass
-class Bench:
-    world: World
-    catalog: Catalog
-    inference: Inference
-
-    def model(self, name: str = "m", *, system: str | None = None, chat: bool = False, **script: Any) -> Model:
-        made = self.world.model(name, **script)
-        can = ("completion", "chat") if chat else ("completion",)
-        return self.catalog.add(replace(made, system=system, capabilities=can))
-
-    async def generate(self, prompt: str, **options: Any) -> list[Event]:
-        return [event async for event in self.inference.generate(model="m", prompt=prompt, **options)]
-
-    async def chat(self, *messages: tuple[str, str], **options: Any) -> list[Event]:
-        turns = [Message(role, content) for role, content in messages]
-        return [event async for event in self.inference.chat(model="m", messages=turns, **options)]
-
-
-def text_of(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Delta))
-
-
-@pytest.fixture
-def no_leaks(tmp_path: Path) -> Iterator[None]:
-    # gRPC keeps its poller for the life of the process.
-    with nothing_left_in(tmp_path / "run" / "runners", more_descriptors=16):
-        yield
-
-
-@pytest.fixture
-async def bench(tmp_path: Path, no_leaks: None) -> AsyncIterator[Bench]:
-    world, catalog = World(tmp_path), Catalog()
-    yield Bench(world, catalog, Inference(catalog, world.residency, world.config))
-    await world.close()
+from lmd.v1 import model_pb2, runtime_service_pb2
+from tests.support.inference_bench import Bench, Connection, text_of
+from tests.support.leaks import until
 
 
 async def test_answer_has_waiting_then_text_then_one_done(bench: Bench) -> None:
@@ -216,28 +151,6 @@ async def test_request_that_crashes_every_runner_ends(bench: Bench) -> None:
 # The services
 
 
-class Connection:
-    """A real server on a loopback port, and a channel to it."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.inference = rpc.InferenceServiceStub(channel)
-        self.runtime = runtime_service_pb2_grpc.RuntimeServiceStub(channel)
-
-
-@pytest.fixture
-async def connection(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Connection]:
-    monkeypatch.setattr("lmd.daemon.services.inference.cache_scope_of", lambda context: "uid:1")
-    server = grpc.aio.server()
-    rpc.add_InferenceServiceServicer_to_server(InferenceServiceServicer(bench.inference), server)
-    runtime = RuntimeServiceServicer(bench.catalog, bench.world.residency)
-    runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
-    server.add_insecure_port(f"unix:{tmp_path}/s")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        yield Connection(channel)
-    await server.stop(None)
-
-
 async def test_generate_over_the_wire(bench: Bench, connection: Connection) -> None:
     bench.model()
     call = connection.inference.Generate(
@@ -311,10 +224,14 @@ async def test_unload_of_a_model_that_is_not_resident_names_it(bench: Bench, con
 
 async def test_full_queue_refuses(bench: Bench) -> None:
     model = bench.model(gate=str(bench.world.path / "gate"))
-    waiting = [asyncio.create_task(bench.generate("x")) for _ in range(bench.world.limits.max_queue)]
+    callers = ("uid:1", "uid:2")
+    waiting = [
+        asyncio.create_task(bench.generate("x", caller=callers[number % 2]))
+        for number in range(bench.world.limits.max_queue)
+    ]
     await until(lambda: (s := bench.world.status(model)) is not None and s.queued == len(waiting))
-    with pytest.raises(QueueFull):
-        await bench.generate("x")
+    with pytest.raises(QueueFull, match="too many requests"):
+        await bench.generate("x", caller="uid:3")
     (bench.world.path / "gate").touch()
     assert {text_of(events) for events in await asyncio.gather(*waiting)} == {"x "}
     assert bench.world.state(model) is RunnerState.READY

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.pulls import ModelPuller, Pulls
+from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.services.models import ModelServiceServicer
 from lmd.daemon.services.store import StoreServiceServicer
 from lmd.registry.aliases import AliasTable
@@ -98,13 +99,14 @@ async def serve(
     pool = BlockingPool(4)
     catalog = Catalog(store, AliasTable.load(), pool)
     pulls = Pulls(puller)
+    saved_kv = SavedKv(store.root / "kv", 1 << 30, "1.0", pool)
 
     def add_models(server: grpc.aio.Server) -> str:
         rpc.add_ModelServiceServicer_to_server(ModelServiceServicer(catalog, pulls), server)
         return "lmd.v1.ModelService"
 
     def add_store(server: grpc.aio.Server) -> str:
-        store_service_pb2_grpc.add_StoreServiceServicer_to_server(StoreServiceServicer(store, pool), server)
+        store_service_pb2_grpc.add_StoreServiceServicer_to_server(StoreServiceServicer(store, pool, saved_kv), server)
         return "lmd.v1.StoreService"
 
     async with shell(run_dir, servicers=[add_models, add_store]) as running, running.channel() as channel:
@@ -349,6 +351,12 @@ async def test_disk_usage_and_collection(daemon: Daemon) -> None:
     assert (usage.models, usage.ingests, usage.quarantined) == (1, 0, 0)
     assert usage.blob_bytes > tiny_file(daemon.files).stat().st_size
     assert usage.free_bytes > 0
+    assert usage.kv_bytes == 0
+    saved = daemon.store.root / "kv" / ("0" * 64) / "1.0-ctx" / "1.kv"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(bytes(1234))
+    usage = await daemon.storage.GetDiskUsage(store_service_pb2.GetDiskUsageRequest())
+    assert usage.kv_bytes == 1234
     Request = store_service_pb2.CollectGarbageRequest
 
     async def collected(request: Any) -> tuple[list[Any], Any]:

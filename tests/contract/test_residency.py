@@ -287,7 +287,7 @@ async def test_queue_is_bounded_and_leaving_frees_the_place(world: World) -> Non
     world.limits = Limits(max_queue=2, slots=2, wait_s=20, drain_s=20)
     model = world.model("a")
     running = [await world.holding(model) for _ in range(2)]
-    queued = [asyncio.create_task(world.ask(model, "hold")) for _ in range(2)]
+    queued = [asyncio.create_task(world.ask(model, "hold", caller=f"uid:{number}")) for number in range(2)]
     await until(lambda: (s := world.status(model)) is not None and s.queued == 2)
     with pytest.raises(QueueFull):
         await world.ask(model, "one too many")

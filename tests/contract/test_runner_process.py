@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lmd.daemon.answer_events import Delta
+from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import (
     ContextLengthExceeded,
+    DeadlineExceeded,
     EngineFailed,
     ModelIncompatible,
     RunnerCrashed,
@@ -114,8 +117,7 @@ async def collect(answer: Answer) -> str:
     async with asyncio.timeout(30):
         while True:
             await answer.changed()
-            text, _ = answer.take()
-            pieces.append(text)
+            pieces += [delta.text for delta in answer.take()]
             if answer.error is not None:
                 raise answer.error
             if answer.finished is not None:
@@ -124,7 +126,7 @@ async def collect(answer: Answer) -> str:
 
 async def first_text(answer: Answer) -> None:
     async with asyncio.timeout(30):
-        while not answer.take()[0]:
+        while not answer.take():
             await answer.changed()
 
 
@@ -406,9 +408,7 @@ async def test_slow_consumer_gets_fewer_larger_pieces(fake: Subject) -> None:
     runner = await fake.ready()
     answer = await runner.submit(submit("count 5000"))
     await until(lambda: answer.finished is not None)
-    text, tokens = answer.take()
-    assert text == "x" * 5000
-    assert tokens == 5000
+    assert answer.take() == [Delta("x" * 5000, 5000)]
     await end(runner)
 
 
@@ -436,3 +436,86 @@ def test_view_names_follow_the_numbering_of_shards() -> None:
 def test_import_paths_survive_the_change_of_directory() -> None:
     made = runner_environment({"PYTHONPATH": "daemon:protos", "HF_TOKEN": "x", "PATH": "/bin"})
     assert made == {"PYTHONPATH": f"{os.getcwd()}/daemon:{os.getcwd()}/protos", "PATH": "/bin"}
+
+
+# Calls
+
+
+async def test_calls_have_one_reply_each(fake: Subject) -> None:
+    runner = await fake.ready()
+    tokenize = frames.DaemonFrame(tokenize=frames.Tokenize(text="a bc"))
+    detokenize = frames.DaemonFrame(detokenize=frames.Detokenize(tokens=[2, 1]))
+    chat = frames.Chat(messages=[frames.ChatMessage(role="user", content="hi")])
+    render = frames.DaemonFrame(render=frames.Render(chat=chat))
+    embed = frames.DaemonFrame(embed=frames.Embed(inputs=["a bc", "d"]))
+    answer = await runner.submit(submit("hold"))
+    replies = await asyncio.gather(*(runner.call(frame) for frame in (tokenize, detokenize, render, embed)))
+    assert list(replies[0].tokenized.tokens) == [1, 2]
+    assert replies[1].detokenized.text == "xx x"
+    assert replies[2].rendered.prompt == "user=hi\n"
+    assert [list(vector.values) for vector in replies[3].embedded.vectors] == [[1, 2], [1]]
+    ids = [tokenize.tokenize.request_id, detokenize.detokenize.request_id, render.render.request_id]
+    assert len({answer.request_id, embed.embed.request_id, *ids}) == 5
+    answer.close()
+    await end(runner)
+
+
+async def test_call_fails_with_what_the_runner_says(fake: Subject) -> None:
+    runner = await fake.ready()
+    with pytest.raises(CapabilityMissing) as caught:
+        await runner.call(frames.DaemonFrame(embed=frames.Embed(inputs=["fail"])))
+    assert caught.value.metadata["capability"] == "embedding"
+    await end(runner)
+
+
+async def test_call_that_nobody_waits_for_is_taken_back(fake: Subject) -> None:
+    """The runner drains only when it has nothing left to do, so the drain tells."""
+    runner = await fake.ready()
+    embed = frames.DaemonFrame(embed=frames.Embed(inputs=["hold"]))
+    call = asyncio.create_task(runner.call(embed))
+    await until(lambda: embed.embed.request_id > 0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    ended = await runner.stop(drain_s=20)
+    assert ended.cause == "exit status 0"
+    await runner.gone()
+
+
+async def test_call_has_a_deadline(fake: Subject) -> None:
+    runner = await fake.ready()
+    embed = frames.DaemonFrame(embed=frames.Embed(inputs=["hold"]))
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.1 s"):
+        await runner.call(embed, Deadline(0.1))
+    assert 0 < embed.embed.timeout_ms <= 100
+    assert (await runner.stop(drain_s=20)).cause == "exit status 0"
+    await runner.gone()
+
+
+async def test_call_ends_with_the_runner(fake: Subject) -> None:
+    runner = await fake.ready()
+    embed = frames.DaemonFrame(embed=frames.Embed(inputs=["hold"]))
+    call = asyncio.create_task(runner.call(embed))
+    await until(lambda: embed.embed.request_id > 0)
+    runner.kill()
+    with pytest.raises(RunnerCrashed):
+        await call
+    await runner.gone()
+    with pytest.raises(RunnerCrashed):
+        await runner.call(frames.DaemonFrame(tokenize=frames.Tokenize(text="x")))
+
+
+async def test_frame_without_a_reply_is_no_call(fake: Subject) -> None:
+    runner = await fake.ready()
+    with pytest.raises(ValueError, match="ping"):
+        await runner.call(frames.DaemonFrame(ping=frames.Ping()))
+    await end(runner)
+
+
+async def test_stats_come_with_the_pongs(fake: Subject) -> None:
+    runner = await fake.ready()
+    await collect(await runner.submit(submit("three more words")))
+    await until(lambda: runner.stats is not None and runner.stats.generated_tokens == 3)
+    assert runner.stats is not None
+    assert (runner.stats.prompt_tokens, runner.stats.kv_size) == (3, 4096)
+    await end(runner)

@@ -104,18 +104,42 @@ def model_info(
     return info
 
 
-def text_events(event: type[Message], text: str, *, size: int = 4) -> Iterator[Any]:
-    """Yield *text* in pieces and the end, as events of type *event*."""
-    for number, start in enumerate(range(0, len(text), size), 1):
-        piece = inference_pb.TextDelta(text=text[start : start + size], generated_tokens=number)
-        yield event(delta=piece)
+def text_events(
+    event: type[Message],
+    text: str,
+    *,
+    size: int = 4,
+    options: inference_pb.AnswerOptions | None = None,
+    **done_fields: Any,
+) -> Iterator[Any]:
+    """Yield *text* in pieces and the end, as events of type *event*.
+
+    Of *options* it obeys the choices, each of which begins with its number unless it is the first, and the log
+    probabilities. *done_fields* are more fields of the end.
+    """
+    choices = max(1, options.choices) if options is not None else 1
+    said = inference_pb.TokenLogprob(id=5, token=b"\xc3", logprob=-0.25)
+    said.top.add(id=6, token=b"b", logprob=float("-inf"))
+    logprobs = [said] if options is not None and options.HasField("top_logprobs") else []
+    for choice in range(choices):
+        own = text if choice == 0 else f"{choice} {text}"
+        for number, start in enumerate(range(0, len(own), size), 1):
+            piece = inference_pb.TextDelta(
+                text=own[start : start + size], generated_tokens=number, choice=choice, logprobs=logprobs
+            )
+            yield event(delta=piece)
     done = inference_pb.AnswerDone(
         finish_reason=inference_pb.AnswerDone.FINISH_REASON_STOP,
         prompt_tokens=12,
         cached_tokens=4,
         generated_tokens=max(1, -(-len(text) // size)),
         seed=7,
+        **done_fields,
     )
+    if choices > 1:
+        ended = inference_pb.ChoiceDone(finish_reason=done.finish_reason, generated_tokens=done.generated_tokens)
+        done.choices.extend([ended] * choices)
+        done.generated_tokens *= choices
     done.total_duration.FromMilliseconds(500)
     done.prompt_duration.FromMilliseconds(100)
     done.generate_duration.FromMilliseconds(400)
@@ -232,7 +256,8 @@ class FakeDaemon:
             raise failure
 
     def _echo(self, request: inference_pb.ChatRequest, _context: grpc.ServicerContext) -> Iterator[Any]:
-        return text_events(inference_pb.ChatResponse, f"You said: {request.messages[-1].content}")
+        said = f"You said: {request.messages[-1].content}"
+        return text_events(inference_pb.ChatResponse, said, options=request.options)
 
     def _continue(self, _request: inference_pb.GenerateRequest, _context: grpc.ServicerContext) -> Iterator[Any]:
         return text_events(inference_pb.GenerateResponse, " and they lived happily")
@@ -395,6 +420,55 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
     @_streamed
     def Chat(self, request: Any, context: Any) -> Any:
         yield from self.daemon.chat(request, context)
+
+    @_unary
+    def Embed(self, request: Any, context: Any) -> Any:
+        """Give each text a vector of its numbers of characters and words."""
+        self.daemon.find(request.model)
+        reply = inference_pb.EmbedResponse()
+        for text in request.inputs:
+            words = len(text.split())
+            numbers = [len(text), words, 0.125, -1][: request.dimensions or None]
+            reply.embeddings.add(values=numbers, prompt_tokens=words)
+            reply.prompt_tokens += words
+        reply.total_duration.FromMilliseconds(50)
+        return reply
+
+    @_unary
+    def Rerank(self, request: Any, context: Any) -> Any:
+        """Score documents by their length."""
+        self.daemon.find(request.model)
+        order = sorted(enumerate(request.documents), key=lambda pair: -len(pair[1]))
+        reply = inference_pb.RerankResponse(prompt_tokens=len(order))
+        for index, document in order[: request.top_n or None]:
+            reply.results.add(index=index, score=len(document) / 8)
+        return reply
+
+    @_unary
+    def Tokenize(self, request: Any, context: Any) -> Any:
+        """Make a token of each byte, whose id is the byte; the special token is 1."""
+        self.daemon.find(request.model)
+        reply = inference_pb.TokenizeResponse()
+        if request.add_special:
+            reply.tokens.add(id=1, piece=b"<s>")
+        for byte in request.text.encode():
+            reply.tokens.add(id=byte, piece=bytes([byte]))
+        return reply
+
+    @_unary
+    def Detokenize(self, request: Any, context: Any) -> Any:
+        self.daemon.find(request.model)
+        return inference_pb.DetokenizeResponse(text=bytes(request.tokens).decode(errors="replace"))
+
+    @_unary
+    def ApplyTemplate(self, request: Any, context: Any) -> Any:
+        self.daemon.find(request.model)
+        reply = inference_pb.ApplyTemplateResponse()
+        for message in request.messages:
+            piece = f"<{message.role}>{message.content}\n"
+            reply.prompt += piece
+            reply.tokens.add(id=len(piece), piece=piece.encode())
+        return reply
 
 
 class _Store(store_service_pb2_grpc.StoreServiceServicer):

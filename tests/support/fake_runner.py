@@ -5,14 +5,19 @@ It is started like the real one. Its script is the "model": `write_model` writes
 its view as `model.gguf`. What a request does is its prompt:
 
     any words        the words come back, one token each
-    count N          N tokens of "x"
+    count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
     abort-at PATH    one token, then SIGABRT when PATH exists
-    fail KIND        `failed` of that kind
+    fail KIND [F]    `failed` of that kind, with F as its field
+    request          the request itself as JSON
+    load             the load it was started with as JSON
     freeze           the whole process stops reading and writing
     garbage          bytes that are no frame
+
+Of the rest of a request it obeys priority, time-out, choices (each gets the same words) and log probabilities (all of
+them -0.5). A token is a word, and its id the length of the word; an embedding is the lengths of a text's words.
 """
 
 from __future__ import annotations
@@ -28,9 +33,10 @@ import socket
 import struct
 import sys
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from google.protobuf.json_format import MessageToJson
 
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -58,12 +64,20 @@ class Script:
     answers_ping: bool = True
     obeys_drain: bool = True
     obeys_term: bool = True
+    #: Ends requests whose time is up.
+    obeys_deadlines: bool = True
+    #: What it says that each answer took.
+    answer_s: float = 5e-9
+    #: Tells in which order requests are served.
+    tells_queue: bool = True
     #: Dies when a request comes in, before it has a slot.
     crash_on_submit: bool = False
     #: A chat comes back as "role=content" of each message, not as the words of the last one.
     echo_chat: bool = False
     #: Starts a child that holds our standard error.
     child: bool = False
+    #: When drained with time to save KV, it says so in the journal, and goes on "saving" until this file exists.
+    saving_until: str = ""
     stderr: str = "fake runner"
 
 
@@ -80,7 +94,11 @@ class Fake:
         self.reader = reader
         self.writer = writer
         self.script = script
-        self.waiting: deque[frames.Submit] = deque()
+        self.waiting: list[frames.Submit] = []
+        self.told: list[int] = []
+        self.expired: set[int] = set()
+        self.held: set[int] = set()
+        self.stats = frames.Stats(kv_size=4096)
         self.running: dict[int, asyncio.Task[None]] = {}
         self.load = frames.Load()
         self.draining = False
@@ -131,16 +149,21 @@ class Fake:
                 case "submit":
                     if self.script.crash_on_submit:
                         os.abort()
-                    self.waiting.append(frame.submit)
+                    self.take_in(frame.submit)
                     self.fill_slots()
                 case "cancel":
                     self.do_cancel(frame.cancel.request_id)
                 case "ping":
                     if self.script.answers_ping:
-                        self.send(frames.RunnerFrame(pong=frames.Pong(nonce=frame.ping.nonce)))
+                        pong = frames.Pong(nonce=frame.ping.nonce, stats=self.stats)
+                        self.send(frames.RunnerFrame(pong=pong))
+                case "embed" | "tokenize" | "detokenize" | "render":
+                    self.reply(frame)
                 case "drain":
                     self.draining = self.script.obeys_drain
-            if self.draining and not self.running and not self.waiting:
+                    if self.script.saving_until and frame.drain.save_ms:
+                        await self.save(frame.drain.save_ms)
+            if self.draining and not self.running and not self.waiting and not self.held:
                 self.drained.set()
 
     async def do_load(self) -> None:
@@ -180,39 +203,119 @@ class Fake:
             train_ctx=4096,
             slots=self.load.slots,
             num_thread=self.load.num_thread or 3,
+            num_thread_batch=self.load.num_thread_batch or self.load.num_thread or 4,
             has_template=self.script.has_template,
         )
         self.send(frames.RunnerFrame(ready=ready))
 
+    def take_in(self, submit: frames.Submit) -> None:
+        """Queue a request, before those that may wait for it."""
+        urgent = submit.priority != frames.PRIORITY_BATCH
+        place = len(self.waiting)
+        while urgent and place > 0 and self.waiting[place - 1].priority == frames.PRIORITY_BATCH:
+            place -= 1
+        self.waiting.insert(place, submit)
+        if submit.timeout_ms and self.script.obeys_deadlines:
+            asyncio.get_running_loop().call_later(submit.timeout_ms / 1000, self.expire, submit.request_id)
+
+    def expire(self, request_id: int) -> None:
+        """End a request whose time is up, unless it has ended."""
+        if request_id in self.running or any(submit.request_id == request_id for submit in self.waiting):
+            self.expired.add(request_id)
+            self.do_cancel(request_id)
+
+    def tell_queue(self) -> None:
+        """Say who waits, when that has changed."""
+        ids = [submit.request_id for submit in self.waiting]
+        if ids != self.told and self.script.tells_queue:
+            self.told = ids
+            self.send(frames.RunnerFrame(queue=frames.Queue(request_ids=ids)))
+
+    def reply(self, frame: frames.DaemonFrame) -> None:
+        """Answer a request that has one reply; one that names what "fail" does fails."""
+        match frame.WhichOneof("frame"):
+            case "embed":
+                embed = frame.embed
+                if "hold" in embed.inputs:
+                    self.held.add(embed.request_id)
+                    return
+                if "fail" in embed.inputs:
+                    self.fail(embed.request_id, frames.Failed.KIND_CAPABILITY, "embedding")
+                    return
+                vectors = [frames.Embedded.Vector(values=[len(word) for word in text.split()]) for text in embed.inputs]
+                embedded = frames.Embedded(
+                    request_id=embed.request_id, vectors=vectors, tokens=[len(vector.values) for vector in vectors]
+                )
+                self.send(frames.RunnerFrame(embedded=embedded))
+            case "tokenize":
+                words = frame.tokenize.text.split()
+                tokenized = frames.Tokenized(
+                    request_id=frame.tokenize.request_id,
+                    tokens=[len(word) for word in words],
+                    pieces=[word.encode() for word in words],
+                )
+                self.send(frames.RunnerFrame(tokenized=tokenized))
+            case "detokenize":
+                text = " ".join("x" * token for token in frame.detokenize.tokens)
+                detokenized = frames.Detokenized(request_id=frame.detokenize.request_id, text=text)
+                self.send(frames.RunnerFrame(detokenized=detokenized))
+            case "render":
+                prompt = "".join(f"{m.role}={m.content}\n" for m in frame.render.chat.messages)
+                words = prompt.split()
+                rendered = frames.Rendered(
+                    request_id=frame.render.request_id,
+                    prompt=prompt,
+                    tokens=[len(word) for word in words],
+                    pieces=[word.encode() for word in words],
+                )
+                self.send(frames.RunnerFrame(rendered=rendered))
+
+    async def save(self, save_ms: int) -> None:
+        Path(self.load.kv_dir, "00.kv").write_bytes(bytes(100))
+        if self.script.journal:
+            with open(self.script.journal, "a") as journal:
+                journal.write(f"save {save_ms}\n")
+        await until_exists(self.script.saving_until)
+
     def fill_slots(self) -> None:
         while self.waiting and len(self.running) < self.load.slots:
-            submit = self.waiting.popleft()
+            submit = self.waiting.pop(0)
             task = asyncio.create_task(self.answer(submit))
             # Not a `finally` in the coroutine: a task that is cancelled before its first step never enters it.
             task.add_done_callback(functools.partial(self.note_end, submit.request_id))
             self.running[submit.request_id] = task
+        self.tell_queue()
 
     def do_cancel(self, request_id: int) -> None:
         if (task := self.running.get(request_id)) is not None:
             task.cancel()
             return
+        if request_id in self.held:
+            self.held.remove(request_id)
+            self.take_back(request_id)
         for submit in list(self.waiting):
             if submit.request_id == request_id:
                 self.waiting.remove(submit)
-                self.fail(request_id, frames.Failed.KIND_CANCELLED)
+                self.take_back(request_id)
+        self.tell_queue()
 
-    def fail(self, request_id: int, kind: frames.Failed.Kind.ValueType) -> None:
+    def take_back(self, request_id: int) -> None:
+        expired = request_id in self.expired
+        self.expired.discard(request_id)
+        self.fail(request_id, frames.Failed.KIND_DEADLINE if expired else frames.Failed.KIND_CANCELLED)
+
+    def fail(self, request_id: int, kind: frames.Failed.Kind.ValueType, field: str = "") -> None:
         failed = frames.Failed(
-            request_id=request_id, kind=kind, message="as scripted", prompt_tokens=9, context_tokens=8
+            request_id=request_id, kind=kind, message="as scripted", prompt_tokens=9, context_tokens=8, field=field
         )
         self.send(frames.RunnerFrame(failed=failed))
 
     def note_end(self, request_id: int, task: asyncio.Task[None]) -> None:
         if task.cancelled():
-            self.fail(request_id, frames.Failed.KIND_CANCELLED)
+            self.take_back(request_id)
         del self.running[request_id]
         self.fill_slots()
-        if self.draining and not self.running and not self.waiting:
+        if self.draining and not self.running and not self.waiting and not self.held:
             self.drained.set()
 
     async def answer(self, submit: frames.Submit) -> None:
@@ -226,21 +329,24 @@ class Fake:
             words = [f"{message.role}={message.content}" for message in submit.chat.messages]
         started = frames.Started(request_id=submit.request_id, prompt_tokens=len(words))
         self.send(frames.RunnerFrame(started=started))
-        verb, argument = (*words, "", "")[:2]
+        verb, argument, more = (*words, "", "", "")[:3]
         generated = 0
         if verb == "fail":
-            self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"))
+            self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
         if verb in ("hold", "gate"):
-            self.delta(submit.request_id, "x", 1)
+            self.delta(submit, "x", 1)
             generated = 1
             await (until_exists(argument) if verb == "gate" else asyncio.Event().wait())
         elif verb == "count":
             for generated in range(1, int(argument) + 1):
-                self.delta(submit.request_id, "x", generated)
+                self.delta(submit, "x" * int(more or 1), generated)
                 if generated % 64 == 0:
                     await self.writer.drain()
                     await asyncio.sleep(0)
+        elif verb in ("request", "load"):
+            generated = 1
+            self.delta(submit, MessageToJson(submit if verb == "request" else self.load), generated)
         elif verb == "abort-at":
             await until_exists(argument)
             os.abort()
@@ -255,21 +361,44 @@ class Fake:
             await asyncio.Event().wait()
         else:
             for generated, word in enumerate(words, 1):
-                self.delta(submit.request_id, word + " ", generated)
+                self.delta(submit, word + " ", generated)
                 await asyncio.sleep(0)
+        self.finish(submit, len(words), generated)
+
+    def finish(self, submit: frames.Submit, prompt_tokens: int, generated: int) -> None:
+        self.stats.prompt_tokens += prompt_tokens
+        self.stats.generated_tokens += generated * max(1, submit.choices)
         finished = frames.Finished(
             request_id=submit.request_id,
             reason=frames.Finished.REASON_STOP,
-            prompt_tokens=len(words),
-            generated_tokens=generated,
+            prompt_tokens=prompt_tokens,
+            generated_tokens=generated * max(1, submit.choices),
             queue_ns=1,
             prompt_ns=2,
-            generate_ns=3,
+            generate_ns=round(self.script.answer_s * 1e9) - 2,
         )
+        if submit.choices > 1:
+            ended = frames.Finished.Choice(reason=finished.reason, generated_tokens=generated)
+            finished.choices.extend([ended] * submit.choices)
         self.send(frames.RunnerFrame(finished=finished))
 
-    def delta(self, request_id: int, text: str, generated: int) -> None:
-        self.send(frames.RunnerFrame(delta=frames.Delta(request_id=request_id, text=text, generated_tokens=generated)))
+    def delta(self, submit: frames.Submit, text: str, generated: int) -> None:
+        logprobs = []
+        if submit.HasField("top_logprobs"):
+            other = frames.TokenLogprob(id=1, token=b"\xff", logprob=-1.5)
+            said = frames.TokenLogprob(id=len(text), token=text.encode(), logprob=-0.5)
+            logprobs = [said, *[other] * (submit.top_logprobs - 1)][: submit.top_logprobs]
+            said = frames.TokenLogprob(id=len(text), token=text.encode(), logprob=-0.5, top=logprobs)
+            logprobs = [said]
+        for choice in range(max(1, submit.choices)):
+            delta = frames.Delta(
+                request_id=submit.request_id,
+                text=text,
+                generated_tokens=generated,
+                choice=choice,
+                logprobs=logprobs,
+            )
+            self.send(frames.RunnerFrame(delta=delta))
 
 
 async def until_exists(path: str) -> None:

@@ -19,6 +19,7 @@ from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_spec import RunnerTimings
+from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.lm_config import Message
@@ -106,6 +107,7 @@ class World:
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
     released: list[Digest] = field(default_factory=list)
+    saved_kv: SavedKv | None = None
     _residency: Residency | None = None
 
     @property
@@ -118,6 +120,7 @@ class World:
             num_ctx=4096,
             max_queue=100,
             memory_reserve_bytes=0,
+            caller_weights={"uid:2": 2.5},
         )
         return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))
 
@@ -130,6 +133,7 @@ class World:
                 self.memory,
                 self.path / "log",
                 Threads(),
+                saved_kv=self.saved_kv,
                 read_devices=self.devices,
                 command=FAKE_COMMAND,
                 timings=self.timings,
@@ -178,18 +182,19 @@ class World:
         prompt: str,
         settings: LoadSettings = SETTINGS,
         keep_alive: timedelta | None = None,
+        caller: str = "",
     ) -> str:
         """Do what a request does; return the text."""
-        with self.residency.enqueue(model, settings, keep_alive) as ticket:
-            answer = await self.submit(ticket, prompt)
+        with self.residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            answer = await self.submit(ticket, prompt, caller)
             try:
                 return await collect(answer)
             finally:
                 answer.close()
 
-    async def submit(self, ticket: Ticket, prompt: str) -> Answer:
+    async def submit(self, ticket: Ticket, prompt: str, caller: str = "") -> Answer:
         assert await ticket.wait(30)
-        return await ticket.runner.submit(frames.Submit(prompt=prompt))
+        return await ticket.runner.submit(frames.Submit(prompt=prompt, caller=caller))
 
     async def holding(self, model: Model, prompt: str = "hold", **options: Any) -> asyncio.Task[str]:
         """Start a request that goes on, and return when it has a slot."""
@@ -205,7 +210,7 @@ async def collect(answer: Answer) -> str:
     async with asyncio.timeout(30):
         while True:
             await answer.changed()
-            pieces.append(answer.take()[0])
+            pieces += [delta.text for delta in answer.take()]
             if answer.error is not None:
                 raise answer.error
             if answer.finished is not None:

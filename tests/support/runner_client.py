@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -11,11 +12,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lmd.runner.v1 import frames_pb2
 
@@ -34,6 +36,8 @@ class Answer:
     """All that came back for one request."""
 
     texts: list[str] = field(default_factory=list)
+    choices: dict[int, list[str]] = field(default_factory=dict)
+    logprobs: list[frames_pb2.TokenLogprob] = field(default_factory=list)
     started: frames_pb2.Started | None = None
     finished: frames_pb2.Finished | None = None
     failed: frames_pb2.Failed | None = None
@@ -43,6 +47,9 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    def choice_text(self, number: int) -> str:
+        return "".join(self.choices.get(number, ()))
 
     @property
     def done(self) -> frames_pb2.Finished:
@@ -78,8 +85,10 @@ class RunnerProcess:
         self.load_failed: frames_pb2.LoadFailed | None = None
         self.progress: list[float] = []
         self.pongs: list[frames_pb2.Pong] = []
+        self.replies: dict[int, frames_pb2.RunnerFrame] = {}
         self.frames = 0
         self.ended: list[int] = []
+        self.queue: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +128,9 @@ class RunnerProcess:
         max_prompt_bytes: int = 1 << 20,
         template_timeout_s: float = 1.0,
         use_mmap: bool = True,
+        manifest_chat: frames_pb2.Chat | None = None,
+        kv_dir: Path | None = None,
+        kv_dir_bytes: int = 1 << 30,
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -131,13 +143,18 @@ class RunnerProcess:
             max_prompt_bytes=max_prompt_bytes,
             template_timeout_s=template_timeout_s,
             use_mmap=use_mmap,
+            manifest_chat=manifest_chat,
+            kv_dir=str(kv_dir or ""),
+            kv_dir_bytes=kv_dir_bytes,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)
         return self.ready
 
-    def ask_load(self, *paths: Path, **options: int | float | str | bool) -> None:
-        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1)
+    def ask_load(
+        self, *paths: Path, manifest_chat: frames_pb2.Chat | None = None, **options: int | float | str | bool
+    ) -> None:
+        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat)
         for name, value in options.items():
             setattr(load, name, value)
         self.send(frames_pb2.DaemonFrame(load=load))
@@ -149,14 +166,16 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
-        **sampling: float,
+        options: Mapping[str, Any] | None = None,
+        **sampling: Any,
     ) -> int:
-        """Submit a request, greedy unless *sampling* says otherwise; return its id."""
+        """Submit a request, greedy unless *sampling* says otherwise; *options* are other fields. Return its id."""
         self._next_id += 1
         submit = frames_pb2.Submit(
             request_id=self._next_id,
             cache_scope=scope,
-            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),  # type: ignore[arg-type] # by name
+            sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),
+            **(options or {}),
         )
         if chat is not None:
             submit.chat.messages.extend(frames_pb2.ChatMessage(role=role, content=content) for role, content in chat)
@@ -165,11 +184,44 @@ class RunnerProcess:
         self.send(frames_pb2.DaemonFrame(submit=submit))
         return self._next_id
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the process, so that all that is sent meanwhile, up to some 100 kB, arrives at once."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def start_call(self, frame: frames_pb2.DaemonFrame) -> int:
+        """Send a request that has one reply, under a new id; return that."""
+        self._next_id += 1
+        getattr(frame, frame.WhichOneof("frame") or "").request_id = self._next_id
+        self.send(frame)
+        return self._next_id
+
+    def reply(self, request_id: int) -> frames_pb2.RunnerFrame:
+        """Wait for the reply to a call: of its kind, or `failed`."""
+        self.until(lambda: request_id in self.replies or self.answers[request_id].terminals > 0)
+        if request_id in self.replies:
+            return self.replies[request_id]
+        return frames_pb2.RunnerFrame(failed=self.answers[request_id].failure)
+
+    def call(self, **frame: Any) -> frames_pb2.RunnerFrame:
+        """Send a request, such as `tokenize=Tokenize(...)`, and wait for its reply."""
+        return self.reply(self.start_call(frames_pb2.DaemonFrame(**frame)))
+
+    def embed(self, *inputs: str, **options: Any) -> frames_pb2.Embedded:
+        """Embed texts, or rank them with `query`."""
+        reply = self.call(embed=frames_pb2.Embed(inputs=inputs, **options))
+        assert reply.HasField("embedded"), str(reply)
+        return reply.embedded
+
     def cancel(self, request_id: int) -> None:
         self.send(frames_pb2.DaemonFrame(cancel=frames_pb2.Cancel(request_id=request_id)))
 
-    def drain(self) -> None:
-        self.send(frames_pb2.DaemonFrame(drain=frames_pb2.Drain()))
+    def drain(self, *, save_s: float = 0) -> None:
+        self.send(frames_pb2.DaemonFrame(drain=frames_pb2.Drain(save_ms=round(save_s * 1000))))
 
     def ping(self) -> frames_pb2.Pong:
         """Ping and return the answer."""
@@ -214,10 +266,10 @@ class RunnerProcess:
         chat: Sequence[tuple[str, str]] | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
-        **sampling: float,
+        **sampling: Any,
     ) -> Answer:
         """Submit a request and wait for it to end."""
-        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, **sampling))
+        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, options=None, **sampling))
 
     def wait(self) -> int:
         """Wait for the process to end."""
@@ -234,8 +286,10 @@ class RunnerProcess:
             answer = self.answers[frame.delta.request_id]
             assert answer.started is not None, "text before `started`"
             assert answer.terminals == 0, "text after the end"
-            assert frame.delta.text, "empty text"
+            assert frame.delta.text or frame.delta.logprobs, "empty text"
             answer.texts.append(frame.delta.text)
+            answer.choices.setdefault(frame.delta.choice, []).append(frame.delta.text)
+            answer.logprobs.extend(frame.delta.logprobs)
             answer.delta_tokens.append(frame.delta.generated_tokens)
         elif kind == "finished":
             answer = self.answers[frame.finished.request_id]
@@ -247,6 +301,13 @@ class RunnerProcess:
             answer.failed = frame.failed
             answer.terminals += 1
             self.ended.append(frame.failed.request_id)
+        elif kind == "queue":
+            self.queue = list(frame.queue.request_ids)
+        elif kind in ("embedded", "tokenized", "detokenized", "rendered"):
+            request_id = getattr(frame, kind).request_id
+            assert request_id not in self.replies, "a second reply"
+            self.replies[request_id] = frame
+            self.ended.append(request_id)
         elif kind == "pong":
             self.pongs.append(frame.pong)
         elif kind == "hello":

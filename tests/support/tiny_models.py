@@ -7,6 +7,7 @@ Two kinds, both F32 and byte for byte the same for the same arguments:
   tokens come out: words, single bytes of a character, the end token.
 
 `make_tiny_gemma` (sliding window) and `make_tiny_mamba` (recurrent state) have the memories that cannot be cut at will.
+`make_tiny_bert` cannot generate: it embeds, or with a classifier it ranks.
 
 Run it to get a file to play with: `python -m tests.support.tiny_models OUT.gguf`.
 """
@@ -48,6 +49,7 @@ CHATML = (
 BOS, EOS = 1, 2
 _SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 _BYTE_0 = len(_SPECIALS)
+_WORDPIECE_SPECIALS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,13 @@ def make_tiny_llama(
     byte_output: bool = False,
     name: str = "tiny",
     add_bos: bool = True,
+    pooling: gguf.PoolingType | None = None,
+    causal: bool = True,
+    rerank_template: str | None = None,
 ) -> Path:
     """Write a llama of random weights to *path*.
+
+    With *pooling* it is a model made for embedding; with `RANK` it has a classifier of one score.
 
     *byte_output* makes it say single bytes instead of words: mostly invalid UTF-8.
     """
@@ -99,7 +106,80 @@ def make_tiny_llama(
     _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer, n_ff=n_ff, n_head=n_head)
     writer.add_rope_dimension_count(n_embd // n_head)
     _add_vocab(writer, vocab, chat_template, add_bos=add_bos)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    if not causal:
+        writer.add_causal_attention(False)
+    if rerank_template is not None:
+        writer.add_string("tokenizer.chat_template.rerank", rerank_template)
     return _write(writer, path, tensors)
+
+
+def make_tiny_bert(
+    path: Path,
+    *,
+    seed: int = 1,
+    n_ctx: int = 128,
+    pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN,
+    classifier: bool = False,
+) -> Path:
+    """Write a BERT of random weights with a wordpiece vocabulary; with *classifier* it has a head that ranks."""
+    n_embd, n_layer, n_ff, n_head = 64, 2, 128, 4
+    pieces = wordpieces()
+    make = _maker(np.random.default_rng(seed))
+
+    def norm(name: str) -> dict[str, Array]:
+        return {f"{name}.weight": np.ones(n_embd, np.float32), f"{name}.bias": make(1, n_embd)[0]}
+
+    tensors = {
+        "token_embd.weight": make(len(pieces), n_embd),
+        "token_types.weight": make(2, n_embd),
+        "position_embd.weight": make(n_ctx, n_embd),
+        **norm("token_embd_norm"),
+    }
+    for layer in range(n_layer):
+        prefix = f"blk.{layer}."
+        for matrix in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            tensors[f"{prefix}{matrix}.weight"] = make(n_embd, n_embd)
+            tensors[f"{prefix}{matrix}.bias"] = make(1, n_embd)[0]
+        tensors[prefix + "ffn_up.weight"] = make(n_ff, n_embd)
+        tensors[prefix + "ffn_up.bias"] = make(1, n_ff)[0]
+        tensors[prefix + "ffn_down.weight"] = make(n_embd, n_ff)
+        tensors[prefix + "ffn_down.bias"] = make(1, n_embd)[0]
+        tensors |= norm(prefix + "attn_output_norm") | norm(prefix + "layer_output_norm")
+    if classifier:
+        tensors |= {"cls.weight": make(n_embd, n_embd), "cls.bias": make(1, n_embd)[0]}
+        tensors |= {"cls.output.weight": make(1, n_embd), "cls.output.bias": make(1, 1)[0]}
+    writer = gguf.GGUFWriter(path, "bert")
+    _describe(writer, "tiny-bert", n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer, n_ff=n_ff, n_head=n_head)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(2)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    if classifier:
+        writer.add_classifier_output_labels(["LABEL_0"])
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(pieces)
+    writer.add_token_types(
+        [int(gguf.TokenType.CONTROL)] * _WORDPIECE_SPECIALS + [1] * (len(pieces) - _WORDPIECE_SPECIALS)
+    )
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    return _write(writer, path, tensors)
+
+
+def wordpieces() -> list[str]:
+    """Return BERT's vocabulary as llama.cpp wants it: the beginning of a word is marked, not what follows it."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?"
+    ordered = dict.fromkeys(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+    ordered.update(dict.fromkeys("▁" + letter for letter in letters))
+    ordered.update(dict.fromkeys(letters))
+    ordered.update(dict.fromkeys("▁" + word for word in WORDS))
+    return list(ordered)
 
 
 def make_scripted_llama(

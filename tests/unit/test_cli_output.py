@@ -74,10 +74,11 @@ def _runner(**fields: object) -> runtime_pb.Runner:
 def test_ps_shows_memory_slots_and_time_to_unload(daemon: FakeDaemon, capsys: Capture) -> None:
     ready = _runner(slots_busy=1, queued=2, context_length=4096)
     ready.expire_time.FromSeconds(int(time.time()) + 300)
+    ready.stats.prompt_tokens, ready.stats.cached_tokens = 1000, 902
     daemon.runners += [ready, _runner(name="b:latest", keep_forever=True), _runner(name="c:latest", slots_busy=1)]
     header, first, second, third = lm(capsys, "ps").out.splitlines()
-    assert header.split() == ["NAME", "STATE", "DEVICE", "MEMORY", "CONTEXT", "SLOTS", "QUEUED", "UNTIL"]
-    assert first.split()[:8] == ["a:latest", "ready", "cpu", "5", "MiB", "4096", "1/4", "2"]
+    assert header.split() == ["NAME", "STATE", "DEVICE", "MEMORY", "CONTEXT", "SLOTS", "QUEUED", "CACHE", "UNTIL"]
+    assert first.split()[:9] == ["a:latest", "ready", "cpu", "5", "MiB", "4096", "1/4", "2", "90%"]
     assert first.endswith(("5 minutes from now", "4 minutes from now"))
     assert second.endswith("for ever")
     assert third.endswith("in use")
@@ -92,10 +93,13 @@ def test_ps_gives_the_reason_of_a_failed_runner(daemon: FakeDaemon, capsys: Capt
 
 def test_ps_json(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.runners.append(_runner(vram_bytes=MIB))
+    daemon.runners[0].stats.cache_hits = 3
     [entry] = json.loads(lm(capsys, "ps", "--json").out)
     expected = {"name": "a:latest", "state": "ready", "memory_bytes": 5 * MIB, "device": "cpu", "pid": 77, "slots": 4}
     assert expected.items() <= entry.items()
     assert entry["expires_at"] is None
+    assert entry["stats"]["cache_hits"] == 3
+    assert entry["stats"].keys() == {field.name for field in runtime_pb.EngineStats.DESCRIPTOR.fields}
     assert {"context_length", "slots_busy", "queued", "vram_bytes", "digest", "keep_forever"} <= entry.keys()
 
 
@@ -111,6 +115,13 @@ def test_status_json(daemon: FakeDaemon, capsys: Capture) -> None:
     assert status["http"] == "http://127.0.0.1:11434"
     assert status["usage"]["blob_bytes"] == 4 * MIB
     assert status["devices"][0]["id"] == "cpu"
+
+
+def test_status_shows_saved_kv_when_there_is_any(daemon: FakeDaemon, capsys: Capture) -> None:
+    assert "saved KV" not in lm(capsys, "status").out
+    daemon.usage.kv_bytes = 3 * MIB
+    assert "saved KV  3 MiB" in lm(capsys, "status").out
+    assert json.loads(lm(capsys, "status", "--json").out)["usage"]["kv_bytes"] == 3 * MIB
 
 
 def test_status_says_why_the_gateway_is_off(daemon: FakeDaemon, capsys: Capture) -> None:

@@ -47,6 +47,7 @@ def test_defaults_without_a_file(home: Path) -> None:
     assert config.store.grace_period == timedelta(hours=1)
     assert config.runtime.keep_alive == timedelta(minutes=5)
     assert config.runtime.memory_reserve_bytes == 512 << 20
+    assert config.runtime.kv_disk_bytes == 4 << 30
     assert config.pull.endpoint == "https://huggingface.co"
     assert config.pull.token is None
     assert config.aliases_file is None
@@ -60,6 +61,7 @@ def test_a_file_is_read(home: Path) -> None:
         [runtime]
         keep_alive = -1
         memory_reserve_bytes = "1GiB"
+        kv_disk_bytes = 0
         [store]
         path = "~/models"
         [dropin]
@@ -69,6 +71,7 @@ def test_a_file_is_read(home: Path) -> None:
     assert config.file == home / "config.toml"
     assert config.runtime.keep_alive == FOR_EVER
     assert config.runtime.memory_reserve_bytes == 1 << 30
+    assert config.runtime.kv_disk_bytes == 0
     assert config.store.path == Path("/home/ada/models")
     assert config.dropin.enabled is False
 
@@ -88,6 +91,33 @@ def test_the_environment_wins_over_the_file(home: Path) -> None:
     assert config.runtime.keep_alive == FOR_EVER
     assert config.log.level == "info"
     assert config.pull.endpoint == "http://127.0.0.2:8080"
+
+
+def test_shares_of_callers_are_a_table_or_a_line(home: Path) -> None:
+    assert load(home).runtime.caller_weights == {}
+    written = load(home, '[runtime.caller_weights]\n"uid:1000" = 2\n"uid:0" = 0.5\n')
+    assert written.runtime.caller_weights == {"uid:1000": 2.0, "uid:0": 0.5}
+    inline = load(home, '[runtime]\ncaller_weights = { "uid:7" = 100.0 }\n')
+    assert inline.runtime.caller_weights == {"uid:7": 100.0}
+    from_variable = load(home, LMD_RUNTIME_CALLER_WEIGHTS="uid:1=3, uid:2=0.25")
+    assert from_variable.runtime.caller_weights == {"uid:1": 3.0, "uid:2": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ('"ada" = 2', "'ada' is no caller"),
+        ('"uid:01" = 2', "'uid:01' is no caller"),
+        ('"uid:1" = 0', "the share of uid:1 must be a number from 0.01 to 100, not 0"),
+        ('"uid:1" = nan', "not nan"),
+        ('"uid:1" = true', "not True"),
+        ('"uid:1" = "2"', "not '2'"),
+    ],
+)
+def test_shares_of_callers_are_checked(home: Path, toml: str, says: str) -> None:
+    message = refusal(home, f"[runtime]\nslots = 1\n[runtime.caller_weights]\n{toml}\n")
+    assert f"{home}/config.toml, line 3: `runtime.caller_weights` = " in message
+    assert says in message
 
 
 def test_our_own_variable_beats_the_shared_one(home: Path) -> None:

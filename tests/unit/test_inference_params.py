@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from typing import Any
 
-from lmd.daemon.parameters import SEEDS, effective, load_settings, sampling
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmd.daemon.parameters import (
+    MAX_LOGIT_BIASES,
+    MAX_STOP_TOKENS,
+    SEEDS,
+    check_logit_bias,
+    check_stop_tokens,
+    effective,
+    load_settings,
+    sampling,
+)
 from lmd.registry.errors import InvalidRequest
-from lmd.registry.parameters import PARAMETERS
+from lmd.registry.parameters import PARAMETERS, Kind
 
 
 def merged(requested: dict[str, object] | None = None, manifest: dict[str, object] | None = None) -> dict[str, object]:
@@ -67,9 +81,82 @@ def test_seed_is_picked_once_for_each_request() -> None:
     assert sampling(effective({"seed": 2**32 - 1}, {}, num_ctx=1, train_ctx=0)).seed == 0
 
 
-def test_sampling_settings_reach_the_runner() -> None:
-    requested = {"temperature": 0.5, "top_k": 3, "min_p": 0.25, "mirostat": 2, "num_predict": 9, "stop": ["x"]}
+@given(st.data())
+def test_sampling_settings_reach_the_runner(data: st.DataObject) -> None:
+    """Every setting that is not one of the load arrives under its own name; the rest of the frame is the request's."""
+    requested: dict[str, Any] = {}
+    for name, parameter in PARAMETERS.items():
+        if parameter.load_time:
+            continue
+        low, high = parameter.minimum, parameter.maximum
+        match parameter.kind:
+            case Kind.TEXTS:
+                requested[name] = data.draw(st.lists(st.text("abc\n", min_size=1), min_size=1, max_size=3))
+            case Kind.BOOL:
+                requested[name] = data.draw(st.booleans())
+            case Kind.INT:
+                assert low is not None
+                assert high is not None
+                requested[name] = data.draw(st.integers(int(low), int(high)))
+            case Kind.FLOAT:
+                requested[name] = data.draw(st.floats(low, high, width=16, exclude_min=parameter.above_minimum))
+    requested["seed"] = data.draw(st.integers(0, SEEDS - 1))
     made = sampling(effective(requested, {}, num_ctx=1, train_ctx=0))
-    assert {name: getattr(made, name) for name in requested} == requested
+    texts = [name for name, parameter in PARAMETERS.items() if parameter.kind is Kind.TEXTS]
+    found = {name: list(getattr(made, name)) if name in texts else getattr(made, name) for name in requested}
+    assert found == requested
     names = {field.name for field in made.DESCRIPTOR.fields}
-    assert names == {name for name, parameter in PARAMETERS.items() if not parameter.load_time}
+    assert names == set(requested) | {"logit_bias", "stop_tokens"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [name for name, parameter in PARAMETERS.items() if parameter.kind is Kind.FLOAT])
+def test_what_is_no_number_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{name}` must be a number"):
+        merged({name: value})
+
+
+def test_a_negative_seed_is_refused_unless_it_asks_for_a_random_one() -> None:
+    assert merged({"seed": -1})["seed"] == -1
+    with pytest.raises(InvalidRequest, match="`seed` must be a whole number, at least -1, not -2"):
+        merged({"seed": -2})
+
+
+def test_biases_of_tokens() -> None:
+    biases = {0: 100.0, 5: -100.0, 7: -math.inf, 9: 0.5}
+    assert check_logit_bias(biases) == biases
+    assert check_logit_bias({}) == {}
+    assert len(check_logit_bias(dict.fromkeys(range(MAX_LOGIT_BIASES), 1.0))) == MAX_LOGIT_BIASES
+
+
+@pytest.mark.parametrize(
+    ("biases", "words"),
+    [
+        ({1: math.nan}, "token 1 must be from -100 to 100, or -infinity, not nan"),
+        ({1: math.inf}, "not inf"),
+        ({1: 100.5}, "not 100.5"),
+        ({-1: 0.0}, "the token -1"),
+        ({True: 0.0}, "the token True"),
+        ({1: True}, "not True"),
+        (dict.fromkeys(range(MAX_LOGIT_BIASES + 1), 0.0), "1025 tokens; at most 1024"),
+    ],
+)
+def test_biases_that_are_refused(biases: dict[int, float], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        check_logit_bias(biases)
+    assert caught.value.metadata == {"field": "logit_bias"}
+
+
+def test_stop_tokens() -> None:
+    assert check_stop_tokens([3, 1, 3]) == (3, 1)
+    assert check_stop_tokens([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [([-1], "the token -1"), ([2**31], "the token 2147483648"), ([0] * (MAX_STOP_TOKENS + 1), "65 tokens; at most 64")],
+)
+def test_stop_tokens_that_are_refused(tokens: list[int], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        check_stop_tokens(tokens)
+    assert caught.value.metadata == {"field": "stop_tokens"}

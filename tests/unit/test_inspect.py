@@ -119,6 +119,8 @@ def test_the_manifests_template_wins_over_the_headers() -> None:
         ),
         ("bert", {}, CHAT, False, ("embedding",)),
         ("qwen3", {"qwen3.pooling_type": 3}, CHAT, False, ("embedding",)),
+        ("qwen3", {"qwen3.pooling_type": 4}, CHAT, False, ("rerank",)),
+        ("bert", {"bert.pooling_type": 4}, None, False, ("rerank",)),
         ("qwen3", {"qwen3.pooling_type": 0}, CHAT, False, ("completion", "chat")),
     ],
 )

@@ -146,3 +146,25 @@ def test_a_tiny_model() -> None:
     data = TinyModel().to_bytes()
     found = estimate(read_header(io.BytesIO(data), len(data)), num_ctx=256, slots=2)
     assert found.kv_bytes == 2 * 16 * 2 * 512
+
+
+def test_encoder_keeps_nothing_and_reads_texts_whole() -> None:
+    """Measured with 100,000 words and texts of 1,000 tokens: the engine takes 4 bytes for each word and token."""
+
+    def encoder(vocab_size: int) -> GgufHeader:
+        shape = {"block_count": 2, "embedding_length": 64, "attention.head_count": 4, "vocab_size": vocab_size}
+        return header({"general.architecture": "bert", **{f"bert.{key}": value for key, value in shape.items()}})
+
+    few, many = (estimate(encoder(size), num_ctx=1000, slots=4) for size in (0, 100_000))
+    assert few.kv_bytes == many.kv_bytes == 0
+    assert many.compute_bytes - few.compute_bytes == 4 * 1000 * 100_000
+    assert estimate(encoder(0), num_ctx=1000, slots=1) == few
+
+
+def test_decoder_made_for_embedding_keeps_one_text() -> None:
+    one = estimate(llama(), num_ctx=1024, slots=1)
+    assert estimate(llama(pooling_type=3), num_ctx=1024, slots=8).kv_bytes == one.kv_bytes
+    causal = estimate(llama(pooling_type=3), num_ctx=1024, slots=8).compute_bytes
+    assert (
+        estimate(llama(**{"pooling_type": 3, "attention.causal": False}), num_ctx=1024, slots=8).compute_bytes > causal
+    )

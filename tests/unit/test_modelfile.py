@@ -217,7 +217,7 @@ def test_settings_of_other_engines_are_warned_about_and_ignored() -> None:
 def test_the_last_value_of_a_parameter_wins_and_stops_add_up() -> None:
     found = parse_modelfile("FROM x\nPARAMETER seed 1\nPARAMETER seed 2\nPARAMETER stop a\nPARAMETER stop b")
     assert found.parameters == {"seed": 2, "stop": ("a", "b")}
-    assert "at most 64 texts" in problem("FROM x\n" + "PARAMETER stop a\n" * 65).message
+    assert "at most 1024 texts" in problem("FROM x\n" + "PARAMETER stop a\n" * 1025).message
 
 
 def test_a_file_beyond_all_measure() -> None:

@@ -59,16 +59,19 @@ def test_the_comments_of_the_wire_message_state_the_same_ranges_and_defaults() -
         if parameter.kind is Kind.TEXTS:
             assert f"At most {MAX_STOPS}, each 1 to {MAX_STOP_BYTES} bytes" in comment
             continue
-        if span := re.search(r"(-?[\d.]+) to (-?\d+)", comment):
+        if span := re.search(r"(-?[\d.]+) to (-?[\d.]*\d)", comment):
             assert (parameter.minimum, parameter.maximum) == (float(span[1]), float(span[2])), name
         if above := re.search(r"Above (\d+), to (\d+)", comment):
             assert (parameter.minimum, parameter.maximum) == (float(above[1]), float(above[2]))
             assert parameter.above_minimum
         if least := re.search(r"At least (\d+)", comment):
             assert parameter.minimum == float(least[1])
-        if default := re.search(r"Default (-?[\d.]*\d|true)", comment):
-            expected: ParameterValue = True if default[1] == "true" else float(default[1])
+        if default := re.search(r"Default (-?[\d.]*\d|true|false)", comment):
+            words: dict[str, ParameterValue] = {"true": True, "false": False}
+            expected = words[default[1]] if default[1] in words else float(default[1])
             assert parameter.default == expected, name
+        else:
+            assert name == "num_ctx", f"{name}: its default is said in a way that this test does not read"
 
 
 def test_defaults_are_legal() -> None:
@@ -129,7 +132,14 @@ def test_stop_texts(value: object, expected: tuple[str, ...]) -> None:
     assert validate({"stop": value}) == {"stop": expected}
 
 
-@pytest.mark.parametrize("value", ["", [""], ["x" * 513], ["é" * 257], ["a"] * 65, [1], 5, None, {"a": 1}, ["\ud800"]])
+def test_a_thousand_stop_texts_are_legal() -> None:
+    stops = [f"stop {index}" for index in range(1000)]
+    assert validate({"stop": stops}) == {"stop": tuple(stops)}
+
+
+@pytest.mark.parametrize(
+    "value", ["", [""], ["x" * 513], ["é" * 257], ["a"] * 1025, [1], 5, None, {"a": 1}, ["\ud800"]]
+)
 def test_stop_texts_that_are_refused(value: object) -> None:
     with pytest.raises(InvalidRequest) as caught:
         validate({"stop": value})
@@ -150,6 +160,10 @@ def test_stop_texts_that_are_refused(value: object) -> None:
         ("use_mmap", "off", False),
         ("stop", "<|end|>", ("<|end|>",)),
         ("stop", "12", ("12",)),
+        ("dry_sequence_breakers", "\n", ("\n",)),
+        ("ignore_eos", "yes", True),
+        ("xtc_threshold", "0.5", 0.5),
+        ("draft_num_predict", "-1", -1),
     ],
 )
 def test_text(name: str, text: str, value: ParameterValue) -> None:
@@ -171,6 +185,12 @@ def test_text(name: str, text: str, value: ParameterValue) -> None:
         ("temperature", "warm"),
         ("use_mmap", "maybe"),
         ("stop", ""),
+        ("seed", "-2"),
+        ("xtc_threshold", "0.51"),
+        ("dry_base", "0.99"),
+        ("dry_allowed_length", "0"),
+        ("draft_num_predict", "65"),
+        ("deterministic", "2"),
     ],
 )
 def test_text_that_is_refused(name: str, text: str) -> None:
@@ -199,6 +219,8 @@ def test_names_of_other_engines_are_told_apart_from_typos() -> None:
 def test_text_and_back(name: str, data: st.DataObject) -> None:
     parameter = PARAMETERS[name]
     if parameter.kind is Kind.TEXTS:
+        text = data.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=99))
+        assert parse_text(name, text) == (text,)
         return
     low, high = parameter.minimum or 0, parameter.maximum or 1
     value: ParameterValue

@@ -51,7 +51,7 @@ def test_texts_grow_together_while_nobody_reads(ends: tuple[Channel, socket.sock
         for request_id in expected:
             text = f"{request_id}.{count} "
             expected[request_id] += text
-            channel.send_text(request_id, text, count)
+            channel.send_text(request_id, 0, text, count)
         channel.flush()
     for request_id in expected:
         channel.send(finished(request_id), last_of=request_id)
@@ -72,7 +72,7 @@ def test_texts_grow_together_while_nobody_reads(ends: tuple[Channel, socket.sock
 def test_congestion_is_told_and_passes(ends: tuple[Channel, socket.socket]) -> None:
     channel, theirs = ends
     for _ in range(5):
-        channel.send_text(1, "x" * (1 << 20), 1)
+        channel.send_text(1, 0, "x" * (1 << 20), 1)
         channel.flush()
     assert channel.congested
     read_all(channel, theirs)
@@ -81,10 +81,10 @@ def test_congestion_is_told_and_passes(ends: tuple[Channel, socket.socket]) -> N
 
 def test_texts_wait_a_moment_for_company_but_not_for_the_first(ends: tuple[Channel, socket.socket]) -> None:
     channel, _ = ends
-    channel.send_text(1, "first", 1)
+    channel.send_text(1, 0, "first", 1)
     channel.flush(now=False)
     assert not channel.has_unsent
-    channel.send_text(1, "second", 2)
+    channel.send_text(1, 0, "second", 2)
     channel.flush(now=False)
     channel.send(finished(1), last_of=1)
     channel.flush(now=False)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmd.runner.patterns import Node
 from lmd.runner.text import StopMatcher
 
 # Few letters and short words make overlaps and near misses likely.
@@ -69,3 +70,31 @@ def test_shows_as_early_as_it_can(text: str, stops: list[str]) -> None:
 )
 def test_examples(pieces: list[str], stops: list[str], expected: tuple[str, str]) -> None:
     assert run(pieces, stops) == expected
+
+
+many_stops = st.lists(st.text("abcde\U0010ffff]^-\\", min_size=1, max_size=6), min_size=100, max_size=1024)
+
+
+@given(many_stops, st.text("abcde\U0010ffff]^-\\ ", max_size=60))
+def test_a_thousand_stop_texts_are_all_found(stops: list[str], text: str) -> None:
+    assert run(list(text), stops) == run([text], stops) == reference(text, stops)
+
+
+def test_stop_texts_that_do_not_begin_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of a thousand costs what the stream has of their beginnings: nothing, a few steps, each looked up once."""
+    looked_up: list[str] = []
+    find = Node._find
+
+    def counting(node: Node, character: str) -> Node | None:
+        looked_up.append(character)
+        return find(node, character)
+
+    monkeypatch.setattr(Node, "_find", counting)
+    matcher = StopMatcher([f"stop {index}" for index in range(1000)])
+    for _ in range(100):
+        assert matcher.feed("no match here") == ("no match here", "")
+    assert looked_up == []
+    for _ in range(100):
+        assert matcher.feed("sto!") == ("sto!", "")
+    assert looked_up.count("s") == looked_up.count("t") == looked_up.count("o") == 1
+    assert matcher.feed("stop 99") == ("", "stop 9")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmd.cli.bodies import Body, HeldBody, RawBody, WrappedBody
@@ -34,6 +34,7 @@ class Request:
     parameters: model_pb2.Parameters | None = None
     keep_alive: Duration | None = None
     raw: bool = False
+    options: pb.AnswerOptions | None = None
 
     @property
     def chats(self) -> bool:
@@ -50,6 +51,7 @@ class Request:
                 messages=[*system, *self.messages],
                 parameters=self.parameters,
                 keep_alive=self.keep_alive,
+                options=self.options,
             )
             return client.stream(client.inference.Chat, chat)
         generate = pb.GenerateRequest(
@@ -59,6 +61,7 @@ class Request:
             raw=self.raw,
             parameters=self.parameters,
             keep_alive=self.keep_alive,
+            options=self.options,
         )
         return client.stream(client.inference.Generate, generate)
 
@@ -71,11 +74,28 @@ class Request:
 
 
 @dataclass(slots=True)
+class Choice:
+    """One of the answers that were asked for."""
+
+    text: str = ""
+    logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Answer:
     """What came back. *done* is unset when the user interrupted it."""
 
-    text: str = ""
+    choices: dict[int, Choice] = field(default_factory=dict)
     done: pb.AnswerDone | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choice(0).text
+
+    def choice(self, number: int) -> Choice:
+        """Return a choice, from 0."""
+        return self.choices.setdefault(number, Choice())
 
 
 def body_for_stdout(*, markdown: bool, wrap: bool) -> Body:
@@ -109,12 +129,27 @@ def receive(client: Client, request: Request, body: Body) -> Answer:
         body.close()
     if answer.done is None and not interrupted:
         raise ClientError("the daemon ended the answer without a result", reason="INTERNAL")
-    if answer.done is not None and _is_cut(request, answer.done):
-        note("the context is full: the answer ends here; a larger `num_ctx` leaves more room")
+    if answer.done is not None:
+        _note_limits(request, answer.done)
     return answer
 
 
-def _is_cut(request: Request, done: pb.AnswerDone) -> bool:
+def _note_limits(request: Request, done: pb.AnswerDone) -> None:
+    """Say where the context was too short: what was left out, and that an answer ends for want of room."""
+    left_out = [
+        f"{count} {what}" if count == 1 else f"{count} {what}s"
+        for count, what in ((done.dropped_messages, "message"), (done.dropped_tokens, "token"))
+        if count
+    ]
+    if left_out:
+        note(f"the context is too short: the first {' and '.join(left_out)} were left out")
+    if done.shifted_tokens:
+        note(f"the context is full: {done.shifted_tokens} tokens were left out while answering")
+    if any(_is_cut(request, ended) for ended in done.choices or [done]):
+        note("the context is full: the answer ends here; a larger `num_ctx` leaves more room")
+
+
+def _is_cut(request: Request, done: pb.AnswerDone | pb.ChoiceDone) -> bool:
     """Return whether an answer ends for want of room, which nobody asked for."""
     return done.finish_reason == pb.AnswerDone.FINISH_REASON_LENGTH and not request.asked_for(done.generated_tokens)
 
@@ -126,10 +161,15 @@ def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Bod
         else:
             spinner.refresh()
     elif event.HasField("delta"):
-        if not answer.text:
+        delta = event.delta
+        choice = answer.choice(delta.choice)
+        choice.logprobs.extend(delta.logprobs)
+        if not delta.text:
+            return
+        choice.text += delta.text
+        if delta.choice == 0:
             spinner.clear()
-        answer.text += event.delta.text
-        body.feed(event.delta.text)
+            body.feed(delta.text)
     elif event.HasField("waiting"):
         spinner.say(waiting_text(request.model.model.name, event.waiting))
     elif event.HasField("done"):

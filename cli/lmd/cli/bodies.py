@@ -106,6 +106,35 @@ class WrappedBody:
         self._stream.write(text)
 
 
+class TitledBody:
+    """Puts a line before a text, also before one that stays empty."""
+
+    def __init__(self, body: Body, stream: TextIO, title: str) -> None:
+        self._body = body
+        self._stream = stream
+        self._title: str | None = title
+
+    def feed(self, piece: str) -> None:
+        """Write the line, once, and *piece*."""
+        self._write_title()
+        self._body.feed(piece)
+
+    def refresh(self) -> None:
+        """Catch up."""
+        self._body.refresh()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._write_title()
+        self._body.close()
+
+    def _write_title(self) -> None:
+        if self._title is not None:
+            self._stream.write(f"{self._title}\n")
+            self._stream.flush()
+            self._title = None
+
+
 class HeldBody:
     """Keeps the text to itself, for `--json`."""
 

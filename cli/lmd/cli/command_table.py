@@ -17,6 +17,9 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Running": {
         "run": "Chat with a model, or answer one prompt",
+        "embed": "Turn texts into vectors",
+        "rerank": "Rank documents by how well they answer a query",
+        "tokenize": "Show the tokens that a model reads",
         "ps": "List the models in memory",
         "stop": "Unload models from memory",
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from lmd.cli.answer import Answer, Choice
     from lmd.v1 import inference_service_pb2 as inference_pb
     from lmd.v1 import model_pb2, model_service_pb2, runtime_service_pb2, store_service_pb2, system_service_pb2
 
@@ -127,7 +130,14 @@ def runner_json(runner: runtime_service_pb2.Runner) -> Json:
         "pid": runner.pid,
         "loaded_at": time_text(runner.load_time),
         "load_seconds": seconds(runner.load_duration),
+        "stats": {field.name: getattr(runner.stats, field.name) for field in runner.stats.DESCRIPTOR.fields},
     }
+
+
+def cache_share(runner: runtime_service_pb2.Runner) -> str:
+    """Return how much of all prompts came from the prefix cache, for people."""
+    stats = runner.stats
+    return f"{stats.cached_tokens / stats.prompt_tokens:.0%}" if stats.prompt_tokens else ""
 
 
 def until_text(runner: runtime_service_pb2.Runner, now: float) -> str:
@@ -198,11 +208,12 @@ def pull_json(pull: model_service_pb2.Pull) -> Json:
     }
 
 
-def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
+def answer_json(model: str, answer: Answer, done: inference_pb.AnswerDone) -> Json:
     """Return `lm run --json`."""
+    ends: Sequence[inference_pb.AnswerDone | inference_pb.ChoiceDone] = done.choices or [done]
     return {
         "model": model,
-        "response": text,
+        "response": answer.text,
         "finish_reason": enum_text(done, "finish_reason"),
         "prompt_tokens": done.prompt_tokens,
         "cached_tokens": done.cached_tokens,
@@ -214,7 +225,81 @@ def answer_json(model: str, text: str, done: inference_pb.AnswerDone) -> Json:
         "generate_seconds": seconds(done.generate_duration),
         "seed": done.seed,
         "stop": done.stop,
+        "dropped_messages": done.dropped_messages,
+        "dropped_tokens": done.dropped_tokens,
+        "shifted_tokens": done.shifted_tokens,
+        "drafted_tokens": done.drafted_tokens,
+        "accepted_tokens": done.accepted_tokens,
+        "choices": [_choice_json(answer.choice(number), end) for number, end in enumerate(ends)],
     }
+
+
+def _choice_json(choice: Choice, end: inference_pb.AnswerDone | inference_pb.ChoiceDone) -> Json:
+    shape: Json = {
+        "text": choice.text,
+        "finish_reason": enum_text(end, "finish_reason"),
+        "generated_tokens": end.generated_tokens,
+        "stop": end.stop,
+    }
+    if choice.logprobs:
+        shape["logprobs"] = [
+            {**_logprob_json(token), "top": [_logprob_json(other) for other in token.top]} for token in choice.logprobs
+        ]
+    return shape
+
+
+def _logprob_json(token: inference_pb.TokenLogprob) -> Json:
+    """Return a token; its text is for people, as the bytes need not be whole characters."""
+    return {
+        "id": token.id,
+        "token": token.token.decode(errors="replace"),
+        "bytes": list(token.token),
+        "logprob": float(f"{token.logprob:.7g}") if math.isfinite(token.logprob) else None,
+    }
+
+
+def embeddings_json(model: str, replies: Sequence[inference_pb.EmbedResponse]) -> Json:
+    """Return `lm embed --json`; one call after the other made the vectors."""
+    embeddings = [embedding for reply in replies for embedding in reply.embeddings]
+    return {
+        "model": model,
+        # The wire's 32 bits are told apart by nine digits.
+        "embeddings": [[float(f"{value:.9g}") for value in embedding.values] for embedding in embeddings],
+        "tokens": [embedding.prompt_tokens for embedding in embeddings],
+        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "total_seconds": sum(seconds(reply.total_duration) for reply in replies),
+        "load_seconds": sum(seconds(reply.load_duration) for reply in replies),
+    }
+
+
+def ranking_json(model: str, documents: Sequence[str], ranking: inference_pb.RerankResponse) -> Json:
+    """Return `lm rerank --json`."""
+    return {
+        "model": model,
+        "results": [
+            {"index": result.index, "score": float(f"{result.score:.9g}"), "document": documents[result.index]}
+            for result in ranking.results
+        ],
+        "prompt_tokens": ranking.prompt_tokens,
+        "total_seconds": seconds(ranking.total_duration),
+        "load_seconds": seconds(ranking.load_duration),
+    }
+
+
+def tokens_json(model: str, tokens: Sequence[inference_pb.Token], prompt: str | None) -> Json:
+    """Return `lm tokenize --json`. A token's `text` is null when its bytes are no whole characters."""
+    shaped: list[Json] = [
+        {"id": token.id, "bytes": list(token.piece), "text": _whole_text(token.piece)} for token in tokens
+    ]
+    start: Json = {"model": model} if prompt is None else {"model": model, "prompt": prompt}
+    return {**start, "tokens": shaped}
+
+
+def _whole_text(piece: bytes) -> str | None:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def garbage_json(item: store_service_pb2.GarbageItem) -> Json:

@@ -12,20 +12,23 @@ from lmd.v1 import inference_service_pb2 as pb
 def print_timings(done: pb.AnswerDone) -> None:
     """Print counts and timings on stderr."""
     prompt_s, generate_s = seconds(done.prompt_duration), seconds(done.generate_duration)
-    cached = f", {done.cached_tokens} from the prefix cache" if done.cached_tokens else ""
+    reused = f", reused {done.cached_tokens} of {done.prompt_tokens}" if done.cached_tokens else ""
     prompt_rate = _rate(done.prompt_tokens - done.cached_tokens, prompt_s)
     rows = [
         ("total", format_elapsed(seconds(done.total_duration))),
         ("load", format_elapsed(seconds(done.load_duration))),
         ("queue", format_elapsed(seconds(done.queue_duration))),
-        ("prompt", f"{_tokens(done.prompt_tokens)} in {format_elapsed(prompt_s)}{prompt_rate}{cached}"),
+        ("prompt", f"{_tokens(done.prompt_tokens)} in {format_elapsed(prompt_s)}{prompt_rate}{reused}"),
         (
             "answer",
             f"{_tokens(done.generated_tokens)} in {format_elapsed(generate_s)}"
             f"{_rate(done.generated_tokens, generate_s)}",
         ),
-        ("seed", str(done.seed)),
     ]
+    if done.drafted_tokens:
+        share = done.accepted_tokens / done.drafted_tokens
+        rows.append(("draft", f"{_tokens(done.drafted_tokens)}, {done.accepted_tokens} accepted ({share:.0%})"))
+    rows.append(("seed", str(done.seed)))
     click.echo(err=True)
     for label, value in rows:
         click.echo(f"{label:<8}{value}", err=True)

@@ -15,15 +15,21 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
 from lmd.daemon.dropin import DropIn
+from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
+from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.residency.residency import Residency
+from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
-from lmd.daemon.services.inference import InferenceServiceServicer
+from lmd.daemon.services.calls import InferenceCallsServicer
 from lmd.daemon.services.models import ModelServiceServicer
 from lmd.daemon.services.runtime import RuntimeServiceServicer
 from lmd.daemon.services.store import StoreServiceServicer
+from lmd.daemon.services.system import engine_version
+from lmd.daemon.tokenizing import Tokenizing
 from lmd.registry.aliases import AliasTable
+from lmd.registry.digest import Digest
 from lmd.registry.errors import StoreLocked
 from lmd.registry.pull import Puller, PullEvent, PullOptions
 from lmd.registry.ref import ModelRef
@@ -71,13 +77,28 @@ class Application:
         catalog = Catalog(store, aliases, pool)
         self._exit.push_async_callback(catalog.stop)
 
-        residency = Residency(config, store, config.dirs.log, pool)
-        residency.on_released = catalog.model_released
-        catalog.unload_unnamed = residency.unload_if_resident
+        saved_kv = SavedKv(store.root / "kv", config.runtime.kv_disk_bytes, engine_version(), pool)
+        self._exit.push_async_callback(saved_kv.stop)
+        residency = Residency(config, store, config.dirs.log, pool, saved_kv=saved_kv)
+        saved_kv.named = lambda: {tag.manifest for tag in store.list_tags()}
+        saved_kv.resident = residency.resident_manifests
+
+        def note_released(manifest: Digest) -> None:
+            catalog.model_released(manifest)
+            saved_kv.tidy_soon()
+
+        async def unload_unnamed(manifest: Digest) -> None:
+            await residency.unload_if_resident(manifest)
+            saved_kv.tidy_soon()
+
+        residency.on_released = note_released
+        catalog.unload_unnamed = unload_unnamed
         store.set_resident_roots(residency.resident_manifests)
         await residency.start()
+        saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
-        inference = Inference(catalog, residency, config)
+        calls = ModelCalls(catalog, residency, config)
+        inference = InferenceCallsServicer(Inference(catalog, residency, config), Embedding(calls), Tokenizing(calls))
 
         hub_env.prepare(config.dirs.state)
         puller = Puller(
@@ -108,9 +129,9 @@ class Application:
         self._draining.callback(residency.drain)
         self._servicers = [
             adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
-            adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool)),
+            adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool, saved_kv)),
             adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
-            adder("InferenceService", add_InferenceServiceServicer_to_server, InferenceServiceServicer(inference)),
+            adder("InferenceService", add_InferenceServiceServicer_to_server, inference),
         ]
 
     async def drain(self) -> None:

@@ -5,6 +5,7 @@ The text of each field is also the reference documentation (`config_docs.py`), s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -85,11 +86,38 @@ def check_endpoint(value: object) -> str:
     return value.rstrip("/")
 
 
+def check_weights(value: object) -> dict[str, float]:
+    """Read the shares of callers: a table, or, as in a variable, text such as "uid:1000=2 uid:1001=0.5"."""
+    if isinstance(value, str):
+        pairs = [word.partition("=") for word in value.replace(",", " ").split()]
+        if not pairs:
+            raise ValueError("no caller is named")
+        value = {caller: _number(share) for caller, _, share in pairs}
+    if not isinstance(value, dict):
+        raise ValueError(f"shares are a table, not {type(value).__name__}")
+    weights: dict[str, float] = {}
+    for caller, weight in value.items():
+        if not re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", str(caller)):
+            raise ValueError(f"{caller!r} is no caller; write uid: and the number of a user")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.01 <= weight <= 100:
+            raise ValueError(f"the share of {caller} must be a number from 0.01 to 100, not {weight!r}")
+        weights[caller] = float(weight)
+    return weights
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # refused with the caller's name
+
+
 ABSOLUTE_PATH = 'an absolute path; a leading "~/" is the home directory'
 TRUTH = "true or false"
 AnyPath = Annotated[Path, BeforeValidator(check_path)]
 Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
 SizeBytes = Annotated[int, BeforeValidator(check_size)]
+Weights = Annotated[dict[str, float], BeforeValidator(check_weights)]
 
 _grace, GRACE = duration_between("0s", "365d")
 _stall, STALL = duration_between("1s", "1h")
@@ -180,7 +208,18 @@ class RuntimeConfig(Section):
         timedelta(seconds=30), "How long running answers may go on when the daemon is told to stop.", DRAIN
     )
     max_queue: int = setting(
-        512, "Requests that may wait for one model; more are refused.", "a whole number from 1 to 65536", ge=1, le=65536
+        512,
+        "Requests that may wait for one model; more are refused. One caller may fill three quarters of the queue, so "
+        "that there is always room for others.",
+        "a whole number from 1 to 65536",
+        ge=1,
+        le=65536,
+    )
+    caller_weights: Weights = setting(
+        {},
+        "How large a caller's share is when several want the same model at once: with 2.0 it gets twice the tokens of "
+        "one with 1.0, which is the share of everybody who is not named. It changes nothing for a caller who is alone.",
+        'a table of numbers from 0.01 to 100, such as { "uid:1000" = 2.0 }; in the variable, "uid:1000=2 uid:1001=0.5"',
     )
     memory_reserve_bytes: SizeBytes = setting(
         512 << 20,
@@ -189,6 +228,15 @@ class RuntimeConfig(Section):
         shown='"512MiB"',
         ge=0,
         le=1 << 40,
+    )
+    kv_disk_bytes: SizeBytes = setting(
+        4 << 30,
+        "Disk space for saved KV: what models have read is kept when they are unloaded, so that it need not be read "
+        "again. It holds the text of prompts and answers, readable by the daemon's user alone. 0 keeps none.",
+        f"{SIZE_FORM}, up to 16TiB",
+        shown='"4GiB"',
+        ge=0,
+        le=16 << 40,
     )
 
 
@@ -281,5 +329,8 @@ def _toml(value: object) -> str:
         bool: lambda truth: "true" if truth else "false",
         timedelta: lambda duration: f'"{format_duration(duration)}"',
         str: lambda text: f'"{text}"',
+        dict: lambda table: (
+            "{ " + ", ".join(f'"{key}" = {item}' for key, item in table.items()) + " }" if table else "{}"
+        ),
     }
     return writers.get(type(value), str)(value)

@@ -5,6 +5,8 @@ LmdError
 ├── UploadRequired            the daemon may not open this caller's files
 ├── Draining                  the daemon is shutting down
 ├── QueueFull                 too many requests wait already
+├── DeadlineExceeded          the request's own time is up
+├── ClientStalled             the client does not take its answer
 ├── DeviceMemoryShort         the model does not fit in memory now
 ├── ModelIncompatible         the engine refuses the model
 ├── RunnerError               a runner ...
@@ -53,17 +55,44 @@ class Draining(LmdError):
 
 
 class QueueFull(LmdError):
-    """Raised when too many requests wait already."""
+    """Raised when too many requests wait already: of all callers, or of this one when *own*."""
 
     reason = "QUEUE_FULL"
 
-    def __init__(self, *, limit: int, retry_after_s: float) -> None:
+    def __init__(self, *, limit: int, retry_after_s: float, own: bool = False) -> None:
+        whose = "of your requests" if own else "requests"
         super().__init__(
-            f"too many requests wait already (limit {limit})",
+            f"too many {whose} wait already (limit {limit})",
             hint="try again later",
             metadata={"limit": str(limit)},
         )
         self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(LmdError):
+    """Raised when a request's own time is up, wherever it is then."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+    def __init__(self, *, timeout_s: float) -> None:
+        super().__init__(
+            f"the request was not done within {timeout_s:g} s",
+            hint="give it more time, or ask for a shorter answer",
+            metadata={"timeout_s": f"{timeout_s:g}"},
+        )
+
+
+class ClientStalled(LmdError):
+    """Raised when a client leaves more of its answer unread than may be kept for it."""
+
+    reason = "CLIENT_STALLED"
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        super().__init__(
+            f"the client left more than {size_text(limit_bytes)} of the answer unread",
+            hint="read the answer as it comes, or limit it with `num_predict`",
+            metadata={"limit_bytes": str(limit_bytes)},
+        )
 
 
 class DeviceMemoryShort(LmdError):
@@ -173,11 +202,29 @@ class ContextLengthExceeded(LmdError):
 
     reason = "CONTEXT_LENGTH_EXCEEDED"
 
-    def __init__(self, *, prompt_tokens: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        context_tokens: int,
+        what: str = "the prompt",
+        hint: str = "shorten the prompt, or raise `num_ctx`",
+    ) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, the context holds {context_tokens}",
-            hint="shorten the prompt, or raise `num_ctx`",
+            f"{what} has {prompt_tokens} tokens, the context holds {context_tokens}",
+            hint=hint,
             metadata={"prompt_tokens": str(prompt_tokens), "context_tokens": str(context_tokens)},
+        )
+        self._counts = prompt_tokens, context_tokens
+
+    def of(self, what: str) -> ContextLengthExceeded:
+        """Return the same error for *what* is no prompt but can be cut on request."""
+        prompt_tokens, context_tokens = self._counts
+        return ContextLengthExceeded(
+            prompt_tokens=prompt_tokens,
+            context_tokens=context_tokens,
+            what=what,
+            hint="shorten it, set `truncate` to cut its end, or raise `num_ctx` if the model was trained for more",
         )
 
 

@@ -5,33 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from lmd.daemon.answer_events import ChoiceDone, Done, Event
+from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
+from lmd.daemon.conversations import chat_frame, chat_turns, conversation
+from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
 from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
-from lmd.daemon.residency.values import Loadable, Waiting
+from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
 from lmd.runner.v1 import frames_pb2 as frames
 
-ROLES = ("system", "user", "assistant", "tool")
-
 
 class AnswerableModel(Loadable, Protocol):
     """What inference has to know of a resolved model, beside what residency does."""
-
-    @property
-    def system(self) -> str | None:
-        """The manifest's system prompt."""
-
-    @property
-    def messages(self) -> Sequence[Message]:
-        """The messages that start every chat."""
 
     @property
     def capabilities(self) -> Sequence[str]:
@@ -45,47 +38,24 @@ class ModelSource(Protocol):
         """Return the model that a reference means."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """The next text: whole characters, never empty; *generated_tokens* counts from the start of the answer."""
-
-    text: str
-    generated_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The end of an answer; *finish_reason* is "stop" or "length"."""
-
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    total_ns: int
-    load_ns: int
-    queue_ns: int
-    prompt_ns: int
-    generate_ns: int
-    seed: int
-    stop: str
-
-
-Event = Waiting | Delta | Done
-
-
 class Inference:
     """Answers prompts and chats.
 
     The streams end with exactly one `Done`, or raise. `Waiting` comes before the first text only, when what a request
     waits for changes, at most five times a second. Text that a slow consumer has not taken is merged into its next
-    `Delta`. Closing a stream stops the work; use `contextlib.aclosing`. *cache_scope* names the caller: prefixes of
-    prompts are shared within one scope only.
+    `Delta` of the choice; it keeps neither the slot nor the model once the answer is over. Closing a stream stops the
+    work; use `contextlib.aclosing`.
+
+    *caller* is the authenticated identity: prefixes of prompts are shared within one caller only, the engine is shared
+    fairly between them, and none fills a queue alone. A request ends with `DeadlineExceeded` when the time-out of its
+    options, or *time_left_s*, what the call itself may take, has passed, wherever it is then.
     """
 
     def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._weights = config.runtime.caller_weights
 
     def generate(
         self,
@@ -96,7 +66,9 @@ class Inference:
         raw: bool = False,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
-        cache_scope: str = "",
+        options: AnswerOptions | None = None,
+        caller: str = "",
+        time_left_s: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Continue a prompt.
 
@@ -110,17 +82,18 @@ class Inference:
         """
 
         def build(resolved: AnswerableModel) -> frames.Submit:
-            _require(resolved, "completion")
+            require(resolved, "completion")
             if raw and system:
                 raise InvalidRequest("a raw prompt takes no system prompt", field="system")
             in_effect = resolved.system if system is None else system
             if raw:
                 return frames.Submit(prompt=prompt)
             if "chat" in resolved.capabilities:
-                return frames.Submit(chat=_chat(_conversation(resolved, in_effect, [Message("user", prompt)])))
+                turns = [Message("user", prompt)]
+                return frames.Submit(chat=chat_frame(conversation(in_effect, resolved.messages, turns)))
             return frames.Submit(prompt=f"{in_effect}\n\n{prompt}" if in_effect else prompt)
 
-        return self._answer(model, build, parameters or {}, keep_alive, cache_scope)
+        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     def chat(
         self,
@@ -129,7 +102,9 @@ class Inference:
         messages: Sequence[Message],
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
-        cache_scope: str = "",
+        options: AnswerOptions | None = None,
+        caller: str = "",
+        time_left_s: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer a chat.
 
@@ -141,14 +116,10 @@ class Inference:
         """
 
         def build(resolved: AnswerableModel) -> frames.Submit:
-            _require(resolved, "chat")
-            _check(messages)
-            system, turns = resolved.system, list(messages)
-            if turns[0].role == "system":
-                system = turns.pop(0).content
-            return frames.Submit(chat=_chat(_conversation(resolved, system, turns)))
+            require(resolved, "chat")
+            return frames.Submit(chat=chat_frame(chat_turns(resolved.system, resolved.messages, messages)))
 
-        return self._answer(model, build, parameters or {}, keep_alive, cache_scope)
+        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     async def _answer(
         self,
@@ -156,43 +127,45 @@ class Inference:
         build: Callable[[AnswerableModel], frames.Submit],
         requested: Mapping[str, object],
         keep_alive: timedelta | None,
-        cache_scope: str,
+        options: AnswerOptions | None,
+        caller: str,
+        time_left_s: float | None,
     ) -> AsyncGenerator[Event, None]:
         arrived_ns = time.monotonic_ns()
+        options = (options or AnswerOptions()).checked()
+        deadline = Deadline(shorter(options.timeout_s, time_left_s))
         model = await self._catalog.resolve(ref)
         submit = build(model)
-        parameters = effective(
-            requested, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length
-        )
-        settings = load_settings(parameters)
-        submit.sampling.CopyFrom(sampling(parameters))
-        submit.cache_scope = cache_scope
+        settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0
         shown: Waiting | None = None
         for last_try in (False, True):
             answer = None
-            with self._residency.enqueue(model, settings, keep_alive) as ticket:
+            with self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
                 queued_ns = time.monotonic_ns()
-                while not await ticket.wait(WAITING_INTERVAL_S if shown is not None else 0):
+                while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
+                    deadline.check()
                     if (waiting := ticket.status()) != shown:
                         shown = waiting
                         yield waiting
                 if shown is not None:
                     load_ns += time.monotonic_ns() - queued_ns
                 try:
-                    answer = await ticket.runner.submit(submit)
+                    answer = await ticket.runner.submit(submit, deadline)
+                    # A client that takes its time with the last text keeps the model from nobody.
+                    answer.when_ended(ticket.close)
                     while True:
-                        if not await _changed(answer, None if answer.started else WAITING_INTERVAL_S):
+                        if not await _changed(answer, deadline.within(None if answer.started else WAITING_INTERVAL_S)):
+                            deadline.check()
                             waiting = Waiting(ticket.runner.position(answer))
-                            if waiting != shown:
+                            if waiting != shown and not answer.started:
                                 shown = waiting
                                 yield waiting
                             continue
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
-                        text, tokens = answer.take()
-                        if text:
-                            yield Delta(text, tokens)
+                        for delta in answer.take():
+                            yield delta
                         if error is not None:
                             raise error
                         if finished is not None:
@@ -205,6 +178,24 @@ class Inference:
                 finally:
                     if answer is not None:
                         answer.close()
+
+    def _fill(
+        self,
+        submit: frames.Submit,
+        model: AnswerableModel,
+        requested: Mapping[str, object],
+        options: AnswerOptions,
+        caller: str,
+    ) -> LoadSettings:
+        """Complete a request that has its input, and return the settings to load its model with."""
+        parameters = effective(
+            requested, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length
+        )
+        submit.sampling.CopyFrom(sampling(parameters))
+        options.apply(submit)
+        submit.cache_scope = submit.caller = caller
+        submit.weight = self._weights.get(caller, 1.0)
+        return load_settings(parameters)
 
 
 async def _changed(answer: Answer, timeout_s: float | None) -> bool:
@@ -220,35 +211,20 @@ async def _changed(answer: Answer, timeout_s: float | None) -> bool:
     return True
 
 
-def _require(model: AnswerableModel, capability: str) -> None:
+def require(model: AnswerableModel, capability: str) -> None:
+    """Raise `CapabilityMissing` when a model lacks something."""
     if capability not in model.capabilities:
         hint = "it has no chat template; give it a text to continue instead" if capability == "chat" else ""
         raise CapabilityMissing(model.name, capability, hint=hint)
 
 
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise InvalidRequest("a chat needs a message", field="messages")
-    for number, message in enumerate(messages):
-        if message.role not in ROLES:
-            raise InvalidRequest(
-                f"message {number + 1} has role {message.role!a}, not one of {', '.join(ROLES)}",
-                field=f"messages[{number}].role",
-            )
-
-
-def _conversation(model: AnswerableModel, system: str | None, turns: Sequence[Message]) -> list[Message]:
-    first = [Message("system", system)] if system else []
-    return [*first, *model.messages, *turns]
-
-
-def _chat(messages: Sequence[Message]) -> frames.Chat:
-    return frames.Chat(messages=[frames.ChatMessage(role=m.role, content=m.content) for m in messages])
+def _reason(reason: frames.Finished.Reason.ValueType) -> str:
+    return "length" if reason == frames.Finished.REASON_LENGTH else "stop"
 
 
 def _done(finished: frames.Finished, seed: int, load_ns: int, arrived_ns: int) -> Done:
     return Done(
-        finish_reason="length" if finished.reason == frames.Finished.REASON_LENGTH else "stop",
+        finish_reason=_reason(finished.reason),
         prompt_tokens=finished.prompt_tokens,
         cached_tokens=finished.cached_tokens,
         generated_tokens=finished.generated_tokens,
@@ -259,4 +235,10 @@ def _done(finished: frames.Finished, seed: int, load_ns: int, arrived_ns: int) -
         generate_ns=finished.generate_ns,
         seed=seed,
         stop=finished.stop,
+        choices=tuple(ChoiceDone(_reason(c.reason), c.generated_tokens, c.stop) for c in finished.choices),
+        dropped_messages=finished.dropped_messages,
+        dropped_tokens=finished.dropped_tokens,
+        shifted_tokens=finished.shifted_tokens,
+        drafted_tokens=finished.drafted_tokens,
+        accepted_tokens=finished.accepted_tokens,
     )

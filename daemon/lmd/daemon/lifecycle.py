@@ -29,6 +29,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.front import Front
 from lmd.daemon.listener import Listener, check_path_length, open_listener, prepare_directory
 from lmd.daemon.places import Dirs
+from lmd.daemon.residency.values import SAVE_S
 from lmd.daemon.sd_notify import Notifier
 from lmd.daemon.server import AddServicer, RpcServer, adder
 from lmd.daemon.services.system import SystemServiceServicer
@@ -171,7 +172,7 @@ class Lifecycle:
     async def _drain(self, application: Application) -> None:
         allowed_s = self._config.runtime.drain_timeout.total_seconds()
         log.info("draining", running=self._admission.running, timeout_s=allowed_s)
-        self._notifier.stopping("draining", within_s=allowed_s + 3 * STOP_GRACE_S)
+        self._notifier.stopping("draining", within_s=allowed_s + SAVE_S + 3 * STOP_GRACE_S)
         async with asyncio.TaskGroup() as tasks:
             # What goes on without a request must not hold up the answers that finish meanwhile, nor the reverse.
             winding_down = tasks.create_task(application.drain())

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from lmd.daemon.residency.values import LoadSettings
-from lmd.registry.parameters import PARAMETERS, ParameterValue, validate
+from lmd.registry.errors import InvalidRequest
+from lmd.registry.parameters import INT32_MAX, PARAMETERS, ParameterValue, validate
 from lmd.runner.v1 import frames_pb2 as frames
 
 #: The engine takes 2**32 - 1 for "pick one".
 SEEDS = 2**32 - 1
+
+MAX_LOGIT_BIASES = 1024
+MAX_LOGIT_BIAS = 100
+MAX_STOP_TOKENS = 64
 
 
 def effective(
@@ -59,8 +65,65 @@ def sampling(parameters: Mapping[str, ParameterValue]) -> frames.Sampling:
         mirostat_eta=_float(parameters, "mirostat_eta"),
         seed=secrets.randbelow(SEEDS) if seed < 0 else seed % SEEDS,
         num_predict=_int(parameters, "num_predict"),
-        stop=cast(tuple[str, ...], parameters["stop"]),
+        stop=_texts(parameters, "stop"),
+        xtc_probability=_float(parameters, "xtc_probability"),
+        xtc_threshold=_float(parameters, "xtc_threshold"),
+        dry_multiplier=_float(parameters, "dry_multiplier"),
+        dry_base=_float(parameters, "dry_base"),
+        dry_allowed_length=_int(parameters, "dry_allowed_length"),
+        dry_penalty_last_n=_int(parameters, "dry_penalty_last_n"),
+        dry_sequence_breakers=_texts(parameters, "dry_sequence_breakers"),
+        ignore_eos=bool(parameters["ignore_eos"]),
+        draft_num_predict=_int(parameters, "draft_num_predict"),
+        prompt_lookup=bool(parameters["prompt_lookup"]),
+        deterministic=bool(parameters["deterministic"]),
     )
+
+
+def check_logit_bias(biases: Mapping[int, float]) -> dict[int, float]:
+    """Return what is added to the scores of tokens, checked; whether the ids exist only the runner knows.
+
+    Raises:
+        InvalidRequest: there are too many, an id is negative, or a bias is neither -100 to 100 nor -infinity.
+    """
+    field = "logit_bias"
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise InvalidRequest(f"`{field}` has {len(biases)} tokens; at most {MAX_LOGIT_BIASES} are legal", field=field)
+    for token, bias in biases.items():
+        if not _is_token(token):
+            raise InvalidRequest(f"`{field}` names the token {token!r}; ids are whole numbers from 0", field=field)
+        number = type(bias) in (int, float)
+        # A comparison with NaN is false, so NaN is refused as well.
+        if not number or not (-MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS or bias == -math.inf):
+            raise InvalidRequest(
+                f"`{field}` of token {token} must be from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}, or -infinity, "
+                f"not {bias!r}",
+                field=field,
+            )
+    return {int(token): float(bias) for token, bias in biases.items()}
+
+
+def check_stop_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens that end an answer, each once; whether they exist only the runner knows.
+
+    Raises:
+        InvalidRequest: there are too many, or an id is negative.
+    """
+    field = "stop_tokens"
+    if len(tokens) > MAX_STOP_TOKENS:
+        raise InvalidRequest(f"`{field}` has {len(tokens)} tokens; at most {MAX_STOP_TOKENS} are legal", field=field)
+    for token in tokens:
+        if not _is_token(token):
+            raise InvalidRequest(f"`{field}` names the token {token!r}; ids are whole numbers from 0", field=field)
+    return tuple(dict.fromkeys(tokens))
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= INT32_MAX
+
+
+def _texts(parameters: Mapping[str, ParameterValue], name: str) -> tuple[str, ...]:
+    return cast(tuple[str, ...], parameters[name])
 
 
 def _int(parameters: Mapping[str, ParameterValue], name: str) -> int:

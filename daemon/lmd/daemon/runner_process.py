@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import os
 import shutil
@@ -16,11 +15,15 @@ from typing import Self, TypeVar
 
 import structlog
 
+from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import ModelIncompatible, RunnerCrashed, RunnerHung, RunnerStartTimeout, TemplateFailed
-from lmd.daemon.runner_answer import Answer, error_of
+from lmd.daemon.futures import fail, resolve
+from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_link import RunnerLink
 from lmd.daemon.runner_log import RunnerLog
+from lmd.daemon.runner_requests import RunnerRequests
 from lmd.daemon.runner_spec import RunnerSpec, make_view, runner_environment
+from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.errors import LmdError
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -54,8 +57,8 @@ class RunnerProcess:
         self.name = spec.name
         self.hello: asyncio.Future[frames.Hello] = loop.create_future()
         self.exit: asyncio.Future[RunnerExit] = loop.create_future()
-        #: Requests that it finished.
-        self.served = 0
+        #: What its engine did so far; a few seconds old, None before it says so.
+        self.stats: EngineStats | None = None
         self._ready: asyncio.Future[frames.Ready] = loop.create_future()
         self._spec = spec
         self._timings = spec.timings
@@ -63,9 +66,7 @@ class RunnerProcess:
         self._link = RunnerLink(self._on_frame, self._on_link_end)
         self._link_ended = asyncio.Event()
         self._link_fault: str | None = None
-        self._answers: dict[int, Answer] = {}
-        self._queued: list[int] = []  # ascending
-        self._last_request_id = 0
+        self._requests = RunnerRequests(spec.name, self._link, self.log_tail)
         self._note_progress: Callable[[float], None] = lambda fraction: None
         self._pong_nonce = 0
         self._stopping = False
@@ -96,16 +97,30 @@ class RunnerProcess:
     @property
     def busy(self) -> int:
         """Requests that have a slot."""
-        return len(self._answers) - len(self._queued)
+        return self._requests.busy
 
     @property
     def queued(self) -> int:
         """Requests that wait for a slot."""
-        return len(self._queued)
+        return len(self._requests.queue)
+
+    @property
+    def served(self) -> int:
+        """Requests that it finished."""
+        return self._requests.served
+
+    @property
+    def mean_answer_s(self) -> float:
+        """How long its last answers took once they had a slot, in the mean; 0 when there was none."""
+        return self._requests.mean_answer_s
+
+    def queued_of(self, caller: str) -> int:
+        """Return how many requests of *caller* wait for a slot."""
+        return self._requests.queue.waiting_of(caller)
 
     def position(self, answer: Answer) -> int:
-        """Return how many requests wait for a slot before this one."""
-        return bisect.bisect_left(self._queued, answer.request_id)
+        """Return how many requests get a slot before this one, as far as is known."""
+        return self._requests.queue.position(answer.request_id)
 
     def log_tail(self) -> str:
         """Return the last lines of its standard error."""
@@ -123,38 +138,41 @@ class RunnerProcess:
         self._link.send(frames.DaemonFrame(load=load))
         return await self._or_kill(self._loaded(on_progress))
 
-    async def submit(self, submit: frames.Submit) -> Answer:
-        """Hand in a request; its id is set here.
+    async def submit(self, submit: frames.Submit, deadline: Deadline | None = None) -> Answer:
+        """Hand in a request for an answer; its id and its time-out are set here.
 
         Raises:
             RunnerCrashed and others: the runner has ended, with the error of its end.
         """
-        if self.exit.done():
-            raise self._error(self.exit.result())
-        self._last_request_id += 1
-        submit.request_id = self._last_request_id
-        answer = Answer(submit.request_id, self._cancel)
-        self._answers[answer.request_id] = answer
-        self._queued.append(answer.request_id)
-        self._link.send(frames.DaemonFrame(submit=submit))
-        try:
-            await self._link.writable()
-        except asyncio.CancelledError:
-            answer.close()
-            raise
-        return answer
+        self._check_alive()
+        return await self._requests.submit(submit, deadline or Deadline())
 
-    async def stop(self, *, drain_s: float, cut: Callable[[], LmdError] | None = None) -> RunnerExit:
-        """End the runner: drain for *drain_s* seconds, then TERM, then KILL.
+    async def call(self, frame: frames.DaemonFrame, deadline: Deadline | None = None) -> frames.RunnerFrame:
+        """Ask for something that has one reply: `embed`, `tokenize`, `detokenize` or `render`; its id is set here.
 
-        Requests that still run after the drain fail with *cut*'s error.
+        Cancelling takes the request back.
+
+        Raises:
+            DeadlineExceeded: there is no reply in time.
+            RunnerCrashed and others: the runner has ended, with the error of its end.
+            LmdError: what the runner failed the request with.
+        """
+        self._check_alive()
+        return await self._requests.call(frame, deadline or Deadline())
+
+    async def stop(
+        self, *, drain_s: float, save_s: float = 0.0, cut: Callable[[], LmdError] | None = None
+    ) -> RunnerExit:
+        """End the runner: drain for *drain_s* seconds, let it save KV for *save_s* more, then TERM, then KILL.
+
+        Requests that still run after the drain fail with *cut*'s error. Without a drain nothing is saved.
         """
         self._stopping = True
         self._end_error = self._end_error or cut
         try:
             if drain_s > 0:
-                self._link.send(frames.DaemonFrame(drain=frames.Drain()))
-            if drain_s <= 0 or not await self._exits_within(drain_s):
+                self._link.send(frames.DaemonFrame(drain=frames.Drain(save_ms=round(save_s * 1000))))
+            if drain_s <= 0 or not await self._exits_within(drain_s + save_s):
                 self._signal(signal.SIGTERM)
                 if not await self._exits_within(self._timings.term_s):
                     self.kill()
@@ -245,14 +263,15 @@ class RunnerProcess:
     def _settle(self, ended: RunnerExit) -> None:
         """Give everyone who waits for this runner its end."""
         event = log.info if ended.expected else log.warning
-        event("runner_exited", model=self.name, cause=ended.cause, requests=len(self._answers))
-        for answer in self._answers.values():
-            answer.note_error(self._error(ended))
-        self._answers.clear()
-        self._queued.clear()
-        _fail(self.hello, self._error(ended))
-        _fail(self._ready, OutOfMemory(ended.cause) if ended.probably_out_of_memory else self._error(ended))
-        self.exit.set_result(ended)
+        event("runner_exited", model=self.name, cause=ended.cause, requests=len(self._requests))
+        self.exit.set_result(ended)  # first: whoever learns of an end may ask at once whether we are alive
+        self._requests.end(lambda: self._error(ended))
+        fail(self.hello, self._error(ended))
+        fail(self._ready, OutOfMemory(ended.cause) if ended.probably_out_of_memory else self._error(ended))
+
+    def _check_alive(self) -> None:
+        if self.exit.done():
+            raise self._error(self.exit.result())
 
     def _error(self, ended: RunnerExit) -> LmdError:
         if self._end_error is not None:
@@ -283,30 +302,20 @@ class RunnerProcess:
 
     def _on_frame(self, frame: frames.RunnerFrame) -> None:
         match frame.WhichOneof("frame"):
-            case "delta":
-                if (answer := self._answers.get(frame.delta.request_id)) is not None:
-                    answer.note_delta(frame.delta)
-            case "started":
-                if (answer := self._answers.get(frame.started.request_id)) is not None:
-                    self._unqueue(answer.request_id)
-                    answer.note_started(frame.started)
-            case "finished":
-                if (answer := self._end_of(frame.finished.request_id)) is not None:
-                    self.served += 1
-                    answer.note_finished(frame.finished)
-            case "failed":
-                if (answer := self._end_of(frame.failed.request_id)) is not None:
-                    answer.note_error(error_of(frame.failed, name=self.name, log=self.log_tail()))
             case "pong":
                 self._pong_nonce = frame.pong.nonce
+                if frame.pong.HasField("stats"):
+                    self.stats = EngineStats.of(frame.pong.stats)
             case "load_progress":
                 self._note_progress(frame.load_progress.fraction)
             case "hello":
-                _resolve(self.hello, frame.hello)
+                resolve(self.hello, frame.hello)
             case "ready":
-                _resolve(self._ready, frame.ready)
+                resolve(self._ready, frame.ready)
             case "load_failed":
                 self._note_load_failed(frame.load_failed)
+            case kind:
+                self._requests.take(kind, frame)
 
     def _on_link_end(self, fault: str | None) -> None:
         self._link_fault = fault
@@ -316,24 +325,11 @@ class RunnerProcess:
         self._stopping = True
         match failed.kind:
             case frames.LoadFailed.KIND_OUT_OF_MEMORY:
-                _fail(self._ready, OutOfMemory(failed.message))
+                fail(self._ready, OutOfMemory(failed.message))
             case frames.LoadFailed.KIND_TEMPLATE:
-                _fail(self._ready, TemplateFailed(failed.message))
+                fail(self._ready, TemplateFailed(failed.message))
             case _:
-                _fail(self._ready, ModelIncompatible(self.name, failed.message))
-
-    def _end_of(self, request_id: int) -> Answer | None:
-        self._unqueue(request_id)
-        return self._answers.pop(request_id, None)
-
-    def _unqueue(self, request_id: int) -> None:
-        index = bisect.bisect_left(self._queued, request_id)
-        if index < len(self._queued) and self._queued[index] == request_id:
-            del self._queued[index]
-
-    def _cancel(self, request_id: int) -> None:
-        if request_id in self._answers:
-            self._link.send(frames.DaemonFrame(cancel=frames.Cancel(request_id=request_id)))
+                fail(self._ready, ModelIncompatible(self.name, failed.message))
 
     async def _greeted(self) -> None:
         try:
@@ -375,14 +371,3 @@ class RunnerProcess:
     async def _exits_within(self, timeout_s: float) -> bool:
         await asyncio.wait([self.exit], timeout=timeout_s)
         return self.exit.done()
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _fail(future: asyncio.Future[T], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # mark as seen: it is fine when nobody waits for it

@@ -65,6 +65,12 @@ class Batch:
         self.size = end
         return end - 1
 
+    def add_embedded(self, tokens: array[int], position: int, sequence: int) -> None:
+        """Add tokens from *position* on that all count for the vector of their sequence."""
+        start = self.size
+        self.add_chunk(tokens, position, sequence, sample=True)
+        self._outputs[start : self.size] = array("b", b"\x01" * len(tokens))
+
     def finish(self) -> Any:
         """Return the structure to decode."""
         self.native.n_tokens = self.size

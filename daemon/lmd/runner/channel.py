@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -18,17 +19,19 @@ _PACE_S = 0.004
 
 @dataclass(slots=True)
 class _Text:
-    """Text of one request that is not serialized yet: more can still be added."""
+    """Text of one answer that is not serialized yet: more can still be added."""
 
     request_id: int
+    choice: int
     parts: list[str] = field(default_factory=list)
+    logprobs: list[frames_pb2.TokenLogprob] = field(default_factory=list)
     generated_tokens: int = 0
 
 
 class Channel:
     """Sends frames without ever blocking, and receives them.
 
-    While the daemon reads slower than the engine writes, the texts of one request grow together into one `Delta`, so
+    While the daemon reads slower than the engine writes, the texts of one answer grow together into one `Delta`, so
     what waits here is bounded by the requests that run, and `congested` tells the engine to start no more of them.
     Frames of one request keep their order. Not thread-safe.
 
@@ -39,7 +42,7 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._wire = Wire(connection, self._next_bytes)
         self._outbox: collections.deque[bytes | _Text] = collections.deque()
-        self._open_texts: dict[int, _Text] = {}
+        self._open_texts: dict[tuple[int, int], _Text] = {}
         self._waiting_bytes = 0
         self._urgent = False
         self._blocked = False
@@ -79,23 +82,32 @@ class Channel:
     def send(self, message: frames_pb2.RunnerFrame, *, last_of: int | None = None) -> None:
         """Queue a frame. *last_of* names the request that it ends."""
         if last_of is not None:
-            self._open_texts.pop(last_of, None)
+            for key in [key for key in self._open_texts if key[0] == last_of]:
+                del self._open_texts[key]
         data = frame(message.SerializeToString())
         self._waiting_bytes += len(data)
         self._outbox.append(data)
         self._urgent = True
 
-    def send_text(self, request_id: int, text: str, generated_tokens: int) -> None:
-        """Queue text of a request."""
-        pending = self._open_texts.get(request_id)
+    def send_text(
+        self,
+        request_id: int,
+        choice: int,
+        text: str,
+        generated_tokens: int,
+        logprobs: Sequence[frames_pb2.TokenLogprob] = (),
+    ) -> None:
+        """Queue text of an answer."""
+        pending = self._open_texts.get((request_id, choice))
         if pending is None:
-            pending = self._open_texts[request_id] = _Text(request_id)
+            pending = self._open_texts[request_id, choice] = _Text(request_id, choice)
             self._outbox.append(pending)
             # The first text of a request is what somebody waits for.
             self._urgent |= generated_tokens <= 1
         pending.parts.append(text)
+        pending.logprobs.extend(logprobs)
         pending.generated_tokens = generated_tokens
-        self._waiting_bytes += len(text)
+        self._waiting_bytes += len(text) + sum(report.ByteSize() for report in logprobs)
 
     def flush(self, *, now: bool = True) -> None:
         """Write what the kernel takes; with *now* false, only when something is urgent or has waited long enough.
@@ -120,10 +132,17 @@ class Channel:
                 self._waiting_bytes -= len(item)
                 data += item
                 continue
-            if self._open_texts.get(item.request_id) is item:
-                del self._open_texts[item.request_id]
+            key = item.request_id, item.choice
+            if self._open_texts.get(key) is item:
+                del self._open_texts[key]
             text = "".join(item.parts)
-            self._waiting_bytes -= len(text)
-            delta = frames_pb2.Delta(request_id=item.request_id, text=text, generated_tokens=item.generated_tokens)
+            self._waiting_bytes -= len(text) + sum(report.ByteSize() for report in item.logprobs)
+            delta = frames_pb2.Delta(
+                request_id=item.request_id,
+                choice=item.choice,
+                text=text,
+                generated_tokens=item.generated_tokens,
+                logprobs=item.logprobs,
+            )
             data += frame(frames_pb2.RunnerFrame(delta=delta).SerializeToString())
         return bytes(data)

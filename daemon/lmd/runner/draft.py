@@ -13,7 +13,7 @@ from lmd.runner.batch import Batch
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.model import LoadAborted, LoadError
-from lmd.runner.slots import common_prefix
+from lmd.runner.prefix_cache import common_prefix
 from lmd.runner.threads import Threads
 from lmd.runner.v1 import frames_pb2
 

@@ -13,14 +13,18 @@ import select
 import socket
 import sys
 import time
+from pathlib import Path
 
 from lmd.runner.channel import Channel
 from lmd.runner.confine import drop_rights, never_block_on_stderr, tie_to_parent
+from lmd.runner.draft import load_draft
 from lmd.runner.engine import Engine
+from lmd.runner.kv_state import SequenceState, fingerprint
 from lmd.runner.log import EngineLog
 from lmd.runner.model import LoadAborted, LoadError, Model
 from lmd.runner.native import engine_version, load_bindings
 from lmd.runner.prompts import PromptMaker
+from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.templates import TemplateSetup
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireClosed, WireError
@@ -110,6 +114,21 @@ def _template_setup(model: Model, load: frames_pb2.Load) -> TemplateSetup:
     )
 
 
+def _saved_prefixes(model: Model, load: frames_pb2.Load) -> SavedPrefixes | None:
+    if not load.kv_dir:
+        return None
+    made_by = fingerprint(
+        model.llama, model.native, model.context, engine_version(), flash_attention=model.flash_attention
+    )
+    return SavedPrefixes.open(
+        Path(load.kv_dir),
+        load.kv_dir_bytes,
+        SequenceState(model.llama, model.context),
+        made_by,
+        divisible=model.memory.shares_freely,
+    )
+
+
 def serve(connection: socket.socket) -> int:
     """Load what the daemon says and serve until it is over; return the exit status.
 
@@ -129,6 +148,16 @@ def serve(connection: socket.socket) -> int:
     loading = _Loading(channel)
     try:
         model = Model(llama, log, load, loading.progress)
+        draft = load_draft(
+            llama,
+            log,
+            load,
+            num_ctx=model.num_ctx,
+            step_tokens=model.step_tokens,
+            threads=model.threads,
+            target_bytes=model.weights_bytes,
+            on_progress=loading.progress,
+        )
     except LoadError as error:
         failed = frames_pb2.LoadFailed(kind=error.kind, message=str(error))
         channel.send(frames_pb2.RunnerFrame(load_failed=failed))
@@ -139,9 +168,11 @@ def serve(connection: socket.socket) -> int:
             raise loading.error from None
         return EXIT_OK
     channel.send(frames_pb2.RunnerFrame(ready=model.ready()))
-    prompts = PromptMaker(model.vocab, _template_setup(model, load), num_ctx=model.num_ctx)
+    prompts = PromptMaker(
+        model.vocab, _template_setup(model, load), num_ctx=model.num_ctx, manifest_chat=load.manifest_chat
+    )
     try:
-        Engine(model, channel, prompts).run()
+        Engine(model, channel, prompts, draft_model=draft, saved=_saved_prefixes(model, load)).run()
     finally:
         prompts.close()
     return EXIT_OK

@@ -18,6 +18,7 @@ class Memory:
 
     Attributes:
         shares_freely: whether any beginning can be copied at any time.
+        can_shift: whether positions can be moved.
     """
 
     def __init__(self, llama: Any, context: Any, model: Any) -> None:
@@ -26,6 +27,7 @@ class Memory:
         self._window = int(llama.llama_model_n_swa(model))
         self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self.shares_freely = not self._recurrent and not self._window
+        self.can_shift = self.shares_freely and bool(llama.llama_memory_can_shift(self._memory))
 
     def reusable(self, sequence: int, length: int, shared: int, *, idle: bool) -> int:
         """Return how many of the *shared* first positions of a sequence of *length* another prompt can start from.
@@ -55,6 +57,16 @@ class Memory:
         self.clear(target)
         self._llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return self._has(target, length)
+
+    def shift(self, sequence: int, keep: int, discard: int) -> bool:
+        """Drop *discard* positions after the first *keep* and move up what follows; on failure drop all.
+
+        The cells that move must be this sequence's alone: a cell has one position, whoever shares it.
+        """
+        length = self._llama.llama_memory_seq_pos_max(self._memory, sequence) + 1
+        self._llama.llama_memory_seq_rm(self._memory, sequence, keep, keep + discard)
+        self._llama.llama_memory_seq_add(self._memory, sequence, keep + discard, -1, -discard)
+        return self._has(sequence, length - discard)
 
     def clear(self, sequence: int) -> None:
         """Drop a sequence."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lmd.runner.batch import Batch
+from lmd.runner.embedding_context import ContextError
+from lmd.runner.embedding_model import EmbeddingModel
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.threads import Threads, measure_threads, usable_cores
@@ -15,10 +17,18 @@ from lmd.runner.vocab import Vocab
 
 # Scores of plain attention that may take memory: one for each head, token of a step and token of context. On the CPU
 # plain attention is exact to the order of its sums, whatever else is in the batch, where flash attention rounds every
-# sum to 16 bits; it is 2.5 times as fast with heads of 8, 15 % slower to read a prompt with heads of 64 (measured).
-# Beyond this size its memory is the stronger argument.
+# sum to 16 bits. That is worth its price for weights of 32 bits, whose answers are then the same alone and in company;
+# narrower weights round differently by batch size anyway. Flash attention skips the cells of other sequences, which
+# plain attention computes and throws away, and reads prompts 15 % faster with heads of 64 (measured). Beyond this size
+# its memory is the stronger argument, too.
 _PLAIN_SCORES_BYTES = 256 << 20
 _SCORE_BYTES = 4
+# Bytes a weight, from which on nearly all of them have 32 bits.
+_WIDE_BYTES = 3.5
+
+# Sequences of prefix cache beside those of the slots. Each costs a row of scores, half a megabyte with a large
+# vocabulary, since llama.cpp keeps room for one a sequence; it can have 256 in all (LLAMA_MAX_SEQ).
+_CACHED_SEQUENCES = 28
 
 _MESSAGE_CHARACTERS = 600
 
@@ -39,8 +49,12 @@ class Model:
     """A loaded model with its context. Everything native lives until the process ends.
 
     Attributes:
+        generates: whether it continues text; otherwise it only embeds or ranks, and `context` is what does that.
+        embedding: what it offers for embedding.
         num_ctx: tokens one sequence can use; no more than the model was trained for.
-        slots: sequences.
+        slots: sequences that are decoded at once.
+        sequences: sequences that the memory can hold; the others are prefix cache.
+        rows: rows of scores that one step can yield.
         step_tokens: tokens a step can decode.
     """
 
@@ -54,19 +68,34 @@ class Model:
         self.llama = llama
         self._log = log
         self.slots = load.slots
-        self._native = self._load_weights(load, on_progress)
+        self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
         self.vocab = Vocab(llama, self._native)
         self.train_ctx = int(llama.llama_model_n_ctx_train(self._native))
         self.num_ctx = min(load.num_ctx, self.train_ctx) if self.train_ctx > 0 else load.num_ctx
         self.step_tokens = max(load.num_batch, load.slots)
-        self.context = self._make_context()
+        self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
+        self.rows = self.sequences
+        self.embedding = EmbeddingModel(llama, self._native, self.vocab, num_ctx=self.num_ctx)
+        self.embedding.plain = log.gpu_layers == 0
+        context = None if self.embedding.only else self._make_context()
+        self.generates = context is not None
+        self.context = context or self._make_embedding_context(load.num_thread)
         self.memory = Memory(llama, self.context, self._native)
-        self.batch = Batch(llama, self.step_tokens, load.slots)
-        self.threads = self._choose_threads(load.num_thread)
-        llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
+        self.batch = Batch(llama, self.step_tokens, self.sequences)
+        if self.generates:
+            self.threads = self._choose_threads(load.num_thread, load.num_thread_batch or load.num_thread)
+            llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
+            self.embedding.threads = self.threads.prefill
+        else:
+            self.threads = Threads(self.embedding.threads, self.embedding.threads)
         template = llama.llama_model_chat_template(self._native, None)
         self.template: str = load.template or (template.decode(errors="replace") if template else "")
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of its weights."""
+        return int(self.llama.llama_model_size(self._native))
 
     def ready(self) -> frames_pb2.Ready:
         """Describe what was loaded, with the bytes that the engine allocated."""
@@ -74,7 +103,7 @@ class Model:
         weights_bytes = sum(size for _, kind, size in buffers if kind == "model")
         return frames_pb2.Ready(
             # A file without a memory mapping of its own kind reports no buffer.
-            weights_bytes=weights_bytes or int(self.llama.llama_model_size(self._native)),
+            weights_bytes=weights_bytes or self.weights_bytes,
             kv_bytes=sum(size for _, kind, size in buffers if kind in ("KV", "RS")),
             compute_bytes=sum(size for _, kind, size in buffers if kind in ("compute", "output")),
             vram_bytes=sum(size for name, _, size in buffers if not _on_host(name)),
@@ -84,6 +113,11 @@ class Model:
             num_thread=self.threads.decode,
             has_template=bool(self.template),
             gpu_layers=self._log.gpu_layers,
+            generates=self.generates,
+            pooling=self.embedding.pooling.text,
+            embedding_length=self.embedding.length,
+            shifts=self.memory.can_shift,
+            num_thread_batch=self.threads.prefill,
         )
 
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
@@ -112,49 +146,85 @@ class Model:
         return native
 
     def _check_kind(self) -> None:
-        """Refuse what loads but cannot continue a text."""
+        """Refuse what loads but can neither continue a text nor embed one."""
         llama, native = self.llama, self._native
         vocab = llama.llama_model_get_vocab(native)
         if llama.llama_vocab_type(vocab) == llama.LLAMA_VOCAB_TYPE_NONE:
             problem = "the file has no tokenizer"
-        elif llama.llama_model_has_encoder(native):
+        elif llama.llama_model_has_encoder(native) and llama.llama_model_has_decoder(native):
             problem = "encoder-decoder models are not supported"
         elif llama.llama_model_is_diffusion(native):
             problem = "diffusion models are not supported"
-        elif not llama.llama_model_has_decoder(native):
-            problem = "the model does not generate text"
         else:
             return
         raise LoadError(frames_pb2.LoadFailed.KIND_INCOMPATIBLE, problem)
 
+    def _make_embedding_context(self, num_thread: int) -> Any:
+        """Make the context of a model that only embeds, for the longest text there may be.
+
+        So that what it takes is reported, and what it lacks fails the load and not a request.
+        """
+        if num_thread > 0:
+            self.embedding.threads = num_thread
+        buffers = self._log.buffers
+        reported = len(buffers)
+
+        def forget() -> None:
+            del buffers[reported:]
+
+        try:
+            return self.embedding.context(self.num_ctx, on_remake=forget).context
+        except ContextError as error:
+            raise self._error(str(error)) from None
+
     def _make_context(self) -> Any:
+        """Return the context that generates, None for an architecture that cannot."""
         llama = self.llama
+        reported = len(self._log.buffers)
         params = llama.llama_context_default_params()
         params.n_ctx = self.num_ctx * self.slots
         params.n_batch = params.n_ubatch = self.step_tokens
-        params.n_seq_max = self.slots
-        # One row of logits a sequence is all a step reads; the default reserves one a token.
-        params.n_outputs_max = self.slots
+        params.n_seq_max = self.sequences
+        # The least that llama.cpp takes, and more than a step reads; the default reserves one a token.
+        params.n_outputs_max = self.rows
         params.kv_unified = True
         params.swa_full = False
         params.no_perf = True
-        if self._log.gpu_layers == 0 and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
+        if self._log.gpu_layers == 0 and self._has_wide_weights() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.flash_attention = int(params.flash_attn_type)
         context = llama.llama_init_from_model(self._native, params)
         if not context:
             raise self._error("the engine makes no context")
         if not llama.llama_get_memory(context):
-            raise LoadError(frames_pb2.LoadFailed.KIND_INCOMPATIBLE, "the model does not generate text")
+            llama.llama_free(context)
+            del self._log.buffers[reported:]
+            return None
         return context
+
+    def _holds_more_than_slots(self) -> bool:
+        """Tell whether further sequences cost nothing; recurrent state and windows take memory for each."""
+        llama, native = self.llama, self._native
+        return not (
+            llama.llama_model_n_swa(native)
+            or llama.llama_model_is_recurrent(native)
+            or llama.llama_model_is_hybrid(native)
+        )
+
+    def _has_wide_weights(self) -> bool:
+        """Tell whether weights have 32 bits."""
+        llama = self.llama
+        size_bytes, weights = llama.llama_model_size(self._native), llama.llama_model_n_params(self._native)
+        return bool(size_bytes >= _WIDE_BYTES * weights)
 
     def _scores_bytes(self) -> int:
         """Return what plain attention needs for a full step at the end of a full context."""
         heads = int(self.llama.llama_model_n_head(self._native))
         return heads * self.step_tokens * self.num_ctx * self.slots * _SCORE_BYTES
 
-    def _choose_threads(self, wanted: int) -> Threads:
-        if wanted > 0:
-            return Threads(wanted, wanted)
+    def _choose_threads(self, decode: int, prefill: int) -> Threads:
+        if decode > 0:
+            return Threads(decode, prefill)
         return measure_threads(
             self.llama,
             self.context,

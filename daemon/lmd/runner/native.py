@@ -21,6 +21,8 @@ ENVIRONMENT = {
     # OpenMP's default spinning collapses as soon as anything else wants a core; 1000 rounds keep nine tenths of the
     # idle speed (measured: 35 of 39 tok/s alone, 17.6 instead of 0.5 beside another busy process on two cores).
     "GOMP_SPINCOUNT": "1000",
+    # numpy's linear algebra, which nothing here uses, would start a thread for every core.
+    "OPENBLAS_NUM_THREADS": "1",
     # An abort in ggml forks a debugger for a stack trace unless told not to.
     "GGML_NO_BACKTRACE": "1",
 }

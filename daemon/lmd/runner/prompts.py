@@ -10,12 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmd.runner.job import Request
-from lmd.runner.templates import TemplateClient, TemplateSetup
+from lmd.runner.prefix_cache import common_prefix
+from lmd.runner.templates import Rendered, TemplateClient, TemplateSetup
+from lmd.runner.trimming import Trim, room_for_prompt
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import TooManyTokens, Vocab
 
 # Below this a text is tokenized in well under a step's time; a longer one goes to a thread, for the engine's sake.
 _INLINE_BYTES = 32 << 10
+
+# Not ids of requests: two chats that differ in all but what the manifest puts before them.
+_PROBES = {-2: "A", -3: "B"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +31,43 @@ class Prepared:
     failed: frames_pb2.Failed | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Tokenized:
+    """What the tokenizer made of a text: tokens, or how many too many there are."""
+
+    tokens: array[int]
+    excess: int = 0
+
+
 class PromptMaker:
     """Prepares requests, several at a time, without blocking.
 
     Not thread-safe; call `advance` when one of `filenos` is ready or `deadline` has passed.
+
+    Attributes:
+        manifest: the tokens that every chat begins with, since the manifest puts them there; empty until known.
     """
 
-    def __init__(self, vocab: Vocab, setup: TemplateSetup, *, num_ctx: int) -> None:
+    def __init__(
+        self, vocab: Vocab, setup: TemplateSetup, *, num_ctx: int, manifest_chat: frames_pb2.Chat | None = None
+    ) -> None:
+        self.manifest: array[int] = array("i")
         self._vocab = vocab
         self._num_ctx = num_ctx
         self._templates = TemplateClient(setup) if setup.template else None
         self._requests: dict[int, Request] = {}
+        self._trims: dict[int, Trim] = {}
+        self._probed: list[array[int]] = []
+        self._renders: set[int] = set()
+        self._rendered: list[Rendered] = []
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
-        self._tokenized: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
+        self._tokenized: queue.SimpleQueue[tuple[Request, _Tokenized]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if self._templates is not None and manifest_chat is not None and manifest_chat.messages:
+            for probe, text in _PROBES.items():
+                chat = frames_pb2.Chat(messages=[*manifest_chat.messages, frames_pb2.ChatMessage(role="user")])
+                chat.messages[-1].content = text
+                self._templates.submit(probe, chat.SerializeToString())
 
     @property
     def wake_fileno(self) -> int:
@@ -56,22 +84,44 @@ class PromptMaker:
         """Requests that are being prepared."""
         return len(self._requests)
 
-    def submit(self, request: Request, message: frames_pb2.Submit) -> list[Prepared]:
+    def submit(self, request: Request) -> list[Prepared]:
         """Take a request; return it if that decides it at once."""
         self._requests[request.request_id] = request
-        if message.WhichOneof("input") == "chat":
+        message = request.message
+        kind = message.WhichOneof("input")
+        if kind == "chat":
             if self._templates is None:
                 return self._decided(
                     request, _failed(request, frames_pb2.Failed.KIND_NO_TEMPLATE, "the model has no chat template")
                 )
             self._templates.submit(request.request_id, message.chat.SerializeToString())
             return self.advance()
+        if kind == "tokens":
+            return self._settle(request, _Tokenized(array("i", message.tokens.ids)))
         return self._tokenize(request, message.prompt.encode(), self._vocab.tokenize_prompt)
+
+    def render(self, request_id: int, chat: frames_pb2.Chat) -> bool:
+        """Render turns for `take_rendered`; return false when the model has no template."""
+        if self._templates is None:
+            return False
+        self._renders.add(request_id)
+        self._templates.submit(request_id, chat.SerializeToString())
+        return True
+
+    def take_rendered(self) -> list[Rendered]:
+        """Return what came of `render` up to the last `advance`."""
+        rendered, self._rendered = self._rendered, []
+        return rendered
 
     def cancel(self, request_id: int) -> bool:
         """Take a request back; return whether it was here."""
+        if request_id in self._renders and self._templates is not None:
+            self._renders.remove(request_id)
+            self._templates.cancel(request_id)
+            return True
         if self._requests.pop(request_id, None) is None:
             return False
+        self._trims.pop(request_id, None)
         if self._templates is not None:
             self._templates.cancel(request_id)
         return True
@@ -81,6 +131,13 @@ class PromptMaker:
         prepared: list[Prepared] = []
         if self._templates is not None:
             for rendered in self._templates.advance():
+                if rendered.request_id in _PROBES:
+                    self._note_probe(rendered.prompt)
+                    continue
+                if rendered.request_id in self._renders:
+                    self._renders.remove(rendered.request_id)
+                    self._rendered.append(rendered)
+                    continue
                 request = self._requests.get(rendered.request_id)
                 if request is None:
                     continue
@@ -90,8 +147,9 @@ class PromptMaker:
                 else:
                     prepared += self._tokenize(request, rendered.prompt, self._vocab.tokenize_rendered)
         while not self._tokenized.empty():
-            done = self._tokenized.get()
-            prepared += self._decided(done.request, done.failed)
+            request, tokenized = self._tokenized.get()
+            if self._requests.get(request.request_id) is request:
+                prepared += self._settle(request, tokenized)
         return prepared
 
     def drain_wake(self) -> None:
@@ -107,41 +165,97 @@ class PromptMaker:
             self._templates.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _note_probe(self, prompt: bytes) -> None:
+        """Learn from two chats that end differently what all begin with; a template that fails teaches nothing."""
+        try:
+            self._probed.append(self._vocab.tokenize_rendered(prompt, self._num_ctx - 1))
+        except TooManyTokens:
+            return
+        if len(self._probed) == len(_PROBES):
+            one, other = self._probed
+            self.manifest = one[: common_prefix(one, other, len(one))]
+
     def _decided(self, request: Request, failed: frames_pb2.Failed | None) -> list[Prepared]:
         # A request that was taken back meanwhile is not in the table, or another one has its place.
         if self._requests.get(request.request_id) is not request:
             return []
         del self._requests[request.request_id]
+        self._trims.pop(request.request_id, None)
         return [Prepared(request, failed)]
 
     def _tokenize(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> list[Prepared]:
         if len(text) <= _INLINE_BYTES:
-            return self._decided(request, self._fill(request, text, tokenize))
-        self._thread.submit(self._fill_in_thread, request, text, tokenize)
+            return self._settle(request, self._read(request, text, tokenize))
+        self._thread.submit(self._read_in_thread, request, text, tokenize)
         return []
 
-    def _fill_in_thread(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> None:
-        failed = self._fill(request, text, tokenize)
-        self._tokenized.put(Prepared(request, failed))
+    def _read_in_thread(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> None:
+        self._tokenized.put((request, self._read(request, text, tokenize)))
         os.eventfd_write(self._wake, 1)
 
-    def _fill(
-        self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]
-    ) -> frames_pb2.Failed | None:
+    def _read(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> _Tokenized:
+        # A raw prompt that may be cut is needed whole: its end is what stays.
+        cut_raw = _may_drop(request) and request.message.WhichOneof("input") == "prompt"
+        limit = len(text) + 8 if cut_raw else self._limit(request)
         try:
-            # One place must be left for an answer.
-            request.prompt = tokenize(text, self._num_ctx - 1)
+            return _Tokenized(tokenize(text, limit))
         except TooManyTokens as error:
-            return frames_pb2.Failed(
-                request_id=request.request_id,
-                kind=frames_pb2.Failed.KIND_CONTEXT_LENGTH,
-                message=f"the prompt has {error.count} tokens, the context holds {self._num_ctx}",
-                prompt_tokens=error.count,
-                context_tokens=self._num_ctx,
-            )
-        if not request.prompt:
-            return _failed(request, frames_pb2.Failed.KIND_INVALID, "the prompt is empty")
-        return None
+            return _Tokenized(array("i"), error.count)
+
+    def _limit(self, request: Request) -> int:
+        """Return the most tokens that the prompt may have now: once it is shortened, the answer gets room."""
+        if request.request_id in self._trims:
+            return room_for_prompt(self._num_ctx, request.message.sampling.num_predict)
+        # One place must be left for an answer.
+        return self._num_ctx - 1
+
+    def _settle(self, request: Request, tokenized: _Tokenized) -> list[Prepared]:
+        """Take the tokens, or shorten what they come from and try again, or give up."""
+        tokens, limit = tokenized.tokens, self._num_ctx - 1
+        count = tokenized.excess or len(tokens)
+        is_chat = request.message.WhichOneof("input") == "chat"
+        if is_chat and _may_drop(request) and (request.request_id in self._trims or count > limit):
+            return self._shorten(request, tokenized)
+        if count > limit and tokens and _may_drop(request):
+            keep = room_for_prompt(self._num_ctx, request.message.sampling.num_predict)
+            first = 1 if tokens[0] == self._vocab.bos else 0
+            request.dropped_tokens = len(tokens) - keep
+            tokens, count = tokens[:first] + tokens[len(tokens) - keep + first :], keep
+        if count > limit:
+            return self._decided(request, self._too_long(request, count))
+        if not tokens:
+            return self._decided(request, _failed(request, frames_pb2.Failed.KIND_INVALID, "the prompt is empty"))
+        request.prompt = tokens
+        return self._decided(request, None)
+
+    def _shorten(self, request: Request, tokenized: _Tokenized) -> list[Prepared]:
+        """Go on with the search for the most turns that fit."""
+        trim = self._trims.get(request.request_id)
+        if trim is None:
+            trim = self._trims[request.request_id] = Trim(request.message.chat)
+        else:
+            trim.note(tokenized.tokens if not tokenized.excess else None, tokenized.excess)
+        assert self._templates is not None, "a chat was rendered"
+        if (shorter := trim.next_chat()) is not None:
+            self._templates.submit(request.request_id, shorter.SerializeToString())
+            return self.advance()
+        if trim.best is None:
+            return self._decided(request, self._too_long(request, trim.shortest or tokenized.excess))
+        request.prompt, request.dropped_messages = trim.best
+        return self._decided(request, None)
+
+    def _too_long(self, request: Request, count: int) -> frames_pb2.Failed:
+        return frames_pb2.Failed(
+            request_id=request.request_id,
+            kind=frames_pb2.Failed.KIND_CONTEXT_LENGTH,
+            message=f"the prompt has {count} tokens, the context holds {self._num_ctx}",
+            prompt_tokens=count,
+            context_tokens=self._num_ctx,
+        )
+
+
+def _may_drop(request: Request) -> bool:
+    return request.message.context_policy in (frames_pb2.CONTEXT_POLICY_TRUNCATE, frames_pb2.CONTEXT_POLICY_SHIFT)
 
 
 def _failed(request: Request, kind: frames_pb2.Failed.Kind.ValueType, message: str) -> frames_pb2.Failed:

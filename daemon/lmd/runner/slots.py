@@ -1,147 +1,278 @@
-"""The slots: sequences of the context, the tokens they hold, and which of them a new prompt can start from."""
+"""Who uses which sequence: slots decode, the others are prefix cache.
+
+A request starts from the longest beginning of its prompt that is in memory, whether nobody uses it or somebody still
+decodes it: with plain attention a copy only marks cells as shared. Beginnings are private to a scope, except for what
+the model's manifest puts before every chat. What is not in memory may be saved on disk, and is put back then.
+"""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Protocol
 
-# A prompt that shares this part of a slot's tokens is taken for their continuation.
+from lmd.runner.prefix_cache import Entry, PrefixCache, common_prefix
+from lmd.runner.saved_prefixes import Candidate, SavedPrefixes
+from lmd.runner.seams import SequenceMemory
+
+# A prompt that shares this part of a sequence's tokens is taken for their continuation, where copies are not free.
 _CONTINUES = 0.5
 
-
-class SequenceMemory(Protocol):
-    """What the slots need of `Memory`."""
-
-    def reusable(self, sequence: int, length: int, shared: int, *, idle: bool) -> int:
-        """Return how many of the shared first positions can be started from."""
-
-    def keep(self, sequence: int, length: int) -> bool:
-        """Cut a sequence."""
-
-    def copy(self, source: int, target: int, length: int) -> bool:
-        """Copy the beginning of a sequence."""
-
-    def clear(self, sequence: int) -> None:
-        """Drop a sequence."""
+#: Shorter manifest content is not worth a sequence of its own.
+WORTH_PINNING = 16
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence.
+    """A sequence that is being decoded.
 
     Attributes:
-        tokens: what the memory holds, by position; stays after a request as prefix cache.
-        scope: whose tokens they are; nobody else may start from them.
-        used_at: a count that grows with every use.
+        tokens: what the memory holds, by position.
+        scope: whose tokens they are.
+        shared_to: positions before this may lie in cells that other sequences use, too.
+        cached: tokens that were there when the slot was taken.
+        faithful: whether decoding the tokens anew would give the same memory; false after a shift.
     """
 
     sequence: int
+    scope: str
     tokens: array[int] = field(default_factory=lambda: array("i"))
-    scope: str = ""
-    used_at: int = 0
-    busy: bool = False
+    shared_to: int = 0
+    cached: int = 0
+    faithful: bool = True
 
 
 class Slots:
-    """All slots of a context. Not thread-safe."""
+    """The sequences of a memory. Not thread-safe.
 
-    def __init__(self, memory: SequenceMemory, count: int) -> None:
+    Attributes:
+        manifest: the tokens that the manifest puts before every chat; shared by all scopes.
+    """
+
+    def __init__(
+        self,
+        memory: SequenceMemory,
+        count: int,
+        *,
+        sequences: int,
+        budget_tokens: int,
+        saved: SavedPrefixes | None = None,
+    ) -> None:
+        self.manifest: array[int] = array("i")
+        self._saved = saved
         self._memory = memory
-        self._slots = [Slot(sequence) for sequence in range(count)]
-        self._uses = 0
+        self._count = count
+        self._budget_tokens = budget_tokens
+        self._free = list(range(sequences - 1, -1, -1))
+        self._busy: list[Slot] = []
+        self._cache = PrefixCache()
 
     @property
     def busy_count(self) -> int:
         """Slots that serve a request."""
-        return sum(slot.busy for slot in self._slots)
+        return len(self._busy)
+
+    @property
+    def cached_count(self) -> int:
+        """Prefixes that are kept for later."""
+        return len(self._cache)
+
+    @property
+    def used_tokens(self) -> int:
+        """About how many cells hold something: what slots share with others is counted once."""
+        return self._cache.tokens + sum(len(slot.tokens) - min(slot.cached, len(slot.tokens)) for slot in self._busy)
 
     def any_idle(self) -> bool:
         """Tell whether a request could be taken."""
-        return any(not slot.busy for slot in self._slots)
+        return len(self._busy) < self._count
 
     def longest_prefix(self, prompt: array[int], scope: str) -> int:
         """Return how many tokens a prompt would find in memory."""
         return self._best(prompt, scope)[1]
 
-    def take(self, prompt: array[int], scope: str) -> Slot | None:
+    def shareable(self, prompt: array[int], scope: str, other: array[int], other_scope: str) -> int:
+        """Return how many first tokens of *prompt* the other prompt's sequence could give it."""
+        limit = len(prompt) - 1
+        if scope != other_scope:
+            limit = min(limit, common_prefix(self.manifest, prompt, limit))
+        return common_prefix(other, prompt, limit)
+
+    def take(self, prompt: array[int], scope: str, *, reuse: bool = True) -> Slot | None:
         """Return a slot that holds as much of the beginning of *prompt* as can be had, or None when all are busy.
 
-        The last token of the prompt is never among them: decoding it is what yields the first new token. Tokens come
-        from the slot itself or, shared, from any other one of the same scope, also from one that is busy.
+        The last token of the prompt is never among them: decoding it is what yields the first new token. Without
+        *reuse* the slot is empty.
         """
-        idle = [slot for slot in self._slots if not slot.busy]
-        if not idle:
+        if not self.any_idle():
             return None
-        source, shared = self._best(prompt, scope)
-        oldest = min(idle, key=lambda slot: (len(slot.tokens) > 0, slot.used_at))
-        if source is None:
-            slot = oldest
-            self._reset(slot)
-        elif not source.busy and (source is oldest or _supersedes(prompt, source, shared)):
-            slot = source
-            kept = self._memory.keep(slot.sequence, shared)
-            slot.tokens = slot.tokens[:shared] if kept else array("i")
+        if reuse:
+            self._restore(prompt, scope)
+        source, shared = self._best(prompt, scope) if reuse else (None, 0)
+        if isinstance(source, Entry) and not source.pinned and self._takes_over(source, shared, prompt):
+            slot = self._take_over(source, shared, scope)
         else:
-            slot = oldest
-            copied = self._memory.copy(source.sequence, slot.sequence, shared)
-            slot.tokens = source.tokens[:shared] if copied else array("i")
-        slot.scope = scope
-        slot.busy = True
+            slot = self._start_from(source, shared, scope)
+        slot.cached = len(slot.tokens)
+        self._busy.append(slot)
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; its tokens stay for the next prompt."""
-        self._uses += 1
-        slot.used_at = self._uses
-        slot.busy = False
+        """Give a slot back; its tokens stay for later prompts unless others hold them as well."""
+        self._busy.remove(slot)
+        if not slot.tokens or not slot.faithful:
+            self._drop(slot.sequence)
+            return
+        if self._memory.shares_freely:
+            longer, shared = self._cache.match(slot.tokens, slot.scope, len(slot.tokens))
+            if longer is not None and shared == len(slot.tokens):
+                self._cache.touch(longer)
+                self._drop(slot.sequence)
+                return
+            for entry in self._cache.beginnings(slot.tokens, slot.scope):
+                self._evict(entry)
+        self._cache.insert(Entry(slot.sequence, slot.tokens, slot.scope, slot.shared_to))
+        while self._cache.tokens > self._budget_tokens and (oldest := self._cache.oldest()) is not None:
+            self._evict(oldest)
+
+    def pin_manifest(self, slot: Slot) -> None:
+        """Keep the manifest's beginning of what *slot* holds, for everybody, unless it is kept already."""
+        length = len(self.manifest)
+        if length < WORTH_PINNING or not self._memory.shares_freely or slot.tokens[:length] != self.manifest:
+            return
+        if self._cache.match(self.manifest, None, length)[1] == length:
+            return
+        sequence = self._allocate()
+        if sequence is None:
+            return
+        if not self._memory.copy(slot.sequence, sequence, length):
+            self._free.append(sequence)
+            return
+        slot.shared_to = max(slot.shared_to, length)
+        self._cache.insert(Entry(sequence, self.manifest[:], None, length, pinned=True))
 
     def forget(self, slot: Slot) -> None:
-        """Drop a slot's tokens: nobody knows any more what the memory holds of them."""
-        self._reset(slot)
-
-    def forget_idle(self) -> bool:
-        """Drop what is kept only as prefix cache; return whether there was any."""
-        idle = [slot for slot in self._slots if not slot.busy and slot.tokens]
-        for slot in idle:
-            self._reset(slot)
-        return bool(idle)
-
-    def _reset(self, slot: Slot) -> None:
+        """Drop what a slot holds: nobody knows any more what that is."""
         self._memory.clear(slot.sequence)
-        slot.tokens = array("i")
+        slot.tokens, slot.shared_to, slot.cached = array("i"), 0, 0
 
-    def _best(self, prompt: array[int], scope: str) -> tuple[Slot | None, int]:
-        best: Slot | None = None
-        longest = 0
-        for slot in self._slots:
-            if slot.scope != scope or not slot.tokens:
-                continue
-            shared = common_prefix(slot.tokens, prompt, len(prompt) - 1)
-            if shared > longest or (shared == longest > 0 and not slot.busy):
-                shared = self._memory.reusable(slot.sequence, len(slot.tokens), shared, idle=not slot.busy)
-                if shared >= longest and shared > 0:
-                    best, longest = slot, shared
+    def candidates(self) -> list[Candidate]:
+        """Return what is kept for later, for saving it."""
+        return [
+            Candidate(entry.sequence, entry.tokens, entry.scope or "", entry.scope is None, entry.used_at)
+            for entry in self._cache
+        ]
+
+    def make_room(self) -> bool:
+        """Drop the prefix that was not used for the longest time; return whether there was any."""
+        entry = self._cache.oldest() or self._cache.oldest_pinned()
+        if entry is not None:
+            self._evict(entry)
+        return entry is not None
+
+    def _restore(self, prompt: array[int], scope: str) -> None:
+        """Put back what was saved, as an entry like any other, if a prompt has notably more use for it."""
+        match = (
+            self._saved.find(prompt, scope, in_memory=self._best(prompt, scope)[1]) if self._saved is not None else None
+        )
+        if self._saved is None or match is None or (sequence := self._allocate()) is None:
+            return
+        saved, _ = match
+        while self.used_tokens + len(saved.tokens) > self._budget_tokens and self._evict_oldest():
+            pass
+        if not self._saved.restore(saved, sequence, make_room=self._evict_oldest):
+            self._free.append(sequence)
+            return
+        # A copy: a slot that takes it over goes on writing to its tokens.
+        self._cache.insert(Entry(sequence, saved.tokens[:], None if saved.public else scope, pinned=saved.public))
+
+    def _evict_oldest(self) -> bool:
+        entry = self._cache.oldest()
+        if entry is not None:
+            self._evict(entry)
+        return entry is not None
+
+    def _best(self, prompt: array[int], scope: str) -> tuple[Entry | Slot | None, int]:
+        """Return the sequence to start from, and how many of its tokens."""
+        if not self._memory.shares_freely:
+            return self._best_of_few(prompt, scope)
+        best: Entry | Slot | None
+        best, longest = self._cache.match(prompt, scope, len(prompt) - 1)
+        entry, shared = self._cache.match(prompt, None, len(prompt) - 1)
+        if shared > longest:
+            best, longest = entry, shared
+        for slot in self._busy:
+            shared = self.shareable(prompt, scope, slot.tokens, slot.scope)
+            if shared > longest and slot.faithful:
+                best, longest = slot, shared
         return best, longest
 
+    def _best_of_few(self, prompt: array[int], scope: str) -> tuple[Entry | Slot | None, int]:
+        """As `_best`, where the memory itself has to say what can be used of each sequence."""
+        best: Entry | Slot | None = None
+        longest = 0
+        for entry in self._cache:
+            if entry.scope != scope:
+                continue
+            shared = common_prefix(entry.tokens, prompt, len(prompt) - 1)
+            shared = self._memory.reusable(entry.sequence, len(entry.tokens), shared, idle=True)
+            if shared > longest:
+                best, longest = entry, shared
+        for slot in self._busy:
+            if slot.scope != scope or not slot.faithful:
+                continue
+            shared = common_prefix(slot.tokens, prompt, len(prompt) - 1)
+            shared = self._memory.reusable(slot.sequence, len(slot.tokens), shared, idle=False)
+            if shared > longest:
+                best, longest = slot, shared
+        return best, longest
 
-def _supersedes(prompt: array[int], slot: Slot, shared: int) -> bool:
-    """Tell whether a prompt leaves little use for the tokens of a slot beyond those they share.
+    def _takes_over(self, entry: Entry, shared: int, prompt: array[int]) -> bool:
+        """Tell whether a prompt leaves little use for an entry's tokens beyond those they share.
 
-    It does when it goes on from most of them, or when it was asked before: then the rest is an answer given once.
-    """
-    return shared >= _CONTINUES * len(slot.tokens) or shared == len(prompt) - 1
+        It does when there are none, or when it was asked before: then they are an answer given once. Where a copy takes
+        another entry's place, going on from most of them is enough.
+        """
+        if shared == len(entry.tokens) or shared == len(prompt) - 1:
+            return True
+        return not self._memory.shares_freely and (
+            shared >= _CONTINUES * len(entry.tokens) or (not self._free and self._cache.oldest() is entry)
+        )
 
+    def _take_over(self, entry: Entry, shared: int, scope: str) -> Slot:
+        self._cache.remove(entry)
+        tokens = entry.tokens
+        if shared < len(tokens):
+            tokens = tokens[:shared] if self._memory.keep(entry.sequence, shared) else array("i")
+        return Slot(entry.sequence, scope, tokens, min(entry.shared_to, len(tokens)))
 
-def common_prefix(one: array[int], other: array[int], limit: int) -> int:
-    """Return how many first elements are equal, at most *limit*; compares memory, not Python objects."""
-    low, high = 0, max(0, min(len(one), len(other), limit))
-    if one[:high] == other[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    def _start_from(self, source: Entry | Slot | None, shared: int, scope: str) -> Slot:
+        sequence = self._allocate(besides=source)
+        if sequence is None:
+            assert isinstance(source, Entry), "all sequences but the source are busy, and one is not"
+            return self._take_over(source, shared, scope)
+        slot = Slot(sequence, scope)
+        if source is None:
+            self._memory.clear(sequence)
+        elif self._memory.copy(source.sequence, sequence, shared):
+            slot.tokens = source.tokens[:shared]
+            slot.shared_to = shared
+            source.shared_to = max(source.shared_to, shared)
+            if isinstance(source, Entry):
+                self._cache.touch(source)
+        return slot
+
+    def _allocate(self, *, besides: Entry | Slot | None = None) -> int | None:
+        """Return a sequence nobody uses, at the cost of the oldest entry if need be."""
+        if not self._free:
+            entry = self._cache.oldest(besides=besides) or self._cache.oldest_pinned(besides=besides)
+            if entry is None:
+                return None
+            self._evict(entry)
+        return self._free.pop()
+
+    def _evict(self, entry: Entry) -> None:
+        self._cache.remove(entry)
+        self._drop(entry.sequence)
+
+    def _drop(self, sequence: int) -> None:
+        self._memory.clear(sequence)
+        self._free.append(sequence)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from lmd.runner.patterns import Patterns, Scan
+
 
 class StopMatcher:
     """Finds stop texts in a stream of text, wherever its pieces are cut.
@@ -14,7 +16,8 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(dict.fromkeys(stop for stop in stops if stop))
+        self._patterns = Patterns(stops)
+        self._scan = Scan(self._patterns)
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -22,19 +25,20 @@ class StopMatcher:
 
         After a stop text has been returned the matcher must not be fed again.
         """
-        if not self._stops:
+        if self._patterns.root is None:
             return text, ""
+        scan = self._scan
+        begin = scan.position - len(self._held)
+        found = scan.feed(text)
         text = self._held + text
-        first: tuple[int, int, str] | None = None
-        for stop in self._stops:
-            start = text.find(stop)
-            if start >= 0:
-                candidate = (start + len(stop), start, stop)
-                first = candidate if first is None else min(first, candidate)
-        if first is not None:
+        if found is not None:
+            start, end = found
             self._held = ""
-            return text[: first[1]], first[2]
-        cut = self._hold_from(text)
+            return text[: start - begin], text[start - begin : end - begin]
+        if not scan.live:
+            self._held = ""
+            return text, ""
+        cut = scan.live[0][0] - begin
         self._held = text[cut:]
         return text[:cut], ""
 
@@ -42,18 +46,6 @@ class StopMatcher:
         """Return what was held back: the stream has ended and it became no stop text."""
         held, self._held = self._held, ""
         return held
-
-    def _hold_from(self, text: str) -> int:
-        """Return where the longest end of *text* begins that is the beginning of a stop text."""
-        cut = len(text)
-        for stop in self._stops:
-            start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-            while 0 <= start < cut:
-                if stop.startswith(text[start:]):
-                    cut = start
-                    break
-                start = text.find(stop[0], start + 1)
-        return cut
 
 
 class TextStream:

@@ -92,6 +92,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 34
     """The request's own time is up. Metadata: timeout_s."""
+    ERROR_REASON_CLIENT_STALLED: _ErrorReason.ValueType  # 35
+    """The client left too much of its answer unread while the answer went on. Metadata: limit_bytes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -170,4 +172,6 @@ ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 33
 """The engine failed on this request; the model stays loaded. Metadata: name, detail, log (the runner's last lines)."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 34
 """The request's own time is up. Metadata: timeout_s."""
+ERROR_REASON_CLIENT_STALLED: ErrorReason.ValueType  # 35
+"""The client left too much of its answer unread while the answer went on. Metadata: limit_bytes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

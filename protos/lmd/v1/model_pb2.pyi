@@ -47,7 +47,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the model can do: "completion", "chat", "tools", "thinking", "insert", "embedding", "vision"."""
+        """What the model can do: "completion", "chat", "tools", "thinking", "insert", "vision"; or "embedding" or "rerank"."""
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class GetDiskUsageResponse(_message.Message):
     QUARANTINED_FIELD_NUMBER: _builtins.int
     QUARANTINED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
     models: _builtins.int
     """Number of names."""
     blobs: _builtins.int
@@ -66,6 +67,8 @@ class GetDiskUsageResponse(_message.Message):
     """Bytes in quarantine."""
     free_bytes: _builtins.int
     """Bytes free on the store's file system for the daemon."""
+    kv_bytes: _builtins.int
+    """Bytes of saved KV: what models have read before, kept for their next load. Goes by itself when it gets too much."""
     def __init__(
         self,
         *,
@@ -77,10 +80,11 @@ class GetDiskUsageResponse(_message.Message):
         quarantined: _builtins.int = ...,
         quarantined_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_bytes", b"free_bytes", "ingest_bytes", b"ingest_bytes", "ingests", b"ingests", "models", b"models", "quarantined", b"quarantined", "quarantined_bytes", b"quarantined_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_bytes", b"free_bytes", "ingest_bytes", b"ingest_bytes", "ingests", b"ingests", "kv_bytes", b"kv_bytes", "models", b"models", "quarantined", b"quarantined", "quarantined_bytes", b"quarantined_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

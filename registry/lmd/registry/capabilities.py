@@ -20,6 +20,9 @@ EMBEDDING_ARCHITECTURES = frozenset(
 )
 """Architectures that turn text into vectors and cannot generate."""
 
+RANK_POOLING = 4
+"""The `pooling_type` of models that score how well a document answers a query."""
+
 _TOOL_MARKS = ("tools", "tool_call")
 _THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>")
 # Fill-in-the-middle needs both: what comes before the gap, and what comes after.
@@ -30,8 +33,11 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
     """List what the model can do, in a fixed order.
 
     *template* is the chat template in effect. "tools" and "thinking" go by what the template mentions, so they say that
-    the model was made for it, not how well it does it.
+    the model was made for it, not how well it does it. Every model that generates can embed as well; "embedding" is for
+    those that were made for it.
     """
+    if header.arch_number("pooling_type") == RANK_POOLING:
+        return ("rerank",)
     if is_embedding(header):
         return ("embedding",)
     found = ["completion"]
@@ -50,5 +56,5 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
 
 
 def is_embedding(header: GgufHeader) -> bool:
-    """Whether the model only embeds: by its architecture, or because its header asks for pooling."""
+    """Whether the model only embeds or ranks: by its architecture, or because its header asks for pooling."""
     return header.architecture in EMBEDDING_ARCHITECTURES or header.arch_number("pooling_type") > 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lmd.registry.capabilities import EMBEDDING_ARCHITECTURES, is_embedding
 from lmd.registry.gguf import GgufArray, GgufHeader, combine
 
 KV_ITEM_BYTES = 2
@@ -21,6 +22,8 @@ CELL_PADDING = 256
 MAX_UBATCH = 512
 """The engine's default for tokens per graph, whatever the batch."""
 COMPUTE_FLOOR_BYTES = 16 * 1024**2
+PLAIN_SCORES_BYTES = 256 * 1024**2
+"""The runner computes attention plainly while the scores of a batch take no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,32 @@ def estimate(
     with ``{arch}.attention.head_count_kv`` (one number, or one for each layer; default ``head_count``) and
     ``{arch}.attention.key_length`` and ``value_length`` (default ``embedding_length / head_count``).
 
+    A model that only embeds or ranks reads one text of *num_ctx* tokens at most. An encoder keeps nothing of it but
+    needs the whole text in one graph, with a row of logits for each token.
+
     Source: ``llama-kv-cache.cpp`` and ``llama-hparams.cpp`` of llama.cpp (mid 2026).
     """
     whole = header if isinstance(header, GgufHeader) else combine(header)
+    if is_embedding(whole):
+        return _estimate_embedding(whole, max(num_ctx, MAX_UBATCH))
     cells = -(-num_ctx * slots // CELL_PADDING) * CELL_PADDING
     return MemoryEstimate(
         weights_bytes=whole.weights_bytes,
         kv_bytes=_kv_bytes_per_cell(whole) * cells + _state_bytes(whole) * slots,
         compute_bytes=_compute_bytes(whole, cells, min(num_batch, MAX_UBATCH)),
+    )
+
+
+def _estimate_embedding(header: GgufHeader, text_tokens: int) -> MemoryEstimate:
+    cells = -(-text_tokens // CELL_PADDING) * CELL_PADDING
+    encodes = header.architecture in EMBEDDING_ARCHITECTURES
+    in_pieces = not encodes and header.metadata.get(f"{header.architecture}.attention.causal") is not False
+    batch = MAX_UBATCH if in_pieces else text_tokens
+    scores_bytes = 4 * header.arch_number("attention.head_count") * batch * cells
+    return MemoryEstimate(
+        weights_bytes=header.weights_bytes,
+        kv_bytes=0 if encodes else _kv_bytes_per_cell(header) * cells + _state_bytes(header),
+        compute_bytes=_compute_bytes(header, cells, batch) + min(scores_bytes, PLAIN_SCORES_BYTES),
     )
 
 

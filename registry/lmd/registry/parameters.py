@@ -18,7 +18,7 @@ ParameterValue = int | float | bool | tuple[str, ...]
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
-MAX_STOPS = 64
+MAX_STOPS = 1024
 MAX_STOP_BYTES = 512
 
 
@@ -76,7 +76,12 @@ _ALL = (
     Parameter("min_p", Kind.FLOAT, "Drop tokens less likely than this share of the most likely one", 0, 1, 0.0),
     Parameter("typical_p", Kind.FLOAT, "Locally typical sampling; 1 is off", 0, 1, 1.0),
     Parameter(
-        "repeat_last_n", Kind.INT, "How many tokens back penalties look; -1 is the whole context", -1, INT32_MAX, 64
+        "repeat_last_n",
+        Kind.INT,
+        "How many tokens back penalties look; 0 is off, -1 is the whole context",
+        -1,
+        INT32_MAX,
+        64,
     ),
     Parameter(
         "repeat_penalty", Kind.FLOAT, "Divides the score of repeated tokens; 1 is off", 0, 10, 1.0, above_minimum=True
@@ -89,6 +94,53 @@ _ALL = (
     Parameter("seed", Kind.INT, "The random seed; -1 picks one for each request", -1, INT64_MAX, -1),
     Parameter("num_predict", Kind.INT, "The most tokens to generate; -1 is no limit", -1, INT32_MAX, -1),
     Parameter("stop", Kind.TEXTS, "Texts that end the answer and are not part of it", default=()),
+    Parameter("ignore_eos", Kind.BOOL, "Whether tokens that end an answer are never sampled", default=False),
+    Parameter("xtc_probability", Kind.FLOAT, "The chance that XTC cuts at a token; 0 is off", 0, 1, 0.0),
+    # Two tokens cannot both be likelier than a half.
+    Parameter(
+        "xtc_threshold",
+        Kind.FLOAT,
+        "XTC drops all tokens at least this likely but the least likely of them",
+        0,
+        0.5,
+        0.1,
+    ),
+    Parameter(
+        "dry_multiplier", Kind.FLOAT, "Strength of DRY, which penalizes continued repetition; 0 is off", 0, 100, 0.0
+    ),
+    Parameter("dry_base", Kind.FLOAT, "DRY's penalty grows by this factor for each further token", 1, 100, 1.75),
+    Parameter("dry_allowed_length", Kind.INT, "Repetitions up to this many tokens cost nothing", 1, INT32_MAX, 2),
+    Parameter(
+        "dry_penalty_last_n",
+        Kind.INT,
+        "How many tokens back DRY looks; 0 is off, -1 is the whole context",
+        -1,
+        INT32_MAX,
+        -1,
+    ),
+    Parameter(
+        "dry_sequence_breakers", Kind.TEXTS, "Texts that end a repetition for DRY", default=("\n", ":", '"', "*")
+    ),
+    Parameter(
+        "draft_num_predict",
+        Kind.INT,
+        "The most tokens to draft speculatively in a step; 0 is off, -1 leaves it to the engine",
+        -1,
+        64,
+        -1,
+    ),
+    Parameter(
+        "prompt_lookup",
+        Kind.BOOL,
+        "Whether to draft what followed the last tokens when they were in the context before",
+        default=False,
+    ),
+    Parameter(
+        "deterministic",
+        Kind.BOOL,
+        "Whether requests are decoded by themselves, so that others cannot change the rounding of numbers",
+        default=False,
+    ),
 )
 
 PARAMETERS: dict[str, Parameter] = {parameter.name: parameter for parameter in _ALL}
@@ -96,7 +148,6 @@ PARAMETERS: dict[str, Parameter] = {parameter.name: parameter for parameter in _
 
 IGNORED = frozenset(
     {
-        "draft_num_predict",
         "embedding_only",
         "f16_kv",
         "logits_all",
@@ -205,13 +256,13 @@ def _check_texts(parameter: Parameter, value: object) -> tuple[str, ...]:
     if len(texts) != len(items) or not (isinstance(value, str | list | tuple)) or len(texts) > MAX_STOPS:
         raise _invalid(parameter, value)
     for text in texts:
-        if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES or _has_surrogate(text):
+        try:
+            legal = 1 <= len(text.encode()) <= MAX_STOP_BYTES
+        except UnicodeEncodeError:
+            legal = False
+        if not legal:
             raise _invalid(parameter, text)
     return texts
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _invalid(parameter: Parameter, value: object) -> InvalidRequest:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from lmd.cli.asked import Asked, answer_options
 from lmd.cli.context import App, announce, pass_app
-from lmd.cli.errors import EXIT_INTERRUPTED, BadUsage
+from lmd.cli.errors import BadUsage
 from lmd.cli.options import DURATION, MODEL, json_option
-from lmd.cli.terminal import is_terminal
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
-
-    from lmd.cli.answer import Request
-    from lmd.cli.client import Client
 
 
 @click.command("run", short_help="Chat with a model, or answer one prompt")
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="How long the model stays in memory, such as 10m; -1 is for ever.",
 )
+@answer_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without template and system prompt.")
 @click.option("--plain", is_flag=True, help="Print the text as it comes, without rendering Markdown.")
 @click.option("--verbose", "timings", is_flag=True, help="Print counts and timings after each answer, on stderr.")
@@ -51,6 +48,7 @@ def command(
     timings: bool,
     interactive: bool,
     as_json: bool,
+    asked: Asked,
 ) -> None:
     """Chat with a model, or answer one prompt.
 
@@ -68,27 +66,32 @@ def command(
       lm run llama3.2 "Summarise this:" < notes.txt
       lm run -o temperature=0 -o num_predict=60 stories "Once upon a time"
       lm run --json llama3.2 "Hello" | jq -r .response
+      lm run --format person.json llama3.2 "Invent a person"
+      lm run --format "regex:(yes|no)" llama3.2 "Is ice slippery?"
     """
     from google.protobuf.duration_pb2 import Duration
 
     from lmd.cli.answer import Request
     from lmd.cli.loading import ensure_model, load
+    from lmd.cli.one_answer import answer_once, read_prompt, require_terminals
     from lmd.cli.parameters import parse_options
     from lmd.v1 import model_pb2
 
     parameters = parse_options(options)
-    text = None if interactive else _prompt(prompt)
+    wanted = asked.message()
+    text = None if interactive else read_prompt(prompt)
     if interactive and (prompt or as_json):
         raise BadUsage("`--interactive` takes no PROMPT and no `--json`")
     if text is None and not interactive:
-        _require_terminals(as_json=as_json)
+        require_terminals(as_json=as_json)
+    asked.check(one_prompt=text is not None, as_json=as_json)
     stay: Duration | None = None
     if keep_alive is not None:
         stay = Duration()
         stay.FromNanoseconds(int(keep_alive * 1e9))
     with app.daemon() as client:
         info = ensure_model(client, model)
-        request = Request(info, [], system=system, parameters=parameters, keep_alive=stay, raw=raw)
+        request = Request(info, [], system=system, parameters=parameters, keep_alive=stay, raw=raw, options=wanted)
         if text is None:
             from lmd.cli.repl.session import Session
 
@@ -98,41 +101,4 @@ def command(
             announce("loaded", runner.name)
         else:
             request.messages.append(model_pb2.Message(role="user", content=text))
-            _answer(client, request, plain=plain, timings=timings, as_json=as_json)
-
-
-def _prompt(words: tuple[str, ...]) -> str | None:
-    """Return what is piped in and the words after it, or None when there is neither."""
-    piped = None
-    if sys.stdin is not None and not is_terminal(sys.stdin):
-        try:
-            piped = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise BadUsage(f"stdin is not text: {error.reason} at byte {error.start}") from None
-    given = " ".join(words) if words else None
-    if piped and given:
-        return f"{piped.rstrip()}\n\n{given}"
-    return given if given is not None else piped or None
-
-
-def _require_terminals(*, as_json: bool) -> None:
-    if as_json or not is_terminal(sys.stdin) or not is_terminal(sys.stdout):
-        raise BadUsage("no prompt", hint="give it as an argument or on stdin; `--interactive` reads stdin as a chat")
-
-
-def _answer(client: Client, request: Request, *, plain: bool, timings: bool, as_json: bool) -> None:
-    from lmd.cli.answer import body_for_stdout, receive
-    from lmd.cli.bodies import Body, HeldBody
-    from lmd.cli.timings import print_timings
-
-    body: Body = HeldBody() if as_json else body_for_stdout(markdown=request.chats and not plain, wrap=not plain)
-    answer = receive(client, request, body)
-    if answer.done is None:
-        raise click.exceptions.Exit(EXIT_INTERRUPTED)
-    if as_json:
-        from lmd.cli.output import print_json
-        from lmd.cli.shapes import answer_json
-
-        print_json(answer_json(request.model.model.name, answer.text, answer.done))
-    if timings:
-        print_timings(answer.done)
+            answer_once(client, request, plain=plain, timings=timings, as_json=as_json)

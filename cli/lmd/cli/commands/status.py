@@ -68,6 +68,7 @@ def command(app: App, as_json: bool) -> None:
                     ("drop-in", one_line(status.dropin)),
                     ("holds", f"{models}, {format_size(usage.blob_bytes)}"),
                     ("free", format_size(usage.free_bytes)),
+                    ("saved KV", format_size(usage.kv_bytes) if usage.kv_bytes else ""),
                     ("waste", ", ".join(waste)),
                 ],
             ),

@@ -17,6 +17,7 @@ from lmd.cli.repl.reader import Reader, StreamReader, read_message
 from lmd.cli.repl.slash import Slash
 from lmd.cli.terminal import is_terminal, palette_for
 from lmd.cli.timings import print_timings
+from lmd.v1 import inference_service_pb2 as inference_pb
 from lmd.v1 import model_pb2
 
 _LEAVE_HINT = "Ctrl-D or /bye leaves"
@@ -30,7 +31,9 @@ class Session:
         self.request = request
         if request.parameters is None:
             request.parameters = model_pb2.Parameters()
-        self.parameters = request.parameters
+        if request.options is None:
+            request.options = inference_pb.AnswerOptions()
+        self.parameters, self.options = request.parameters, request.options
         self.markdown = not plain
         self.wordwrap = not plain
         self.timings = timings

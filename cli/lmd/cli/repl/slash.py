@@ -25,6 +25,9 @@ _HELP = """\
 Commands
   /set parameter NAME VALUE    set a parameter, such as temperature 0.2
   /set system TEXT             replace the system prompt
+  /set format FORMAT           make answers look like json, FILE.json (a schema),
+                               FILE.gbnf or regex:EXPRESSION
+  /set noformat                let answers look as they like
   /set history | nohistory     keep what you type, or do not
   /set wordwrap | nowordwrap   break lines between words, or print text as it is
   /set markdown | nomarkdown   render Markdown, or do not
@@ -43,7 +46,7 @@ Typing
   Tab                          complete a command"""
 
 _SHOW_PARTS = ("info", "modelfile", "parameters", "system", "template", "license")
-_SWITCHES = ("history", "nohistory", "wordwrap", "nowordwrap", "markdown", "nomarkdown", "verbose", "quiet")
+_SWITCHES = ("noformat", "history", "nohistory", "wordwrap", "nowordwrap", "markdown", "nomarkdown", "verbose", "quiet")
 _COMPLETION_TIMEOUT_S = 0.5
 
 
@@ -83,7 +86,7 @@ class Slash:
             case []:
                 choices: Iterable[str] = [*self._commands, "/bye"]
             case ["/set"]:
-                choices = ["parameter", "system", *_SWITCHES]
+                choices = ["parameter", "system", "format", *_SWITCHES]
             case ["/set", "parameter"]:
                 choices = NAMES
             case ["/show"]:
@@ -157,8 +160,9 @@ class Slash:
         if part == "parameters" and session.parameters.ListFields():
             merged = model_pb2.Parameters()
             merged.CopyFrom(session.request.model.parameters)
-            if session.parameters.stop:
-                del merged.stop[:]
+            for field, _ in session.parameters.ListFields():
+                # A list replaces the model's as a whole, where merging would append to it.
+                merged.ClearField(field.name)  # type: ignore[arg-type] # the name of a field
             merged.MergeFrom(session.parameters)
             return "\n".join(f"{name} {value}" for name, value in parameter_pairs(merged))
         return ""
@@ -172,6 +176,11 @@ class Slash:
             case "system":
                 session.request.system = unquote_block(value)
                 note("system prompt set" if session.request.system else "no system prompt")
+            case "format":
+                self._set_format(value)
+            case "noformat":
+                session.options.ClearField("format")
+                note("answers look as they like")
             case "history" | "nohistory":
                 session.reader.remember(what == "history")
                 note("what you type is kept" if what == "history" else "what you type is not kept")
@@ -185,8 +194,16 @@ class Slash:
                 session.timings = what == "verbose"
                 note("timings are printed" if session.timings else "timings are not printed")
             case _:
-                hint = _close(what, ["parameter", "system", *_SWITCHES]) if what else ""
+                hint = _close(what, ["parameter", "system", "format", *_SWITCHES]) if what else ""
                 raise BadUsage(f"cannot set `{what}`" if what else "set what?", hint=hint or "see `/help`")
+
+    def _set_format(self, text: str) -> None:
+        from lmd.cli.formats import HINT, parse_format
+
+        if not text:
+            raise BadUsage("which format?", hint=HINT)
+        self._session.options.format.CopyFrom(parse_format(text))
+        note("answers look like that from now on")
 
     def _set_parameter(self, rest: str) -> None:
         import shlex
@@ -198,9 +215,11 @@ class Slash:
                 raise BadUsage(f"cannot read `{rest}`: {str(error).lower()}") from None
             raise BadUsage("which parameter?", hint="write `/set parameter NAME VALUE`") from None
         parameters = self._session.parameters
-        if name == "stop":
-            del parameters.stop[:]
-        set_parameter(parameters, name, values)
+        # Lists are set anew each time; and what cannot be set leaves all as it was.
+        changed = model_pb2.Parameters()
+        set_parameter(changed, name, values)
+        parameters.ClearField(name)  # type: ignore[arg-type] # one of its fields, or set_parameter had refused it
+        parameters.MergeFrom(changed)
         note(f"{name} is {' '.join(values)}")
 
 

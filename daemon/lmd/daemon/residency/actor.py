@@ -23,7 +23,10 @@ from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
+#: When a place in a full queue is free, as long as nothing is known of how fast answers come; and the bounds of what is
+#: known later.
 QUEUE_RETRY_S = 2.0
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
 
 class ModelActor:
@@ -70,6 +73,7 @@ class ModelActor:
         self._failed_at = 0.0
         self._leave = False
         self._force = False
+        self._saves_kv = True
         self._closing = False
         self._drain_until = 0.0
         self._load_started = time.time()
@@ -77,20 +81,18 @@ class ModelActor:
 
     # Requests
 
-    def enqueue(self, settings: LoadSettings, keep_alive: timedelta | None) -> Ticket:
+    def enqueue(self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "") -> Ticket:
         """Give a request a place; it is admitted at once when the model is ready and nobody waits.
 
         Raises:
-            QueueFull: too many wait.
+            QueueFull: too many wait, in all or of this caller.
             Draining: the daemon shuts down.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
         self._check_open()
-        queued = len(self._waiting) + (self._runner.queued if self._runner is not None else 0)
-        if queued >= self._limits.max_queue:
-            raise QueueFull(limit=self._limits.max_queue, retry_after_s=QUEUE_RETRY_S)
+        self._check_queue(caller)
         self._keep_alive.note_request(keep_alive)
-        ticket = Ticket(self, settings.within(self.model.header.context_length))
+        ticket = Ticket(self, settings.within(self.model.header.context_length), caller)
         self._waiting[ticket] = None
         self._admit_waiting()
         self._wake.set()
@@ -141,9 +143,13 @@ class ModelActor:
         if not self.usage().busy and self._runner is not None:
             self._depart("makes room for another model")
 
-    def unload(self, *, force: bool) -> int:
-        """Leave when the running answers are done, or cut them; return how many there are."""
+    def unload(self, *, force: bool, save_kv: bool = True) -> int:
+        """Leave when the running answers are done, or cut them; return how many there are.
+
+        KV is saved unless *force* or not *save_kv*.
+        """
         running = len(self._admitted)
+        self._saves_kv = self._saves_kv and save_kv
         self._preload = None
         self._force = self._force or force
         if force:
@@ -180,13 +186,14 @@ class ModelActor:
             context_length=self._loaded.num_ctx if self._loaded is not None else settings.num_ctx if settings else 0,
             slots=self._limits.slots,
             slots_busy=self._runner.busy if self._runner is not None else 0,
-            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
+            queued=self._queued,
             expires_at=self._keep_alive.expiry_time() if idle else None,
             keep_forever=self._keep_alive.for_ever,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
             reason=self.reason,
+            stats=self._runner.stats if self._runner is not None else None,
         )
 
     # The actor's own task
@@ -304,7 +311,9 @@ class ModelActor:
         # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
         patient = not self._admitted and not self._force
         drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
-        await runner.stop(drain_s=drain_s, cut=Draining if self._closing else lambda: Unloaded(name))
+        saves_kv = self._saves_kv and self._loaded is not None and self._loaded.saves_kv
+        cut = Draining if self._closing else lambda: Unloaded(name)
+        await runner.stop(drain_s=drain_s, save_s=self._limits.save_s if saves_kv else 0.0, cut=cut)
         await runner.gone()
         log.info("model_unloaded", model=name)
         self._forget()
@@ -335,6 +344,27 @@ class ModelActor:
             raise Draining
         if (refusal := self._backoff.refusal()) is not None:
             raise refusal
+
+    @property
+    def _queued(self) -> int:
+        """Requests that wait, for the model or for a slot."""
+        return len(self._waiting) + (self._runner.queued if self._runner is not None else 0)
+
+    def _check_queue(self, caller: str) -> None:
+        """Refuse what is too much: one caller alone never fills the queue."""
+        limit, runner = self._limits.max_queue, self._runner
+        if self._queued >= limit:
+            raise QueueFull(limit=limit, retry_after_s=self._retry_after_s())
+        own = sum(ticket.caller == caller for ticket in self._waiting)
+        own += runner.queued_of(caller) if runner is not None else 0
+        if own >= self._limits.max_queue_of_caller:
+            raise QueueFull(limit=self._limits.max_queue_of_caller, retry_after_s=self._retry_after_s(), own=True)
+
+    def _retry_after_s(self) -> float:
+        """Guess when the next place is free: when one of the slots is."""
+        if self._runner is None or not self._runner.mean_answer_s:
+            return QUEUE_RETRY_S
+        return min(max(self._runner.mean_answer_s / self._limits.slots, MIN_RETRY_S), MAX_RETRY_S)
 
     def _has_to_go(self) -> bool:
         if self._leave:
@@ -415,6 +445,7 @@ class ModelActor:
         self._runner, self._loaded = None, None
         self._released.set()
         self._leave = self._force = False
+        self._saves_kv = True
         if not self._waiting:
             self._keep_alive.reset()
         self._admitted.clear()

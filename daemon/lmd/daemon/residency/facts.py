@@ -78,14 +78,17 @@ class Facts:
         value = json.dumps(asdict(measured), sort_keys=True)
         await self._remember("memory", self._memory_key(digest, settings, device), value)
 
-    async def threads(self, digest: Digest, engine: str) -> int:
-        """Return the thread count that was the fastest when it was measured here; 0 when it was not."""
+    async def threads(self, digest: Digest, engine: str) -> tuple[int, int]:
+        """Return the fastest thread counts, for answers and for prompts; zeros when they were never measured here."""
         text = await self._recall("threads", self._threads_key(digest, engine))
-        return int(text) if text is not None and text.isdecimal() and len(text) < 5 else 0
+        counts = (text or "").split()
+        if len(counts) != 2 or not all(count.isdecimal() and len(count) < 5 for count in counts):
+            return 0, 0
+        return int(counts[0]), int(counts[1])
 
-    async def note_threads(self, digest: Digest, engine: str, num_thread: int) -> None:
-        """Keep a measured thread count."""
-        await self._remember("threads", self._threads_key(digest, engine), str(num_thread))
+    async def note_threads(self, digest: Digest, engine: str, num_thread: int, num_thread_batch: int) -> None:
+        """Keep measured thread counts."""
+        await self._remember("threads", self._threads_key(digest, engine), f"{num_thread} {num_thread_batch}")
 
     async def _recall(self, kind: str, key: str) -> str | None:
         try:

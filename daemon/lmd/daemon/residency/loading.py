@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from lmd.daemon.conversations import chat_frame, conversation
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger, Option
@@ -15,6 +16,7 @@ from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, draft_names, view_names
+from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import estimate
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -28,13 +30,17 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A runner that is ready, with the settings that were asked for and what came of them."""
+    """A runner that is ready, with the settings that were asked for and what came of them.
+
+    *saves_kv* says that it may save KV when it leaves.
+    """
 
     runner: RunnerProcess
     settings: LoadSettings
     num_ctx: int
     memory: MeasuredMemory
     device: str
+    saves_kv: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    saved_kv: SavedKv | None = None
 
     async def load(
         self,
@@ -109,8 +116,11 @@ class Loader:
                 self.ledger.settle(key, held_bytes=memory.vram_bytes, unseen_bytes=0)
             await self.facts.note_memory(model.manifest_digest, settings, _kind(device), memory)
             if frame.num_thread == 0:
-                await self.facts.note_threads(model.manifest_digest, hello.engine_version, ready.num_thread)
-            return Loaded(runner, settings, ready.num_ctx, memory, _where(ready, model.header.block_count))
+                await self.facts.note_threads(
+                    model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
+                )
+            where = _where(ready, model.header.block_count)
+            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -152,6 +162,8 @@ class Loader:
         return whole.total_bytes * min(settings.num_gpu, layers) // layers + draft_bytes
 
     async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:
+        kv_dir = await self._kv_dir(model, settings, device, engine)
+        measured = await self.facts.threads(model.manifest_digest, engine)
         return frames.Load(
             model_paths=view_names(len(model.weights)),
             draft_paths=draft_names(len(model.draft)),
@@ -159,12 +171,23 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=0 if device == CPU else settings.num_gpu,
-            num_thread=settings.num_thread or await self.facts.threads(model.manifest_digest, engine),
+            num_thread=settings.num_thread or measured[0],
+            num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
             template=model.template or "",
             max_prompt_bytes=MAX_PROMPT_BYTES,
             template_timeout_s=TEMPLATE_TIMEOUT_S,
+            manifest_chat=_manifest_chat(model),
+            kv_dir=str(kv_dir or ""),
+            kv_dir_bytes=self.saved_kv.quota_bytes if self.saved_kv is not None and kv_dir is not None else 0,
         )
+
+    async def _kv_dir(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> Path | None:
+        if self.saved_kv is None:
+            return None
+        # What a state depends on; the runner checks more closely what is in its files.
+        key = f"ctx{settings.num_ctx}-slots{self.slots}-{_kind(device)}"
+        return await self.saved_kv.prepare(model.manifest_digest, engine, key)
 
     async def _short(self, model: Loadable, settings: LoadSettings) -> DeviceMemoryShort:
         devices = await self.read_devices()
@@ -178,6 +201,12 @@ class Loader:
     def _waits_for(self, holders: tuple[str, ...]) -> str:
         names = " and ".join(f"`{self.name_of(holder)}`" for holder in holders)
         return f"waits for memory that {names} holds" if names else "waits for memory"
+
+
+def _manifest_chat(model: Loadable) -> frames.Chat | None:
+    """Return what every chat of the model begins with, or None when there is no such thing."""
+    turns = conversation(model.system, model.messages)
+    return chat_frame(turns) if model.template and turns else None
 
 
 def _draft_bytes(model: Loadable, settings: LoadSettings) -> int:

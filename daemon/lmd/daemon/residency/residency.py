@@ -23,6 +23,7 @@ from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
 
@@ -48,6 +49,7 @@ class Residency:
         log_dir: Path,
         pool: Pool,
         *,
+        saved_kv: SavedKv | None = None,
         read_devices: Callable[[], Sequence[Device]] = devices,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
@@ -90,6 +92,7 @@ class Residency:
             log_dir=log_dir,
             command=command,
             timings=timings or RunnerTimings(load_stall_s=load_s),
+            saved_kv=saved_kv,
         )
 
     async def start(self) -> None:
@@ -118,20 +121,28 @@ class Residency:
         listed = [actor.status() for actor in self._actors.values()]
         return sorted(listed, key=lambda status: status.load_started_at)
 
-    def enqueue(self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None) -> Ticket:
+    def enqueue(
+        self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None, *, caller: str = ""
+    ) -> Ticket:
         """Give a request a place in the queue of its model, which is loaded if it has to be.
 
         Use the ticket as a context manager: the place, and later the hold on the runner, last as long as the block.
         *keep_alive* is how long the model stays after its last use; negative for ever, None for what is in effect.
+        *caller* is whose request it is: one caller may fill three quarters of the queue.
 
         Raises:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive)
+        return self._actor(model).enqueue(settings, keep_alive, caller)
 
     async def load(
-        self, model: Loadable, parameters: Mapping[str, object], keep_alive: timedelta | None = None
+        self,
+        model: Loadable,
+        parameters: Mapping[str, object],
+        keep_alive: timedelta | None = None,
+        *,
+        caller: str = "",
     ) -> AsyncGenerator[Waiting | RunnerStatus, None]:
         """Make a model resident: yield what it waits for, and last the ready runner. Closing does not undo the load.
 
@@ -145,7 +156,7 @@ class Residency:
             effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
         )
         actor = self._actor(model)
-        with actor.enqueue(settings, keep_alive) as ticket:
+        with actor.enqueue(settings, keep_alive, caller) as ticket:
             actor.preload(settings)
             shown: Waiting | None = None
             while not await ticket.wait(WAITING_INTERVAL_S if shown is not None else 0):
@@ -156,11 +167,11 @@ class Residency:
             status = actor.status()
         yield status
 
-    async def unload(self, name_or_digest: str, *, force: bool) -> int:
+    async def unload(self, name_or_digest: str, *, force: bool, save_kv: bool = True) -> int:
         """Unload a model, and return how many answers were running.
 
         Without *force* they finish first, and this does not wait for them; with it, or when none are running, the
-        runner is gone afterwards.
+        runner is gone afterwards. KV is saved unless *force* or not *save_kv*.
 
         Raises:
             ModelNotFound: it is not resident.
@@ -169,16 +180,19 @@ class Residency:
         for actor in self._actors.values():
             names = {name.lower() for name in actor.names}
             if actor.resident and (wanted == actor.key or wanted in names):
-                running = actor.unload(force=force)
+                running = actor.unload(force=force, save_kv=save_kv)
                 if force or not running:
                     await actor.released()
                 return running
         raise ModelNotFound(name_or_digest, hint="it is not resident; `lm ps` shows what is")
 
     async def unload_if_resident(self, manifest: Digest) -> None:
-        """Unload a model whose last name is gone, as `unload` without *force* does; others are no error."""
+        """Unload a model whose last name is gone, as `unload` without *force* does; others are no error.
+
+        Nothing is saved of it: nobody can load it again.
+        """
         with contextlib.suppress(ModelNotFound):
-            await self.unload(str(manifest), force=False)
+            await self.unload(str(manifest), force=False, save_kv=False)
 
     def _actor(self, model: Loadable) -> ModelActor:
         if self._closing:

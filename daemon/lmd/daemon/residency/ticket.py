@@ -23,11 +23,13 @@ class TicketOffice(Protocol):
 class Ticket:
     """A place in a queue that turns into a runner. Leave the `with` block to give either back.
 
-    While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted.
+    While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted. *caller* is whose
+    request it is.
     """
 
-    def __init__(self, office: TicketOffice, settings: LoadSettings) -> None:
+    def __init__(self, office: TicketOffice, settings: LoadSettings, caller: str = "") -> None:
         self.settings = settings
+        self.caller = caller
         self._office = office
         self._admitted: asyncio.Future[RunnerProcess] = asyncio.get_running_loop().create_future()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
+from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 
 #: A keep-alive that never ends; so does every negative one.
@@ -20,6 +22,10 @@ MAX_KEEP_ALIVE = timedelta(days=36_500)
 
 MAX_PROMPT_BYTES = 32 << 20
 TEMPLATE_TIMEOUT_S = 5.0
+
+#: How long a runner that leaves may save KV. Somebody may wait for its memory, and a disk may be slow: at 500 MB/s this
+#: is more than the default quota.
+SAVE_S = 10.0
 
 
 class Loadable(Protocol):
@@ -57,6 +63,14 @@ class Loadable(Protocol):
     def template(self) -> str | None:
         """The chat template in effect."""
 
+    @property
+    def system(self) -> str | None:
+        """The manifest's system prompt."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The messages that start every chat."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
@@ -90,11 +104,18 @@ class Limits:
     #: How long a reload waits for running answers, and a load for memory.
     wait_s: float
     drain_s: float
+    #: How long a runner may save KV when it leaves.
+    save_s: float = SAVE_S
     #: After the n-th failure in a row the next load waits backoff_s * 2 ** (n - 1), at most backoff_cap_s.
     backoff_s: float = 0.5
     backoff_cap_s: float = 30.0
     #: How long a failed runner stays listed.
     failed_s: float = 60.0
+
+    @property
+    def max_queue_of_caller(self) -> int:
+        """How much of the queue one caller may fill; the rest is for others."""
+        return max(1, self.max_queue * 3 // 4)
 
 
 class RunnerState(Enum):
@@ -126,6 +147,7 @@ class RunnerStatus:
     load_started_at: datetime
     load_duration: timedelta | None
     reason: str
+    stats: EngineStats | None = None
 
 
 @dataclass(frozen=True, slots=True)

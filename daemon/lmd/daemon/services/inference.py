@@ -7,20 +7,26 @@ from contextlib import aclosing
 from datetime import timedelta
 
 import grpc.aio
-from google.protobuf.duration_pb2 import Duration
 
 from lmd.daemon.callers import HasPeer, caller_of
-from lmd.daemon.inference import Delta, Done, Inference
-from lmd.daemon.residency.values import Waiting
+from lmd.daemon.inference import Inference
+from lmd.daemon.services.answers import event_fields, options_of
 from lmd.registry.lm_config import Message
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import model_pb2, runtime_service_pb2
 
-_REASONS = {
-    "stop": pb.AnswerDone.FINISH_REASON_STOP,
-    "length": pb.AnswerDone.FINISH_REASON_LENGTH,
-}
+KeepAliveRequest = (
+    pb.GenerateRequest
+    | pb.ChatRequest
+    | pb.EmbedRequest
+    | pb.RerankRequest
+    | pb.TokenizeRequest
+    | pb.DetokenizeRequest
+    | pb.ApplyTemplateRequest
+    | runtime_service_pb2.LoadModelRequest
+)
+"""The requests that say how long their model stays resident."""
 
 
 class InferenceServiceServicer(rpc.InferenceServiceServicer):
@@ -40,17 +46,13 @@ class InferenceServiceServicer(rpc.InferenceServiceServicer):
             raw=request.raw,
             parameters=requested(request.parameters),
             keep_alive=keep_alive_of(request),
-            cache_scope=cache_scope_of(context),
+            options=options_of(request.options),
+            caller=cache_scope_of(context),
+            time_left_s=context.time_remaining(),
         )
         async with aclosing(events):
             async for event in events:
-                match event:
-                    case Delta(text, tokens):
-                        yield pb.GenerateResponse(delta=pb.TextDelta(text=text, generated_tokens=tokens))
-                    case Waiting():
-                        yield pb.GenerateResponse(waiting=_waiting(event))
-                    case Done():
-                        yield pb.GenerateResponse(done=_done(event))
+                yield pb.GenerateResponse(**event_fields(event))
 
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatResponse]
@@ -61,17 +63,13 @@ class InferenceServiceServicer(rpc.InferenceServiceServicer):
             messages=[Message(message.role, message.content) for message in request.messages],
             parameters=requested(request.parameters),
             keep_alive=keep_alive_of(request),
-            cache_scope=cache_scope_of(context),
+            options=options_of(request.options),
+            caller=cache_scope_of(context),
+            time_left_s=context.time_remaining(),
         )
         async with aclosing(events):
             async for event in events:
-                match event:
-                    case Delta(text, tokens):
-                        yield pb.ChatResponse(delta=pb.TextDelta(text=text, generated_tokens=tokens))
-                    case Waiting():
-                        yield pb.ChatResponse(waiting=_waiting(event))
-                    case Done():
-                        yield pb.ChatResponse(done=_done(event))
+                yield pb.ChatResponse(**event_fields(event))
 
 
 def requested(parameters: model_pb2.Parameters) -> dict[str, object]:
@@ -81,48 +79,11 @@ def requested(parameters: model_pb2.Parameters) -> dict[str, object]:
     }
 
 
-def keep_alive_of(
-    request: pb.GenerateRequest | pb.ChatRequest | runtime_service_pb2.LoadModelRequest,
-) -> timedelta | None:
+def keep_alive_of(request: KeepAliveRequest) -> timedelta | None:
     """Return how long the model shall stay, None when the request does not say."""
     return request.keep_alive.ToTimedelta() if request.HasField("keep_alive") else None
 
 
 def cache_scope_of(context: HasPeer) -> str:
-    """Return the scope of the prefix cache: one for each user."""
+    """Return the name of the caller: one for each user, who shares prefixes, the queue and the engine as one."""
     return f"uid:{caller_of(context).uid}"
-
-
-def load_progress(waiting: Waiting) -> runtime_service_pb2.LoadProgress:
-    """Return how far the load is that *waiting* tells of."""
-    return runtime_service_pb2.LoadProgress(fraction=waiting.load_fraction or 0.0, detail=waiting.detail)
-
-
-def duration(nanoseconds: int) -> Duration:
-    """Return a duration."""
-    message = Duration()
-    message.FromNanoseconds(nanoseconds)
-    return message
-
-
-def _waiting(waiting: Waiting) -> pb.Waiting:
-    message = pb.Waiting(queue_position=waiting.queue_position)
-    if waiting.load_fraction is not None or waiting.detail:
-        message.load.CopyFrom(load_progress(waiting))
-    return message
-
-
-def _done(done: Done) -> pb.AnswerDone:
-    return pb.AnswerDone(
-        finish_reason=_REASONS[done.finish_reason],
-        prompt_tokens=done.prompt_tokens,
-        cached_tokens=done.cached_tokens,
-        generated_tokens=done.generated_tokens,
-        total_duration=duration(done.total_ns),
-        load_duration=duration(done.load_ns),
-        queue_duration=duration(done.queue_ns),
-        prompt_duration=duration(done.prompt_ns),
-        generate_duration=duration(done.generate_ns),
-        seed=done.seed,
-        stop=done.stop,
-    )

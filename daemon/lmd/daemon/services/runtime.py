@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Protocol
 
@@ -11,7 +12,8 @@ import grpc.aio
 
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import Loadable, RunnerState, RunnerStatus, Waiting
-from lmd.daemon.services.inference import duration, keep_alive_of, load_progress, requested
+from lmd.daemon.services.answers import duration, load_progress
+from lmd.daemon.services.inference import cache_scope_of, keep_alive_of, requested
 from lmd.registry.errors import ModelNotFound
 from lmd.registry.ref import parse_ref
 from lmd.registry.store import TagRecord
@@ -56,7 +58,9 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
     ) -> AsyncIterator[pb.LoadModelResponse]:
         """Load a model, and tell how it goes."""
         model = await self._catalog.resolve(request.name)
-        events = self._residency.load(model, requested(request.parameters), keep_alive_of(request))
+        events = self._residency.load(
+            model, requested(request.parameters), keep_alive_of(request), caller=cache_scope_of(context)
+        )
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Waiting):
@@ -109,4 +113,6 @@ def runner_message(status: RunnerStatus) -> pb.Runner:
         message.expire_time.FromDatetime(status.expires_at)
     if status.load_duration is not None:
         message.load_duration.CopyFrom(duration(status.load_duration // timedelta(microseconds=1) * 1000))
+    if status.stats is not None:
+        message.stats.CopyFrom(pb.EngineStats(**asdict(status.stats)))
     return message

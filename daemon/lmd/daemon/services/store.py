@@ -9,6 +9,7 @@ import grpc.aio
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.garbage import Collected, collect
+from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.services.messages import timestamp
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.store import GarbageItem, Store
@@ -25,9 +26,10 @@ _KINDS = {
 class StoreServiceServicer(rpc.StoreServiceServicer):
     """Looks after the bytes of the store."""
 
-    def __init__(self, store: Store, pool: BlockingPool) -> None:
+    def __init__(self, store: Store, pool: BlockingPool, saved_kv: SavedKv) -> None:
         self._store = store
         self._pool = pool
+        self._saved_kv = saved_kv
 
     async def GetDiskUsage(
         self, request: pb.GetDiskUsageRequest, context: grpc.aio.ServicerContext[object, object]
@@ -43,6 +45,7 @@ class StoreServiceServicer(rpc.StoreServiceServicer):
             quarantined=usage.quarantined,
             quarantined_bytes=usage.quarantined_bytes,
             free_bytes=usage.free_bytes,
+            kv_bytes=await self._saved_kv.total_bytes(),
         )
 
     async def CollectGarbage(

@@ -112,7 +112,7 @@ class DaemonFrame(_message.Message):
 
     @_builtins.property
     def drain(self) -> Global___Drain:
-        """Ends the runner: no new requests, exit when those running are done."""
+        """Ends the runner: no new requests, exit when those running are done and their KV is saved."""
 
     @_builtins.property
     def embed(self) -> Global___Embed:
@@ -269,6 +269,7 @@ class Load(_message.Message):
     NUM_BATCH_FIELD_NUMBER: _builtins.int
     NUM_GPU_FIELD_NUMBER: _builtins.int
     NUM_THREAD_FIELD_NUMBER: _builtins.int
+    NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
     USE_MMAP_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
@@ -287,6 +288,8 @@ class Load(_message.Message):
     """Layers on the accelerator; -1 for all."""
     num_thread: _builtins.int
     """CPU threads; 0 measures."""
+    num_thread_batch: _builtins.int
+    """CPU threads for prompts, when that was measured before; 0 takes num_thread."""
     use_mmap: _builtins.bool
     """Whether to memory-map the weights."""
     template: _builtins.str
@@ -296,7 +299,7 @@ class Load(_message.Message):
     template_timeout_s: _builtins.float
     """Seconds a template may take."""
     kv_dir: _builtins.str
-    """A directory for saved KV, for this manifest and these settings alone; empty saves none."""
+    """A directory for saved KV, for this manifest and these settings alone; empty saves none, and restores none."""
     kv_dir_bytes: _builtins.int
     """The most bytes in that directory."""
     @_builtins.property
@@ -322,6 +325,7 @@ class Load(_message.Message):
         num_batch: _builtins.int = ...,
         num_gpu: _builtins.int = ...,
         num_thread: _builtins.int = ...,
+        num_thread_batch: _builtins.int = ...,
         use_mmap: _builtins.bool = ...,
         template: _builtins.str = ...,
         max_prompt_bytes: _builtins.int = ...,
@@ -333,7 +337,7 @@ class Load(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -890,12 +894,17 @@ class Drain(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SAVE_MS_FIELD_NUMBER: _builtins.int
+    save_ms: _builtins.int
+    """Milliseconds it may spend, once the running requests are done, on saving KV to `Load.kv_dir`; 0 saves none."""
     def __init__(
         self,
+        *,
+        save_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["save_ms", b"save_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1488,6 +1497,7 @@ class Rendered(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request."""
     prompt: _builtins.str
@@ -1496,16 +1506,21 @@ class Rendered(_message.Message):
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its tokens."""
 
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The bytes of each."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
         prompt: _builtins.str = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
+        pieces: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces", "prompt", b"prompt", "request_id", b"request_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

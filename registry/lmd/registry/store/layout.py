@@ -9,6 +9,7 @@ index.db, index.db-wal      tags, leases, verified marks
 oci-layout, index.json      the derived OCI view
 reserve                     room to delete something when the disk is full
 lock, lock.pid              one process per store
+kv/                         the daemon's saved KV: a cache that the store knows nothing of
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Asks a model for what has one reply: makes it resident, hands the request to its runner, returns the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from lmd.daemon.config import Config
+from lmd.daemon.deadline import Deadline
+from lmd.daemon.inference import AnswerableModel, ModelSource
+from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.residency.residency import Residency
+from lmd.runner.v1 import frames_pb2 as frames
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what that says of how.
+
+    Attributes:
+        name: the authenticated identity; the engine is shared fairly between callers.
+        time_left_s: what the call may take, None for any time.
+    """
+
+    name: str = ""
+    time_left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a runner said, and how long it took: in all, and of that for the model to get ready."""
+
+    frame: frames.RunnerFrame
+    total_ns: int
+    load_ns: int
+
+
+class ModelCalls:
+    """Calls of runners by the names of models. Cancelling a call takes it back from its runner."""
+
+    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+        self._catalog = catalog
+        self._residency = residency
+        self._num_ctx = config.runtime.num_ctx
+
+    async def call(
+        self,
+        ref: str,
+        build: Callable[[AnswerableModel], frames.DaemonFrame],
+        *,
+        caller: Caller,
+        parameters: Mapping[str, object] | None = None,
+        keep_alive: timedelta | None = None,
+    ) -> Reply:
+        """Return the reply to what *build* makes for the model; it may raise to refuse the request.
+
+        Raises:
+            InvalidRef, ModelNotFound, InvalidRequest: the request cannot be served.
+            DeadlineExceeded: its time is up.
+            LmdError: as `Residency.enqueue`, and what loading and running end with.
+        """
+        arrived_ns = time.monotonic_ns()
+        deadline = Deadline(caller.time_left_s)
+        model = await self._catalog.resolve(ref)
+        frame = build(model)
+        settings = load_settings(
+            effective(parameters or {}, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+        )
+        with self._residency.enqueue(model, settings, keep_alive, caller=caller.name) as ticket:
+            load_ns, queued_ns = 0, time.monotonic_ns()
+            if not ticket.done:
+                if not await ticket.wait(deadline.within(None)):
+                    raise deadline.error()
+                load_ns = time.monotonic_ns() - queued_ns
+            reply = await ticket.runner.call(frame, deadline)
+        return Reply(reply, time.monotonic_ns() - arrived_ns, load_ns)

@@ -1,0 +1,57 @@
+"""llama.cpp as the engine sees it: typed and thin, over the low-level bindings."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from typing import Any
+
+from lmd.runner.model import Model
+from lmd.runner.sampling import Sampler
+from lmd.runner.seams import TokenSampler
+from lmd.runner.v1 import frames_pb2
+
+
+class LlamaBackend:
+    """llama.cpp, through its low-level bindings."""
+
+    def __init__(self, model: Model) -> None:
+        self._llama = model.llama
+        self._context = model.context
+        self._vocab = model.vocab
+        self.batch = model.batch
+        self.memory = model.memory
+        self.num_ctx = model.num_ctx
+        self.slots = model.slots
+        self.sequences = model.sequences
+        self.cells = model.num_ctx * model.slots
+        self.rows = model.rows
+
+    def decode(self) -> int:
+        """Decode the batch."""
+        code: int = self._llama.llama_decode(self._context, self.batch.finish())
+        return code
+
+    def sampler(self, sampling: frames_pb2.Sampling, prompt: array[int], *, seed: int) -> TokenSampler:
+        """Return a sampler that has seen *prompt*."""
+        sampler = Sampler(self._llama, self._vocab, sampling, num_ctx=self.num_ctx, prompt=prompt, seed=seed)
+        return _ContextSampler(sampler, self._context)
+
+    def logits(self, row: int) -> int:
+        """Return the address of a row's scores."""
+        pointer = self._llama.llama_get_logits_ith(self._context, row)
+        return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+class _ContextSampler:
+    """A sampler with the context whose rows it reads."""
+
+    def __init__(self, sampler: Sampler, context: Any) -> None:
+        self._sampler = sampler
+        self._context = context
+
+    def sample(self, row: int) -> int:
+        return self._sampler.sample(self._context, row)
+
+    def free(self) -> None:
+        self._sampler.free()

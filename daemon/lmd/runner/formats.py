@@ -1,0 +1,34 @@
+"""Compiles formats, and loads what that takes when the first one comes: most runners never need it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from lmd.runner.format_error import FormatError
+from lmd.runner.v1 import frames_pb2
+from lmd.runner.vocab import Vocab
+
+if TYPE_CHECKING:
+    from lmd.runner.structured import Constraint, FormatCompiler
+
+
+class Formats:
+    """The formats of one model. For one thread beside the engine's, since compiling takes a while."""
+
+    def __init__(self, llama: Any, vocab: Vocab) -> None:
+        self._llama = llama
+        self._vocab = vocab
+
+    def compile(self, format_: frames_pb2.Format) -> Constraint | FormatError:
+        """Return what an answer is held to, or why nothing can be."""
+        try:
+            return self._compiler.compile(format_)
+        except FormatError as error:
+            return error
+
+    @functools.cached_property
+    def _compiler(self) -> FormatCompiler:
+        from lmd.runner.structured import FormatCompiler
+
+        return FormatCompiler(self._llama, self._vocab)

@@ -1,0 +1,206 @@
+"""A decoder that models every KV cell, for checking the engine without llama.cpp.
+
+A cell holds a position, a token, and the sequences that use it, as in llama.cpp's unified cache: a copy adds a sequence
+to cells, and a cell that several sequences share has one position. What comes after a row is a function of the tokens
+its sequence can see, so a wrong cell anywhere gives a wrong answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lmd.runner.seams import DONE, NO_ROOM
+from lmd.runner.v1 import frames_pb2
+
+VOCAB = 50
+END = 0
+FAILED = -3
+
+
+def successor(seen: Sequence[int], seed: int = 0) -> int:
+    """Return what follows *seen*; the end comes by chance, about once in fifty tokens."""
+    digest = hashlib.blake2b(repr((list(seen), seed)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % VOCAB
+
+
+def continuation(prompt: Sequence[int], limit: int, *, num_ctx: int, seed: int = 0) -> list[int]:
+    """Return the answer that a decoder alone with *prompt* would give."""
+    seen = list(prompt)
+    answer: list[int] = []
+    while len(answer) < min(limit, num_ctx - len(prompt)):
+        token = successor(seen, seed)
+        if token == END:
+            break
+        answer.append(token)
+        seen.append(token)
+    return answer
+
+
+@dataclass
+class Cell:
+    position: int
+    token: int
+    sequences: set[int]
+
+
+@dataclass
+class FakeBatch:
+    capacity: int
+    tokens: list[tuple[int, int, int, bool]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.tokens.clear()
+
+    def add(self, token: int, position: int, sequence: int) -> int:
+        self.tokens.append((token, position, sequence, True))
+        assert len(self.tokens) <= self.capacity, "more tokens than a step can decode"
+        return len(self.tokens) - 1
+
+    def add_chunk(self, tokens: array[int], position: int, sequence: int, *, sample: bool) -> int:
+        assert len(tokens) > 0, "an empty chunk"
+        for index, token in enumerate(tokens):
+            self.tokens.append((token, position + index, sequence, sample and index == len(tokens) - 1))
+        assert len(self.tokens) <= self.capacity, "more tokens than a step can decode"
+        return len(self.tokens) - 1
+
+
+class FakeMemory:
+    """Cells. With *plain* false it behaves like recurrent state: a sequence can be continued, never cut or copied."""
+
+    def __init__(self, cells: int, sequences: int, *, plain: bool, can_shift: bool) -> None:
+        self.size = cells
+        self.sequences = sequences
+        self.cells: list[Cell] = []
+        self.shares_freely = plain
+        self.can_shift = plain and can_shift
+
+    def of(self, sequence: int) -> list[Cell]:
+        return sorted((c for c in self.cells if sequence in c.sequences), key=lambda cell: cell.position)
+
+    def length(self, sequence: int) -> int:
+        found = self.of(sequence)
+        assert [cell.position for cell in found] == list(range(len(found))), "a sequence with holes"
+        return len(found)
+
+    def reusable(self, sequence: int, length: int, shared: int, *, idle: bool) -> int:
+        assert self.length(sequence) == length, "what is taken to be in memory is not there"
+        return shared if self.shares_freely or (idle and shared == length) else 0
+
+    def keep(self, sequence: int, length: int) -> bool:
+        if not self.shares_freely and length < self.length(sequence):
+            self.clear(sequence)
+            return False
+        self._leave(sequence, [cell for cell in self.of(sequence) if cell.position >= length])
+        return True
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        assert source != target
+        self.clear(target)
+        if not self.shares_freely:
+            return False
+        assert self.length(source) >= length
+        for cell in self.of(source)[:length]:
+            cell.sequences.add(target)
+        return True
+
+    def clear(self, sequence: int) -> None:
+        assert 0 <= sequence < self.sequences
+        self._leave(sequence, self.of(sequence))
+
+    def shift(self, sequence: int, keep: int, discard: int) -> bool:
+        assert self.can_shift
+        self._leave(sequence, [cell for cell in self.of(sequence) if keep <= cell.position < keep + discard])
+        for cell in self.of(sequence):
+            if cell.position >= keep + discard:
+                assert cell.sequences == {sequence}, "a shared cell moves"
+                cell.position -= discard
+        return True
+
+    def _leave(self, sequence: int, cells: list[Cell]) -> None:
+        for cell in cells:
+            cell.sequences.discard(sequence)
+        self.cells = [cell for cell in self.cells if cell.sequences]
+
+
+class FakeSampler:
+    def __init__(self, backend: FakeBackend, seed: int) -> None:
+        self._backend = backend
+        self._seed = seed
+        self.freed = False
+
+    def sample(self, row: int) -> int:
+        assert not self.freed
+        return successor(self._backend.seen[row], self._seed)
+
+    def free(self) -> None:
+        self.freed = True
+
+
+class FakeBackend:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        num_ctx: int = 24,
+        slots: int = 3,
+        spare: int = 4,
+        capacity: int = 8,
+        plain: bool = True,
+        can_shift: bool = True,
+    ) -> None:
+        self.num_ctx = num_ctx
+        self.slots = slots
+        self.sequences = slots + (spare if plain else 0)
+        self.cells = num_ctx * slots
+        self.rows = slots + 4
+        self.batch = FakeBatch(max(capacity, slots))
+        self.memory = FakeMemory(self.cells, self.sequences, plain=plain, can_shift=can_shift)
+        self.seen: dict[int, list[int]] = {}
+        self.samplers: list[FakeSampler] = []
+        self.decoded = 0
+        self.batches: list[list[tuple[int, int, int, bool]]] = []
+        self.fail_next = False
+
+    def decode(self) -> int:
+        assert self.batch.tokens, "a step that decodes nothing"
+        assert sum(sampled for *_, sampled in self.batch.tokens) <= self.rows, "more rows than there is room for"
+        if self.fail_next:
+            self.fail_next = False
+            return FAILED
+        if len(self.memory.cells) + len(self.batch.tokens) > self.memory.size:
+            return NO_ROOM
+        self.seen = {}
+        for row, (token, position, sequence, sampled) in enumerate(self.batch.tokens):
+            assert position == self.memory.length(sequence), "a token that does not follow the last one"
+            assert position < self.num_ctx, "a position beyond the context"
+            self.memory.cells.append(Cell(position, token, {sequence}))
+            if sampled:
+                self.seen[row] = [cell.token for cell in self.memory.of(sequence)]
+        self.decoded += len(self.batch.tokens)
+        self.batches.append(list(self.batch.tokens))
+        return DONE
+
+    def sampler(self, sampling: frames_pb2.Sampling, prompt: array[int], *, seed: int) -> FakeSampler:
+        self.samplers.append(FakeSampler(self, seed))
+        return self.samplers[-1]
+
+    def logits(self, row: int) -> int:
+        raise AssertionError("nothing here has scores")
+
+
+class FakeVocab:
+    """Every token is a letter; `END` ends."""
+
+    size = VOCAB
+
+    def piece(self, token: int) -> bytes | None:
+        return None if token == END else bytes([64 + token])
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    """Return the text of an answer."""
+    return "".join(chr(64 + token) for token in tokens)
