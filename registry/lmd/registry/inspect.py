@@ -73,15 +73,15 @@ class HeaderCache:
         """
         return self.of_files(store, tuple(layer.digest for layer in manifest.weights))
 
-    def of_files(self, store: ModelStore[Tag], key: tuple[Digest, ...]) -> GgufHeader:
+    def of_files(self, store: ModelStore[Tag], digests: tuple[Digest, ...]) -> GgufHeader:
         """The header of a GGUF by the digests of its files, all shards in order. Raises as `get`."""
         with self._lock:
-            if key in self._headers:
-                self._headers.move_to_end(key)
-                return self._headers[key]
-        header = combine([read_blob_header(store, digest) for digest in key])
+            if digests in self._headers:
+                self._headers.move_to_end(digests)
+                return self._headers[digests]
+        header = combine([read_blob_header(store, digest) for digest in digests])
         with self._lock:
-            self._headers[key] = header
+            self._headers[digests] = header
             while len(self._headers) > self._capacity:
                 self._headers.popitem(last=False)
         return header

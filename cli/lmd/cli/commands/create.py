@@ -41,7 +41,6 @@ def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
       lm create poet
       lm create poet -f poet.Modelfile
       echo "FROM ./model.gguf" | lm create mine -f -
-      printf 'FROM qwen3:8b\nDRAFT qwen3:0.6b\n' | lm create fast -f -
     """
     from lmd.cli.modelfiles import read_modelfile
     from lmd.cli.output import print_json
