@@ -182,7 +182,7 @@ class _Parser:
         characters: list[Node] = []
         while not self._take('"'):
             if self._at >= len(self._text):
-                raise FormatError(f"the literal that begins in line {start} of the grammar has no closing '\"'")
+                self.fail("the literal that begins here has no closing '\"'", start)
             code = self._read_character()
             characters.append(Chars(_tidy([(code, code)])))
         return characters[0] if len(characters) == 1 else Sequence(tuple(characters))
