@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +39,8 @@ _ATTEMPTS = 2
 
 def main() -> None:
     options = _options()
+    # Stopped from outside, it still ends the servers it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = _chosen(options.cases)
     model = options.model or benchmark_model()
     settings = dict(pair.split("=", 1) for pair in options.daemon)

@@ -30,9 +30,10 @@ from lmd.daemon.runner_spec import RunnerTimings
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.gguf import read_header
 from lmd.registry.memory import estimate
+from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.gguf_bytes import TinyModel
 from tests.support.leaks import nothing_left_in, until
-from tests.support.residents import SETTINGS, World, collect, header
+from tests.support.residents import SETTINGS, Model, World, collect, header
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
@@ -298,6 +299,36 @@ async def test_queue_is_bounded_and_leaving_frees_the_place(world: World) -> Non
     for task in running + queued[1:]:
         await cancel(task)
     await until(lambda: (s := world.status(model)) is not None and s.slots_busy == s.queued == 0)
+
+
+async def test_calls_without_a_reply_count_as_well(world: World) -> None:
+    """Two thousand embedding calls must not pile up in a runner whose queue of answers is empty."""
+    world.limits = Limits(max_queue=4, slots=2, wait_s=20, drain_s=20)
+    model = world.model("a")
+    await world.ask(model, "warm")
+
+    async def embed(caller: str) -> None:
+        with world.residency.enqueue(model, SETTINGS, caller=caller) as ticket:
+            assert await ticket.wait(30)
+            await ticket.runner.call(frames.DaemonFrame(embed=frames.Embed(inputs=["hold"], caller=caller)))
+
+    calls = [asyncio.create_task(embed("uid:1")) for _ in range(3)]
+    await until(lambda: (refusal := refused(world, model, "uid:1")) is not None and "of your" in refusal)
+    assert refused(world, model, "uid:2") is None
+    calls.append(asyncio.create_task(embed("uid:2")))
+    await until(lambda: refused(world, model, "uid:2") is not None)
+    for call in calls:
+        await cancel(call)
+    assert refused(world, model, "uid:1") is None
+
+
+def refused(world: World, model: Model, caller: str) -> str | None:
+    """Return why a request of *caller* would get no place now, or None."""
+    try:
+        world.residency.enqueue(model, SETTINGS, caller=caller).close()
+    except QueueFull as error:
+        return error.message
+    return None
 
 
 async def test_each_of_many_waiters_gets_its_turn(world: World) -> None:

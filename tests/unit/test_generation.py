@@ -417,3 +417,14 @@ def test_in_company_nothing_is_drafted() -> None:
     together = [batch for batch in rig.backend.batches if len({sequence for _, _, sequence, _ in batch}) == 2]
     assert together
     assert all(len(batch) == 2 for batch in together)
+
+
+def test_where_more_wait_for_their_first_token_prompts_get_more_of_a_step() -> None:
+    rig = Rig(num_ctx=300, slots=8, capacity=128)
+    for token in range(1, 9):
+        rig.submit([token] * 64, limit=100, scope=str(token), caller=str(token))
+    rig.run()
+    prompts = [sum(not sampled for *_, sampled in batch) for batch in rig.backend.batches]
+    # Two are read in the first step; then six wait and two answer.
+    assert prompts[0] > 120
+    assert prompts[1] > 80

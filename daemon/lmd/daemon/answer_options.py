@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lmd.daemon.parameters import check_logit_bias, check_stop_tokens
 from lmd.registry.errors import InvalidRequest
-from lmd.registry.parameters import INT32_MAX
 from lmd.runner.v1 import frames_pb2 as frames
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
-MAX_LOGIT_BIASES = 1024
-MAX_LOGIT_BIAS = 100
-MAX_STOP_TOKENS = 64
 MAX_FORMAT_BYTES = 256 << 10
 
 
@@ -104,46 +101,6 @@ _POLICIES = {
     ContextPolicy.TRUNCATE: frames.CONTEXT_POLICY_TRUNCATE,
     ContextPolicy.SHIFT: frames.CONTEXT_POLICY_SHIFT,
 }
-
-
-def check_logit_bias(biases: Mapping[int, float]) -> dict[int, float]:
-    """Return what is added to the scores of tokens, checked; whether the ids exist only the runner knows.
-
-    Raises:
-        InvalidRequest: there are too many, an id is negative, or a bias is neither -100 to 100 nor -infinity.
-    """
-    name = "logit_bias"
-    if len(biases) > MAX_LOGIT_BIASES:
-        raise InvalidRequest(f"`{name}` has {len(biases)} tokens; at most {MAX_LOGIT_BIASES} are legal", field=name)
-    for token, bias in biases.items():
-        _check_token(name, token)
-        # A comparison with NaN is false, so NaN is refused as well.
-        if not (-MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS or bias == -math.inf):
-            raise InvalidRequest(
-                f"`{name}` of token {token} must be from -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}, or -infinity, "
-                f"not {bias:g}",
-                field=name,
-            )
-    return dict(biases)
-
-
-def check_stop_tokens(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Return the tokens that end an answer, each once; whether they exist only the runner knows.
-
-    Raises:
-        InvalidRequest: there are too many, or an id is negative.
-    """
-    name = "stop_tokens"
-    if len(tokens) > MAX_STOP_TOKENS:
-        raise InvalidRequest(f"`{name}` has {len(tokens)} tokens; at most {MAX_STOP_TOKENS} are legal", field=name)
-    for token in tokens:
-        _check_token(name, token)
-    return tuple(dict.fromkeys(tokens))
-
-
-def _check_token(name: str, token: int) -> None:
-    if not 0 <= token <= INT32_MAX:
-        raise InvalidRequest(f"`{name}` names the token {token}; ids are whole numbers from 0", field=name)
 
 
 def _check_range(name: str, value: int, maximum: int) -> None:

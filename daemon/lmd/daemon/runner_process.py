@@ -114,9 +114,14 @@ class RunnerProcess:
         """How long its last answers took once they had a slot, in the mean; 0 when there was none."""
         return self._requests.mean_answer_s
 
-    def queued_of(self, caller: str) -> int:
-        """Return how many requests of *caller* wait for a slot."""
-        return self._requests.queue.waiting_of(caller)
+    @property
+    def pending(self) -> int:
+        """Requests that wait, or may wait: answers without a slot, and calls without a reply."""
+        return self._requests.pending
+
+    def pending_of(self, caller: str) -> int:
+        """Return how many of the pending are of *caller*."""
+        return self._requests.pending_of(caller)
 
     def position(self, answer: Answer) -> int:
         """Return how many requests get a slot before this one, as far as is known."""

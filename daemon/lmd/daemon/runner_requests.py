@@ -22,6 +22,7 @@ _NEWEST = 0.2
 class _Call:
     reply: asyncio.Future[frames.RunnerFrame]
     deadline: Deadline
+    caller: str
 
 
 class RunnerRequests:
@@ -46,6 +47,15 @@ class RunnerRequests:
 
     def __len__(self) -> int:
         return len(self._answers) + len(self._calls)
+
+    @property
+    def pending(self) -> int:
+        """Answers that have no slot, and calls that have no reply: which of those wait only the runner knows."""
+        return len(self.queue) + len(self._calls)
+
+    def pending_of(self, caller: str) -> int:
+        """Return how many of the pending are of *caller*."""
+        return self.queue.waiting_of(caller) + sum(call.caller == caller for call in self._calls.values())
 
     @property
     def busy(self) -> int:
@@ -85,7 +95,7 @@ class RunnerRequests:
                 frame.render.request_id = request_id
             case other:
                 raise ValueError(f"a frame `{other}` has no reply")
-        call = _Call(asyncio.get_running_loop().create_future(), deadline)
+        call = _Call(asyncio.get_running_loop().create_future(), deadline, frame.embed.caller)
         self._calls[request_id] = call
         self._link.send(frame)
         try:

@@ -29,11 +29,12 @@ _TOO_MUCH = (
     "too large",
     "too complex",
     "too big",
-    "ParserTooComplex",
-    "LexerTooComplex",
+    "too deeply",
+    "parsertoocomplex",
+    "lexertoocomplex",
     "exceeds",
     "max is",
-    "Unable to determine",
+    "unable to determine",
     "compiled regex",
     "fuel",
 )
@@ -78,7 +79,7 @@ def explain(what: str, error: str, patterns: Mapping[str, str] | None = None) ->
         return FormatError("the bounds of a number leave no value, or none that can be written without an exponent")
     if "NoExtension" in error:
         return FormatError(f"nothing can satisfy {what}; look for parts of it that exclude each other")
-    if any(words in error for words in _TOO_MUCH):
+    if any(words in error.lower() for words in _TOO_MUCH):
         return FormatError(
             f"{what} is too complex; use smaller repeat counts, fewer alternatives, or a simpler pattern"
         )

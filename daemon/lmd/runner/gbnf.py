@@ -18,13 +18,16 @@ from lmd.runner.format_error import FormatError
 
 #: The most bytes of a grammar.
 MAX_GRAMMAR_BYTES = 64 * 1024
-_MAX_NESTING = 50
+# llguidance reads no more than 32 groups in each other.
+_MAX_NESTING = 25
 _MAX_RULES = 2_000
 _MAX_REPEAT = 1_000_000
 # Of repetitions of repetitions, such as `"a"*?`.
 _MAX_REPEATED = 4
 # What is not settled after so many rounds was made to be slow.
 _MAX_ROUNDS = 50
+# `.` and [^…] leave out NUL, as they do in llama.cpp.
+_FIRST_CHARACTER = 1
 _LAST_CHARACTER = 0x10FFFF
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
@@ -87,9 +90,9 @@ def parse_gbnf(text: str) -> dict[str, Node]:
     rules = parser.parse()
     if "root" not in rules:
         raise FormatError("the grammar has no rule 'root', which is where it starts")
-    for name, line in parser.uses.items():
+    for name, offset in parser.uses.items():
         if name not in rules:
-            raise FormatError(f"line {line} of the grammar uses the rule '{name}', which does not exist")
+            parser.fail(f"the rule '{name}' does not exist", offset)
     return _without_endless(rules)
 
 
@@ -97,28 +100,28 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
-        # Rules that are used, each with the first line.
+        # Rules that are used, each with where it is first.
         self.uses: dict[str, int] = {}
 
     def parse(self) -> dict[str, Node]:
         rules: dict[str, Node] = {}
         self._skip_space(lines=True)
         while self._at < len(self._text):
-            line = self._line()
+            start = self._at
             name = self._read_name()
             if not name:
-                self._fail("a rule must begin here, name ::= …")
+                self.fail("a rule must begin here, name ::= …")
             if name in rules:
-                raise FormatError(f"line {line} of the grammar defines the rule '{name}' again")
+                self.fail(f"the rule '{name}' is defined again", start)
             if len(rules) == _MAX_RULES:
                 raise FormatError(f"the grammar has more than {_MAX_RULES:,} rules")
             self._skip_space(lines=False)
             if not self._take("::="):
-                self._fail(f"'::=' must follow the name '{name}'")
+                self.fail(f"'::=' must follow the name '{name}'")
             self._skip_space(lines=True)
             rules[name] = self._read_choice(depth=0)
             if self._at < len(self._text) and self._peek() not in "\r\n":
-                self._fail(f"'{self._peek()}' cannot stand here")
+                self.fail(f"'{self._peek()}' cannot stand here")
             self._skip_space(lines=True)
         return rules
 
@@ -141,7 +144,7 @@ class _Parser:
                 node = repeated
                 count += 1
                 if count > _MAX_REPEATED:
-                    self._fail("too many repetitions follow each other")
+                    self.fail("too many repetitions follow each other")
                 self._skip_space(lines=depth > 0)
             parts.append(node)
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
@@ -153,57 +156,57 @@ class _Parser:
         if character == "[":
             return self._read_class()
         if self._take("."):
-            return Chars(_tidy([(0, _LAST_CHARACTER)]))
+            return Chars(_tidy([(_FIRST_CHARACTER, _LAST_CHARACTER)]))
         if self._take("("):
             if depth == _MAX_NESTING:
-                self._fail(f"groups are nested more than {_MAX_NESTING} deep")
+                self.fail(f"groups are nested more than {_MAX_NESTING} deep")
             self._skip_space(lines=True)
             node = self._read_choice(depth + 1)
             if not self._take(")"):
-                self._fail("')' is missing")
+                self.fail("')' is missing")
             return node
         if character in _NAME:
-            line = self._line()
+            start = self._at
             name = self._read_name()
-            self.uses.setdefault(name, line)
+            self.uses.setdefault(name, start)
             return Name(name)
         if character and character in "*+?{":
-            self._fail(f"there is nothing before '{character}' to repeat")
+            self.fail(f"there is nothing before '{character}' to repeat")
         if character and character in "<!":
-            self._fail("tokens in grammars (<…>) are not supported; write their text")
+            self.fail("tokens in grammars (<…>) are not supported; write their text")
         return None
 
     def _read_literal(self) -> Node:
-        start = self._line()
+        start = self._at
         self._at += 1
         characters: list[Node] = []
         while not self._take('"'):
             if self._at >= len(self._text):
-                raise FormatError(f"the literal that begins in line {start} of the grammar has no closing '\"'")
+                self.fail("the literal that begins here has no closing '\"'", start)
             code = self._read_character()
             characters.append(Chars(_tidy([(code, code)])))
         return characters[0] if len(characters) == 1 else Sequence(tuple(characters))
 
     def _read_class(self) -> Node:
-        start = self._line()
+        start = self._at
         self._at += 1
         negated = self._take("^")
         ranges: list[Range] = []
         while not self._take("]"):
             if self._at >= len(self._text):
-                raise FormatError(f"the character class that begins in line {start} of the grammar has no closing ']'")
+                self.fail("the character class that begins here has no closing ']'", start)
             first = last = self._read_character()
             if self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
                 last = self._read_character()
                 if last < first:
-                    self._fail("the range ends before it begins")
+                    self.fail("the range ends before it begins")
             ranges.append((first, last))
         if negated:
             ranges = list(_complement(_tidy(ranges)))
         ranges = list(_tidy(ranges))
         if not ranges:
-            self._fail("the character class has no characters")
+            self.fail("the character class has no characters")
         return Chars(tuple(ranges))
 
     def _read_character(self) -> int:
@@ -217,13 +220,13 @@ class _Parser:
             digits = self._text[self._at : self._at + _HEX_DIGITS[kind]]
             self._at += len(digits)
             if len(digits) < _HEX_DIGITS[kind] or any(digit not in "0123456789abcdefABCDEF" for digit in digits):
-                self._fail(f"'\\{kind}' needs {_HEX_DIGITS[kind]} hexadecimal digits")
+                self.fail(f"'\\{kind}' needs {_HEX_DIGITS[kind]} hexadecimal digits")
             code = int(digits, 16)
             if code > _LAST_CHARACTER or 0xD800 <= code <= 0xDFFF:
-                self._fail(f"'\\{kind}{digits}' is no character")
+                self.fail(f"'\\{kind}{digits}' is no character")
             return code
         if kind not in _ESCAPES:
-            self._fail(f"'\\{kind}' is no escape; known are \\n \\r \\t \\\\ \\\" \\[ \\] \\x \\u \\U")
+            self.fail(f"'\\{kind}' is no escape; known are \\n \\r \\t \\\\ \\\" \\[ \\] \\x \\u \\U")
         return ord(_ESCAPES[kind])
 
     def _read_repeat(self, node: Node) -> Node | None:
@@ -241,9 +244,9 @@ class _Parser:
             self._skip_space(lines=False)
             most = None if self._peek() == "}" else self._read_count()
         if not self._take("}"):
-            self._fail("'}' is missing")
+            self.fail("'}' is missing")
         if most is not None and most < least:
-            self._fail(f"{{{least},{most}}} ends before it begins")
+            self.fail(f"{{{least},{most}}} ends before it begins")
         return _repeat(node, least, most)
 
     def _read_count(self) -> int:
@@ -253,9 +256,9 @@ class _Parser:
             self._at += 1
         digits = self._text[start : self._at]
         if not digits:
-            self._fail("a number must stand here")
+            self.fail("a number must stand here")
         if len(digits) > 7 or int(digits) > _MAX_REPEAT:
-            self._fail(f"nothing can be repeated more than {_MAX_REPEAT:,} times")
+            self.fail(f"nothing can be repeated more than {_MAX_REPEAT:,} times")
         self._skip_space(lines=False)
         return int(digits)
 
@@ -284,11 +287,9 @@ class _Parser:
             return True
         return False
 
-    def _line(self) -> int:
-        return self._text.count("\n", 0, self._at) + 1
-
-    def _fail(self, problem: str) -> NoReturn:
-        raise FormatError(f"line {self._line()} of the grammar: {problem}")
+    def fail(self, problem: str, offset: int | None = None) -> NoReturn:
+        line = self._text.count("\n", 0, self._at if offset is None else offset) + 1
+        raise FormatError(f"line {line} of the grammar: {problem}")
 
 
 def _repeat(node: Node, least: int, most: int | None) -> Node:
@@ -312,7 +313,7 @@ def _tidy(ranges: list[Range]) -> tuple[Range, ...]:
 
 
 def _complement(ranges: tuple[Range, ...]) -> Iterator[Range]:
-    start = 0
+    start = _FIRST_CHARACTER
     for first, last in ranges:
         if start < first:
             yield start, first - 1

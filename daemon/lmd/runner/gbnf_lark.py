@@ -22,8 +22,8 @@ from lmd.runner.gbnf_lexeme import Alphabet, Budget, Lexeme, LexemeMaker, TooMuc
 # What is larger or nested deeper stays grammar.
 _MAX_LEXEME_SIZE = 300
 _MAX_LEXEME_HEIGHT = 100
-# Steps of comparing lexemes; about a second.
-_MAX_WORK = 500_000
+# Steps of comparing lexemes, a few microseconds each.
+_MAX_WORK = 200_000
 
 
 def to_lark(rules: Mapping[str, Node]) -> str:
@@ -119,7 +119,8 @@ class _Writer:
             if isinstance(plan, _Any):
                 return f"({' | '.join(text(option) for option in plan.options)})"
             most = "" if plan.most is None else plan.most
-            return f"({text(plan.part)}){{{plan.least},{most}}}"
+            part = text(plan.part) if isinstance(plan.part, _Any | _Token | Name) else f"({text(plan.part)})"
+            return f"{part}{{{plan.least},{most}}}"
 
         lines = ["%llguidance {}", f"start: {names['root']}"]
         lines += [f"{names[name]}: {text(plan)}" for name, plan in self._plans.items()]

@@ -52,7 +52,7 @@ class Lexeme:
         first: positions that can come first, as bits.
         last: positions that can come last.
         following: for each position, those that can come after it.
-        nullable: whether the empty text matches.
+        first_mask: the characters it can begin with.
     """
 
     regex: str
@@ -60,12 +60,7 @@ class Lexeme:
     first: int
     last: int
     following: list[int]
-    nullable: bool
-
-    @property
-    def first_mask(self) -> int:
-        """The characters it can begin with."""
-        return self.union(self.first)
+    first_mask: int
 
     def union(self, positions: int) -> int:
         """Return the characters of some positions."""
@@ -115,8 +110,9 @@ class LexemeMaker:
 
     def make(self, node: Node) -> Lexeme:
         """Return the lexeme of a node. Counted repetitions become open ones in its automaton."""
-        lexeme = Lexeme(self.regex(node), [], 0, 0, [], nullable=False)
-        lexeme.first, lexeme.last, lexeme.nullable = self._add(lexeme, node)
+        lexeme = Lexeme(self.regex(node), [], 0, 0, [], 0)
+        lexeme.first, lexeme.last, _ = self._add(lexeme, node)
+        lexeme.first_mask = lexeme.union(lexeme.first)
         return lexeme
 
     def _add(self, lexeme: Lexeme, node: Node) -> tuple[int, int, bool]:

@@ -175,7 +175,7 @@ class Generation:
         generating = [job for job in self._generating if not job.request.alone and self._has_room(job)]
         reading = [job for job in self._reading if not job.request.alone]
         if generating or reading:
-            self._decode_step(generating, plan_prefill(reading, self._prefill_budget(len(generating))))
+            self._decode_step(generating, plan_prefill(reading, self._prefill_budget(len(reading), len(generating))))
 
     def _jobs(self) -> list[Job]:
         return self._reading + self._generating
@@ -241,11 +241,19 @@ class Generation:
             vocab_size=self._vocab.size,
         )
 
-    def _prefill_budget(self, generating: int) -> int:
-        capacity = self._backend.batch.capacity - generating
+    def _prefill_budget(self, reading: int, generating: int) -> int:
+        """Return how many tokens of prompts the next step decodes, with so many prompts and answers under way.
+
+        Small pieces keep answers flowing. They also fill batches poorly, so where more wait for their first token than
+        for their next one, prompts get the part of the step by which they are more.
+        """
+        capacity = self._backend.batch.capacity
         if not generating:
             return capacity
-        return min(capacity, max(_SHARED_PREFILL_MINIMUM, self._backend.batch.capacity // _SHARED_PREFILL))
+        share = max(capacity // _SHARED_PREFILL, _SHARED_PREFILL_MINIMUM)
+        if reading > generating:
+            share = max(share, capacity * (reading - generating) // reading)
+        return min(capacity - generating, share)
 
     def _has_room(self, job: Job) -> bool:
         """Make room for the next token of an answer; false when it has to read its shortened context anew first."""

@@ -68,8 +68,8 @@ def prepare_schema(text: str) -> PreparedSchema:
         root = {}
     visitor = SchemaVisitor(root)
     visitor.visit()
-    rewrite_one_of(visitor)
     end_recursion(visitor)
+    rewrite_one_of(visitor)
     return PreparedSchema(json.dumps(root), visitor.patterns)
 
 

@@ -7,7 +7,8 @@ with control characters, and an exclusive bound that is a whole number less than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
@@ -15,6 +16,14 @@ from lmd.runner.format_error import FormatError
 
 # Text that the schema alone decides is worked on anew for every token: 1.8 ms a token for 32 KiB.
 _MAX_CONSTANT_CHARACTERS = 32 * 1024
+# Each is compared with each: 0.6 ms a pair.
+_MAX_NAME_PATTERNS = 64
+# References between alternatives cost the most: 2 s for 45 that all lead to each other.
+_MAX_REFERENCES = 2_000
+# Beyond that llguidance's repeat counts end.
+_MAX_COUNT = 1_000_000_000
+# Its automaton has about as many states, the decimal point left out.
+_MAX_MULTIPLE_OF = 100_000
 
 _DRAFTS = (
     "json-schema.org/draft-04/schema",
@@ -63,6 +72,7 @@ class SchemaVisitor:
 
     Attributes:
         schemas: those subschemas by place, a JSON pointer.
+        uses: the places that each place leads to.
         references: where each `$ref` leads, by the place it stands at.
         patterns: regular expressions, each with words for where it stands.
     """
@@ -70,12 +80,14 @@ class SchemaVisitor:
     def __init__(self, root: Schema | bool) -> None:
         self.root = root
         self.schemas: dict[str, Schema | bool] = {}
+        self.uses: dict[str, list[str]] = {}
         self.references: dict[str, str] = {}
         self.patterns: dict[str, str] = {}
         self._todo: list[tuple[str, Any]] = [("#", root)]
         self._exclusive: list[tuple[str, str, float]] = []
         self._bounds: list[float] = []
         self._constant_characters = 0
+        self._name_patterns = 0
 
     def visit(self) -> None:
         """Visit all.
@@ -120,22 +132,24 @@ class SchemaVisitor:
         self._note_constants(place, schema)
         self._note_patterns(place, schema)
         self._note_bounds(place, schema)
+        subschemas: list[tuple[str, Any]] = []
         if "$ref" in schema:
             target_place, target = self.resolve(place, schema["$ref"])
             self.references[place] = target_place
-            self._todo.append((target_place, target))
+            if len(self.references) > _MAX_REFERENCES:
+                raise FormatError(f"the schema has more than {_MAX_REFERENCES:,} references; use fewer")
+            subschemas.append((target_place, target))
         for keyword in _SCHEMAS:
             if isinstance(schema.get(keyword), list):
-                self._add_all(pointer(place, keyword), enumerate(schema[keyword]))
+                subschemas += _below(pointer(place, keyword), enumerate(schema[keyword]))
             elif keyword in schema:
-                self._todo.append((pointer(place, keyword), schema[keyword]))
+                subschemas.append((pointer(place, keyword), schema[keyword]))
         for keyword in _LISTS_OF_SCHEMAS:
-            self._add_all(pointer(place, keyword), enumerate(schema.get(keyword, ())))
+            subschemas += _below(pointer(place, keyword), enumerate(schema.get(keyword, ())))
         for keyword in ("patternProperties", "properties"):
-            self._add_all(pointer(place, keyword), schema.get(keyword, {}).items())
-
-    def _add_all(self, place: str, schemas: Iterable[tuple[object, Any]]) -> None:
-        self._todo.extend((pointer(place, key), schema) for key, schema in schemas)
+            subschemas += _below(pointer(place, keyword), schema.get(keyword, {}).items())
+        self.uses[place] = [used for used, _ in subschemas]
+        self._todo += subschemas
 
     def _note_constants(self, place: str, schema: Schema) -> None:
         for keyword in ("const", "enum"):
@@ -161,6 +175,11 @@ class SchemaVisitor:
     def _note_patterns(self, place: str, schema: Schema) -> None:
         if "pattern" in schema:
             self.patterns.setdefault(schema["pattern"], f"'pattern' at {place}")
+        self._name_patterns += len(schema.get("patternProperties", ()))
+        if self._name_patterns > _MAX_NAME_PATTERNS:
+            raise FormatError(
+                f"the schema has more than {_MAX_NAME_PATTERNS} patterns in 'patternProperties'; join some of them"
+            )
         for pattern in schema.get("patternProperties", ()):
             self.patterns.setdefault(pattern, f"the name '{_short(pattern)}' in 'patternProperties' at {place}")
         for pattern in [schema.get("pattern", ""), *schema.get("patternProperties", ())]:
@@ -189,6 +208,10 @@ class SchemaVisitor:
                     f"'{keyword}' at {place} is less than 1 away from another bound, which is not supported; "
                     f"use '{keyword.removeprefix('exclusive').lower()}'"
                 )
+
+
+def _below(place: str, schemas: Iterable[tuple[object, Any]]) -> Iterator[tuple[str, Any]]:
+    return ((pointer(place, key), schema) for key, schema in schemas)
 
 
 def _drop_unsupported(place: str, schema: Schema) -> None:
@@ -230,9 +253,14 @@ def _check_values(place: str, schema: Schema) -> None:
         elif keyword in _COUNTS:
             whole = _is_number(value) and value >= 0 and value == int(value)
             _require(whole, place, keyword, "a whole number, 0 or more", value)
+            if value > _MAX_COUNT:
+                raise FormatError(f"'{keyword}' at {place} is more than {_MAX_COUNT:,}, which is not supported")
             schema[keyword] = int(value)
         elif keyword == "multipleOf":
             _require(_is_number(value) and value > 0, place, keyword, "a number above 0", value)
+            exact = Decimal(str(value)).normalize()
+            if exact.scaleb(max(0, -int(exact.as_tuple().exponent))) > _MAX_MULTIPLE_OF:
+                raise FormatError(f"'multipleOf' at {place} has too many digits; use a rounder number")
         elif keyword in _BOUNDS:
             _require(_is_number(value) or isinstance(value, bool), place, keyword, "a number", value)
         elif keyword == "pattern":

@@ -115,20 +115,18 @@ def end_recursion(visitor: SchemaVisitor) -> None:
     Raises:
         FormatError: the whole schema recurses without end.
     """
+    order = _children_first(visitor)
     ended: set[str] = set()
-    waiting = list(visitor.schemas)
     for _ in range(_MAX_ROUNDS):
-        # Children mostly follow their parents, so that one round backwards settles all but what references entangle.
-        waiting.reverse()
         before = len(ended)
-        for place in waiting:
-            if _has_end(visitor, place, ended):
+        for place in order:
+            if place not in ended and _has_end(visitor, place, ended):
                 ended.add(place)
-        waiting = [place for place in waiting if place not in ended]
         if len(ended) == before:
             break
     else:
         raise FormatError("the references in the schema are too entangled; use fewer that lead to each other")
+    waiting = [place for place in order if place not in ended]
     if "#" in waiting:
         place = min((place for place in waiting if place in visitor.references), key=len, default="#")
         raise FormatError(
@@ -142,6 +140,23 @@ def end_recursion(visitor: SchemaVisitor) -> None:
             for keyword in schema.keys() - {"$defs", "definitions"}:
                 del schema[keyword]
             schema["enum"] = []
+
+
+def _children_first(visitor: SchemaVisitor) -> list[str]:
+    """Return all places, each after those it leads to where they do not lead back to it."""
+    order: list[str] = []
+    seen = {"#"}
+    path = [("#", iter(visitor.uses.get("#", ())))]
+    while path:
+        place, uses = path[-1]
+        following = next((used for used in uses if used not in seen), None)
+        if following is None:
+            order.append(place)
+            path.pop()
+        else:
+            seen.add(following)
+            path.append((following, iter(visitor.uses.get(following, ()))))
+    return order
 
 
 def _has_end(visitor: SchemaVisitor, place: str, ended: set[str]) -> bool:

@@ -115,7 +115,7 @@ def _template_setup(model: Model, load: frames_pb2.Load) -> TemplateSetup:
 
 
 def _saved_prefixes(model: Model, load: frames_pb2.Load) -> SavedPrefixes | None:
-    if not load.kv_dir:
+    if not load.kv_dir or not model.generates:
         return None
     made_by = fingerprint(
         model.llama, model.native, model.context, engine_version(), flash_attention=model.flash_attention

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ import numpy
 
 from lmd.runner.format_error import FormatError, explain
 from lmd.runner.gbnf import parse_gbnf
+from lmd.runner.gbnf_forced import check_forced
 from lmd.runner.gbnf_lark import to_lark
 from lmd.runner.json_schema import OPTIONS, prepare_schema
 from lmd.runner.v1 import frames_pb2
@@ -41,17 +43,42 @@ _T = TypeVar("_T")
 
 
 def _limits() -> llguidance.LLParserLimits:
-    """Return the limits of work: about 20 ms for a token in the worst case, and some tens of MB for the automaton."""
+    """Return the limits of work for one token and of memory."""
     return llguidance.LLParserLimits(
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=50_000,
-        # A grammar of single characters needs the most: 40,000 in a JSON string with a vocabulary of 128,000 tokens.
-        step_max_items=200_000,
-        max_items_in_row=2_000,
+        # A grammar of single characters needs the most: less than 50,000 in a JSON string with 128,000 tokens.
+        step_max_items=100_000,
+        # Four for each optional property of an object.
+        max_items_in_row=10_000,
         max_lexer_states=50_000,
         max_grammar_size=200_000,
         verbose_errors=False,
     )
+
+
+class _Effort:
+    """Ends answers whose format costs the engine too much time, since all answers wait for it.
+
+    Each token may take 50 ms of processor time, and 1 s more may be overdrawn in the course of an answer. Formats that
+    somebody means take well below 10 ms.
+    """
+
+    _PER_TOKEN_NS = 50_000_000
+    _OVERDRAFT_NS = 1_000_000_000
+
+    def __init__(self, spent_ns: int = 0) -> None:
+        self.spent_ns = spent_ns
+
+    def spend(self, time_ns: int) -> None:
+        """Note what a token took.
+
+        Raises:
+            FormatError: it was too much.
+        """
+        self.spent_ns = max(0, self.spent_ns + time_ns - self._PER_TOKEN_NS)
+        if self.spent_ns > self._OVERDRAFT_NS:
+            raise FormatError("the format takes too much time; use smaller repeat counts or fewer alternatives")
 
 
 class FormatCompiler:
@@ -101,7 +128,7 @@ class FormatCompiler:
         try:
             _with_deep_stack(constraint.try_out)
         except FormatError as error:
-            raise fail(matcher.get_error() or "NoExtension") from error
+            raise fail(matcher.get_error()) if matcher.is_error() else error from None
         return constraint
 
     def _build_tokenizer(self) -> llguidance.LLTokenizer:
@@ -157,6 +184,7 @@ class Constraint:
         self._end_tokens = end_tokens
         # What is allowed when the answer is complete.
         self._end_bits = end_bits
+        self._effort = _Effort()
         self._count = 0
         self._ended = False
         # How many tokens had been accepted when only the end could follow; -1 while that is not known.
@@ -180,8 +208,10 @@ class Constraint:
         """
         if self.complete:
             return self._end_bits
+        started_ns = time.thread_time_ns()
         bits = self._matcher.compute_bitmask()
         self._check()
+        self._effort.spend(time.thread_time_ns() - started_ns)
         if bits == self._end_bits:
             self._complete_at = self._count
         return bits
@@ -250,6 +280,7 @@ class Constraint:
     def copy(self) -> Constraint:
         """Return an independent constraint at the same place."""
         other = Constraint(self._matcher.deep_copy(), self._vocab, self._end_tokens, self._end_bits)
+        other._effort = _Effort(self._effort.spent_ns)
         other._count, other._ended, other._complete_at = self._count, self._ended, self._complete_at
         return other
 
@@ -272,7 +303,9 @@ def _grammar_of(format: frames_pb2.Format) -> tuple[str, Callable[[str], FormatE
         _check_regex(format.regex)
         return build.grammar_from_regex(format.regex), _failing(what, {format.regex: what})
     if kind == "gbnf":
-        return build.grammar_from_lark(to_lark(parse_gbnf(format.gbnf))), _failing("the grammar")
+        rules = parse_gbnf(format.gbnf)
+        check_forced(rules)
+        return build.grammar_from_lark(to_lark(rules)), _failing("the grammar")
     raise FormatError("the format is empty; set one of its kinds")
 
 

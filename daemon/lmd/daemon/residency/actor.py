@@ -186,7 +186,7 @@ class ModelActor:
             context_length=self._loaded.num_ctx if self._loaded is not None else settings.num_ctx if settings else 0,
             slots=self._limits.slots,
             slots_busy=self._runner.busy if self._runner is not None else 0,
-            queued=self._queued,
+            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
             expires_at=self._keep_alive.expiry_time() if idle else None,
             keep_forever=self._keep_alive.for_ever,
             pid=self._runner.pid if self._runner is not None else 0,
@@ -345,18 +345,13 @@ class ModelActor:
         if (refusal := self._backoff.refusal()) is not None:
             raise refusal
 
-    @property
-    def _queued(self) -> int:
-        """Requests that wait, for the model or for a slot."""
-        return len(self._waiting) + (self._runner.queued if self._runner is not None else 0)
-
     def _check_queue(self, caller: str) -> None:
         """Refuse what is too much: one caller alone never fills the queue."""
         limit, runner = self._limits.max_queue, self._runner
-        if self._queued >= limit:
+        pending, own = (runner.pending, runner.pending_of(caller)) if runner is not None else (0, 0)
+        if len(self._waiting) + pending >= limit:
             raise QueueFull(limit=limit, retry_after_s=self._retry_after_s())
-        own = sum(ticket.caller == caller for ticket in self._waiting)
-        own += runner.queued_of(caller) if runner is not None else 0
+        own += sum(ticket.caller == caller for ticket in self._waiting)
         if own >= self._limits.max_queue_of_caller:
             raise QueueFull(limit=self._limits.max_queue_of_caller, retry_after_s=self._retry_after_s(), own=True)
 
