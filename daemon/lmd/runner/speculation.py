@@ -144,12 +144,13 @@ def _trust(length: int) -> int:
 
 #: What a step of 1, 2, 3 … tokens of one sequence costs, as a multiple of a step of one token.
 #:
-#: Measured with ``python -m bench.step_cost`` (0.4 B parameters, Q4_K_M, vocabulary of 128,256, 256 tokens of context, 2
-#: threads of an AMD EPYC with AVX-512; the least of six rounds, each checked to have had both cores for itself; places
-#: 10, 11 and 13 to 15 lie on lines between their neighbours). One token takes 12.3 ms. Two cost half as much again: on
-#: the CPU the arithmetic counts as much as reading the weights. Models of 0.1 B and of other vocabularies are within a
-#: fifth of this. Where reading the weights dominates, on accelerators and with many cores, the steps of a few tokens
-#: are cheaper than this says; drafting is then more careful than it had to be, and never a loss that was not foreseen.
+#: Measured with ``python -m bench.step_cost`` (0.4 B parameters, Q4_K_M, vocabulary of 128,256, 256 tokens of context,
+#: two threads of an AMD EPYC with AVX-512; the least of six rounds, each checked to have had both cores for itself;
+#: places 10, 11 and 13 to 15 lie on lines between their neighbours). One token takes 12.3 ms. Two cost half as much
+#: again: on the CPU the arithmetic counts as much as reading the weights. Models of 0.1 and 0.3 B parameters, one of
+#: them with a vocabulary of a thousand, are within a quarter of this. Where reading the weights dominates, on
+#: accelerators and with many cores, the steps of a few tokens are cheaper than this says; drafting is then more careful
+#: than it had to be.
 #:
 #: A table, and not a measurement at load: what a request does must not depend on what else the machine did then.
 STEP_COSTS = (1.0, 1.49, 1.79, 2.27, 2.65, 2.95, 3.36, 3.39, 3.67, 3.79, 3.92, 4.04, 4.09, 4.14, 4.19, 4.24)
