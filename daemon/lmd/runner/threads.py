@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from lmd.runner.memory import Memory
 
 _BUDGET_S = 1.0
 _DECODE_ROUNDS = 5
+_PREFILL_ROUNDS = 2
 _PREFILL_TOKENS = 64
 # A model whose weights fit in a core's cache gains nothing from a second one, and is not worth measuring.
 _TINY_WEIGHTS_BYTES = 16 << 20
-# More threads must pay: they take cores from everything else on the machine.
+# Fewer threads are taken when they are faster by this. A disturbed measurement must not cost every later answer: with
+# a bias towards few, one busy core during the load halved the speed of a model from then on (measured).
 _WORTH = 0.95
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -83,19 +86,24 @@ def measure_threads(
 
     seconds(single, cores, 1)
     decode, prefill = cores, cores
-    decode_s, prefill_s = seconds(single, cores, _DECODE_ROUNDS), seconds(chunk, cores, 1)
     # From many to few: with a slow model only the first are measured, and many is the better guess.
     for count in _candidates(cores):
         if time.monotonic() > deadline:
             break
-        if (candidate_s := seconds(single, count, _DECODE_ROUNDS)) * _WORTH < decode_s:
-            decode, decode_s = count, min(candidate_s, decode_s)
+        if _is_faster(lambda threads: seconds(single, threads, 1), count, decode, _DECODE_ROUNDS):
+            decode = count
         if time.monotonic() > deadline:
             break
-        if (candidate_s := seconds(chunk, count, 1)) * _WORTH < prefill_s:
-            prefill, prefill_s = count, min(candidate_s, prefill_s)
+        if _is_faster(lambda threads: seconds(chunk, threads, 1), count, prefill, _PREFILL_ROUNDS):
+            prefill = count
     memory.clear_all()
     return Threads(decode, prefill)
+
+
+def _is_faster(seconds: Callable[[int], float], count: int, best: int, rounds: int) -> bool:
+    """Compare two counts in turns, so that what else the machine does hits both, by the best round of each."""
+    times = [(seconds(count), seconds(best)) for _ in range(rounds)]
+    return min(time_s for time_s, _ in times) < _WORTH * min(time_s for _, time_s in times)
 
 
 def _candidates(cores: int) -> list[int]:
