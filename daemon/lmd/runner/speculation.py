@@ -5,7 +5,7 @@ token stays if it is the one that was sampled; the first one that differs is rep
 is dropped. So every token is sampled by the model, from the same scores, by a sampler in the same state as in plain
 decoding: guesses change how many tokens a step yields, and never which. See docs/concepts/speculation.md.
 
-Nothing here reads the clock or draws random numbers: the same request gets the same guesses every time.
+Nothing here reads the clock or draws random numbers.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Pace:
     taken. When none beats plain decoding, none is made for a while; then two are, to see whether that has changed.
 
     *draft_cost* is what one guess costs, as a multiple of a step of one token: the relative size of a draft model, 0
-    for prompt lookup. Only counts enter, never times, so a request that is repeated is decoded in the same steps.
+    for prompt lookup. Only counts enter, never times: the same guesses with the same fate lead to the same steps.
     """
 
     def __init__(self, draft_cost: float = 0.0, step_costs: Sequence[float] = STEP_COSTS) -> None:
