@@ -21,7 +21,7 @@ _PREFILL_TOKENS = 64
 _TINY_WEIGHTS_BYTES = 16 << 20
 # Fewer threads are taken when they are faster by this. A disturbed measurement must not cost every later answer: with
 # a bias towards few, one busy core during the load halved the speed of a model from then on (measured).
-_WORTH = 0.95
+_WORTH = 0.8
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
