@@ -152,9 +152,15 @@ class RunnerProcess:
         return self.ready
 
     def ask_load(
-        self, *paths: Path, manifest_chat: frames_pb2.Chat | None = None, **options: int | float | str | bool
+        self,
+        *paths: Path,
+        manifest_chat: frames_pb2.Chat | None = None,
+        draft_paths: Sequence[str] = (),
+        **options: int | float | str | bool,
     ) -> None:
-        load = frames_pb2.Load(model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat)
+        load = frames_pb2.Load(
+            model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat, draft_paths=draft_paths
+        )
         for name, value in options.items():
             setattr(load, name, value)
         self.send(frames_pb2.DaemonFrame(load=load))

@@ -88,6 +88,7 @@ def make_tiny_llama(
     byte_output: bool = False,
     name: str = "tiny",
     add_bos: bool = True,
+    n_idle: int = 0,
     pooling: gguf.PoolingType | None = None,
     causal: bool = True,
     rerank_template: str | None = None,
@@ -96,14 +97,19 @@ def make_tiny_llama(
 
     With *pooling* it is a model made for embedding; with `RANK` it has a classifier of one score.
 
+    *n_idle* more layers add nothing to what it says, only to what it costs: without them it is its own perfect draft.
+
     *byte_output* makes it say single bytes instead of words: mostly invalid UTF-8.
     """
     vocab = tiny_vocab()
     random = np.random.default_rng(seed)
     tensors = _llama_tensors(random, len(vocab.pieces), n_layer, n_embd, n_ff)
     _silence(tensors["output.weight"], vocab, byte_output=byte_output)
+    for part in [part for part in tensors if part.startswith("blk.0.")]:
+        for layer in range(n_layer, n_layer + n_idle):
+            tensors[part.replace("blk.0.", f"blk.{layer}.")] = np.zeros_like(tensors[part])
     writer = gguf.GGUFWriter(path, "llama")
-    _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer, n_ff=n_ff, n_head=n_head)
+    _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer + n_idle, n_ff=n_ff, n_head=n_head)
     writer.add_rope_dimension_count(n_embd // n_head)
     _add_vocab(writer, vocab, chat_template, add_bos=add_bos)
     if pooling is not None:
