@@ -229,8 +229,12 @@ class Generation:
             self._outbox.started(request)
 
     def _speculation(self, request: Request) -> Speculation | None:
-        """Return what drafts for a request; nothing does where wrong guesses could not be cut off again."""
-        if not self._backend.memory.shares_freely:
+        """Return what drafts for a request.
+
+        Nothing does where wrong guesses could not be cut off again, nor for a request that must repeat exactly: what a
+        draft model remembers of earlier turns changes the sizes of batches.
+        """
+        if not self._backend.memory.shares_freely or request.alone:
             return None
         sampling = request.message.sampling
         return make_speculation(
