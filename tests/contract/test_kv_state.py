@@ -13,6 +13,7 @@ import pytest
 from lmd.runner.batch import Batch
 from lmd.runner.kv_files import KvFiles
 from lmd.runner.kv_state import SequenceState, fingerprint
+from lmd.runner.log import install_log
 from lmd.runner.memory import Memory
 from lmd.runner.native import load_bindings
 from lmd.runner.saved_prefixes import WORTH_TOKENS, Candidate, SavedPrefixes
@@ -32,11 +33,9 @@ KINDS: dict[str, Callable[..., Path]] = {
 @pytest.fixture(scope="session")
 def llama() -> Any:
     bindings = load_bindings()
-    quiet = bindings.llama_log_callback(lambda level, text, data: None)
-    bindings.llama_log_set(quiet, None)
+    install_log(bindings, lambda level, text, data: None)
     bindings.llama_backend_init()
-    yield bindings
-    bindings.llama_log_set(bindings.llama_log_callback(), None)
+    return bindings
 
 
 @pytest.fixture(scope="session")

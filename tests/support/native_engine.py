@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmd.runner.log import install_log
 from lmd.runner.native import ENVIRONMENT
 from lmd.runner.rows import logits_address, row_at
 from lmd.runner.sampling import Sampler
@@ -53,9 +54,7 @@ class NativeEngine:
         import llama_cpp.llama_cpp as llama
 
         self.llama: Any = llama
-        # The engine calls it as long as it lives.
-        self._log = llama.llama_log_callback(lambda _level, _text, _data: None)
-        llama.llama_log_set(self._log, None)
+        install_log(llama, lambda _level, _text, _data: None)
         self._model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = self.num_ctx = num_ctx

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmd.runner.log import install_log
 from lmd.runner.native import load_bindings
 from lmd.runner.structured import Constraint, FormatCompiler, FormatError
 from lmd.runner.v1.frames_pb2 import Format
@@ -28,7 +29,9 @@ LONGEST = 400
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return load_bindings()
+    bindings = load_bindings()
+    install_log(bindings, lambda level, text, data: None)
+    return bindings
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 # enum ggml_log_level
@@ -17,6 +18,18 @@ _SHARED_CONTEXT = b"possible training context overflow"
 _BUFFER = re.compile(rb"(\S+)\s+(model|KV|RS|compute|output)(?: state)? buffer size\s*=\s*([0-9.]+) MiB")
 _OFFLOADED = re.compile(rb"offloaded (\d+)/\d+ layers to GPU")
 _OUT_OF_MEMORY = re.compile(rb"out of memory|unable to allocate|failed to allocate|bad_alloc|cannot allocate", re.I)
+
+
+# The engine has one log for the process and calls it until the end, whoever set it; ctypes frees a callback with its
+# last reference. So the one in use is kept here.
+_installed: list[Any] = []
+
+
+def install_log(llama: Any, receive: Callable[[int, bytes, object], None]) -> None:
+    """Have every log line of llama.cpp in this process given to *receive*: level, text, and a value without meaning."""
+    callback = llama.llama_log_callback(receive)
+    llama.llama_log_set(callback, None)
+    _installed[:] = [callback]
 
 
 class EngineLog:
@@ -37,9 +50,7 @@ class EngineLog:
         self.out_of_memory = False
         self._errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
         self._level = _INFO
-        # ctypes frees a callback with its last reference, so it lives in a field.
-        self._callback = llama.llama_log_callback(self._receive)
-        llama.llama_log_set(self._callback, None)
+        install_log(llama, self._receive)
 
     def errors(self) -> str:
         """Return the last error lines in one, without their function names."""
