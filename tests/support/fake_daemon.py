@@ -378,7 +378,10 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
 
     @_unary
     def UploadBlob(self, request_iterator: Any, context: Any) -> Any:
+        size_bytes = next(request_iterator).size_bytes
         data = b"".join(request.data for request in request_iterator)
+        if len(data) != size_bytes:
+            context.abort(grpc.StatusCode.CANCELLED, "the upload ended early")
         self.daemon.uploads.append(data)
         return model_pb.UploadBlobResponse(blob=_blob(data))
 

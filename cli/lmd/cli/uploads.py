@@ -63,8 +63,13 @@ class _Pieces:
             if not data:
                 self._fail("the file became shorter while it was read")
             self.sent_bytes += len(data)
+            if self.sent_bytes == self.size_bytes:
+                # Before the last piece goes out: an upload that lacks it is refused, whereas a call that is taken back
+                # after its last byte can look like one that is complete.
+                self._check_unchanged()
             yield pb.UploadBlobRequest(data=data)
-        # The daemon stores nothing before the end of the upload, which an error here takes away from it.
+
+    def _check_unchanged(self) -> None:
         now = os.fstat(self._descriptor)
         if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
             self._fail("the file changed while it was read")
