@@ -3,7 +3,7 @@
 A grammar is a list of rules, `name ::= alternatives`; `root` is the start. Alternatives are separated by `|`, each a
 sequence of literals ("text"), character classes ([a-z], [^a-z], .), names of rules and groups, each of which may be
 repeated (* + ? {m} {m,} {m,n}). A rule ends with its line, except inside a group, after `::=` and after `|`.
-`#` begins a comment. In literals and classes stand the escapes \\n \\r \\t \\\\ \\" \\[ \\] \\xHH \\uHHHH \\UHHHHHHHH.
+`#` begins a comment. Escapes in literals and classes: \\n \\r \\t \\\\ \\" \\[ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH.
 
 Source: the behaviour of the engine's own parser (llama.cpp, grammars), with which the tests compare this one.
 """
@@ -30,7 +30,7 @@ _MAX_ROUNDS = 50
 _FIRST_CHARACTER = 1
 _LAST_CHARACTER = 0x10FFFF
 
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
+_ESCAPES = {"-": "-", "n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
@@ -226,7 +226,7 @@ class _Parser:
                 self.fail(f"'\\{kind}{digits}' is no character")
             return code
         if kind not in _ESCAPES:
-            self.fail(f"'\\{kind}' is no escape; known are \\n \\r \\t \\\\ \\\" \\[ \\] \\x \\u \\U")
+            self.fail(f"'\\{kind}' is no escape; known are \\n \\r \\t \\\\ \\\" \\[ \\] \\- \\x \\u \\U")
         return ord(_ESCAPES[kind])
 
     def _read_repeat(self, node: Node) -> Node | None:

@@ -1,9 +1,9 @@
 """Writes a GBNF grammar in llguidance's dialect of Lark, so that it means the same.
 
 GBNF describes characters; llguidance reads lexemes first, each as long as it can be, and parses those. Written lexeme
-by lexeme a grammar would lose texts: in `[a-z]+ "b"` the first part takes every b (llguidance's own converter,
-`gbnf_to_lark`, has this fault). Written character by character it would be exact and slow: milliseconds a token inside
-a JSON string, where a lexeme takes 50 microseconds.
+by lexeme a grammar would lose texts: in `name "b"`, where a name is `[a-z]+`, the name takes every b (llguidance's own
+converter, `gbnf_to_lark`, has this fault). Written character by character it would be exact and slow: milliseconds a
+token inside a JSON string, where a lexeme takes 50 microseconds.
 
 So the largest parts without recursion become lexemes, and those for which "as long as it can be" might be wrong are
 taken apart again, down to single characters if need be. It cannot be wrong for a lexeme when no character that may
@@ -26,13 +26,19 @@ _MAX_LEXEME_HEIGHT = 100
 _MAX_WORK = 200_000
 
 
-def to_lark(rules: Mapping[str, Node]) -> str:
-    """Return the text for llguidance of the rules that `parse_gbnf` returned."""
+def to_lark(rules: Mapping[str, Node], *, characters_only: bool = False) -> str:
+    """Return the text for llguidance of the rules that `parse_gbnf` returned.
+
+    *characters_only* makes each character a lexeme: that is what the grammar means, and what lexemes must not change.
+    """
     writer = _Writer(rules)
     try:
-        writer.settle()
+        if not characters_only:
+            writer.settle()
+            return writer.write()
     except TooMuchWork:
-        writer.use_characters_only()
+        pass
+    writer.use_characters_only()
     return writer.write()
 
 

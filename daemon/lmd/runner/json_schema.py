@@ -93,7 +93,7 @@ def _parse(text: str) -> Any:
         raise too_deep from error
     except ValueError as error:
         raise FormatError("a number in the schema has too many digits") from error
-    level, depth = [root], 0
+    level, depth = [root], 1
     while level := [child for value in level for child in _children(value)]:
         depth += 1
         if depth > _MAX_NESTING:

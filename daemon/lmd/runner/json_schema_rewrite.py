@@ -20,36 +20,25 @@ _SCALARS = {"boolean", "integer", "null", "number", "string"}
 
 
 def rewrite_one_of(visitor: SchemaVisitor) -> None:
-    """Turn each `oneOf` into `anyOf` when no value fits two of its alternatives."""
+    """Turn each `oneOf` into `anyOf` when no value fits two of its alternatives.
+
+    The visitor's places are those from before, so this comes last.
+    """
     if any("/oneOf/" in place for place in visitor.references.values()):
         # A reference leads to where the alternative would no longer be.
         return
-    for place, schema in list(visitor.schemas.items()):
-        if not isinstance(schema, dict) or "oneOf" not in schema:
-            continue
-        alternatives = [_Values(visitor, pointer(place, "oneOf", index)) for index in range(len(schema["oneOf"]))]
-        if not all(one.excludes(other) for one, other in combinations(alternatives, 2)):
-            continue
-        moved = schema.pop("oneOf")
-        if "anyOf" not in schema:
-            schema["anyOf"] = moved
-            home = pointer(place, "anyOf")
+    exclusive: list[Schema] = []
+    for place, schema in visitor.schemas.items():
+        if isinstance(schema, dict) and "oneOf" in schema:
+            alternatives = [_Values(visitor, pointer(place, "oneOf", index)) for index in range(len(schema["oneOf"]))]
+            if all(one.excludes(other) for one, other in combinations(alternatives, 2)):
+                exclusive.append(schema)
+    for schema in exclusive:
+        alternatives = schema.pop("oneOf")
+        if "anyOf" in schema:
+            schema["allOf"] = [*schema.get("allOf", ()), {"anyOf": alternatives}]
         else:
-            schema["allOf"] = [*schema.get("allOf", ()), {"anyOf": moved}]
-            inner = pointer(place, "allOf", len(schema["allOf"]) - 1)
-            visitor.schemas[inner] = schema["allOf"][-1]
-            home = pointer(inner, "anyOf")
-        _move(visitor, pointer(place, "oneOf"), home)
-
-
-def _move(visitor: SchemaVisitor, old: str, new: str) -> None:
-    """Give everything below a place its new one."""
-
-    def moved(place: str) -> str:
-        return new + place.removeprefix(old) if place.startswith(old + "/") else place
-
-    visitor.schemas = {moved(place): schema for place, schema in visitor.schemas.items()}
-    visitor.references = {moved(place): moved(target) for place, target in visitor.references.items()}
+            schema["anyOf"] = alternatives
 
 
 class _Values:

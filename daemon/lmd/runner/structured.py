@@ -46,7 +46,7 @@ def _limits() -> llguidance.LLParserLimits:
     """Return the limits of work for one token and of memory."""
     return llguidance.LLParserLimits(
         initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=50_000,
+        step_lexer_fuel=1_000_000,
         # A grammar of single characters needs the most: less than 50,000 in a JSON string with 128,000 tokens.
         step_max_items=100_000,
         # Four for each optional property of an object.
@@ -57,7 +57,7 @@ def _limits() -> llguidance.LLParserLimits:
     )
 
 
-class _Effort:
+class Effort:
     """Ends answers whose format costs the engine too much time, since all answers wait for it.
 
     Each token may take 50 ms of processor time, and 1 s more may be overdrawn in the course of an answer. Formats that
@@ -67,8 +67,8 @@ class _Effort:
     _PER_TOKEN_NS = 50_000_000
     _OVERDRAFT_NS = 1_000_000_000
 
-    def __init__(self, spent_ns: int = 0) -> None:
-        self.spent_ns = spent_ns
+    def __init__(self) -> None:
+        self._debt_ns = 0
 
     def spend(self, time_ns: int) -> None:
         """Note what a token took.
@@ -76,8 +76,8 @@ class _Effort:
         Raises:
             FormatError: it was too much.
         """
-        self.spent_ns = max(0, self.spent_ns + time_ns - self._PER_TOKEN_NS)
-        if self.spent_ns > self._OVERDRAFT_NS:
+        self._debt_ns = max(0, self._debt_ns + time_ns - self._PER_TOKEN_NS)
+        if self._debt_ns > self._OVERDRAFT_NS:
             raise FormatError("the format takes too much time; use smaller repeat counts or fewer alternatives")
 
 
@@ -184,7 +184,7 @@ class Constraint:
         self._end_tokens = end_tokens
         # What is allowed when the answer is complete.
         self._end_bits = end_bits
-        self._effort = _Effort()
+        self._effort = Effort()
         self._count = 0
         self._ended = False
         # How many tokens had been accepted when only the end could follow; -1 while that is not known.
@@ -280,7 +280,6 @@ class Constraint:
     def copy(self) -> Constraint:
         """Return an independent constraint at the same place."""
         other = Constraint(self._matcher.deep_copy(), self._vocab, self._end_tokens, self._end_bits)
-        other._effort = _Effort(self._effort.spent_ns)
         other._count, other._ended, other._complete_at = self._count, self._ended, self._complete_at
         return other
 
