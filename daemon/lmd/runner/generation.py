@@ -248,16 +248,14 @@ class Generation:
     def _prefill_budget(self, reading: int, generating: int) -> int:
         """Return how many tokens of prompts the next step decodes, with so many prompts and answers under way.
 
-        Small pieces keep answers flowing. They also fill batches poorly, so where more wait for their first token than
-        for their next one, prompts get the part of the step by which they are more.
+        Small pieces keep answers flowing, but fill batches poorly: eight prompts that came together are read in 4.0 s
+        by quarters and in 3.2 s by whole steps (0.4 B on two cores, measured). So where more wait for their first
+        token than for their next one, prompts get the step.
         """
         capacity = self._backend.batch.capacity
-        if not generating:
-            return capacity
-        share = max(capacity // _SHARED_PREFILL, _SHARED_PREFILL_MINIMUM)
         if reading > generating:
-            share = max(share, capacity * (reading - generating) // reading)
-        return min(capacity - generating, share)
+            return capacity - generating
+        return min(capacity - generating, max(capacity // _SHARED_PREFILL, _SHARED_PREFILL_MINIMUM))
 
     def _has_room(self, job: Job) -> bool:
         """Make room for the next token of an answer; false when it has to read its shortened context anew first."""
