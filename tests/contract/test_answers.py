@@ -348,7 +348,8 @@ async def test_the_calls_own_deadline_reaches_the_runner(bench: Bench, connectio
     bench.model()
     call = connection.inference.Generate(pb.GenerateRequest(model="m", prompt="request"), timeout=50)
     request = json.loads("".join([response.delta.text async for response in call]))
-    assert 0 < int(request["timeoutMs"]) < 50_000
+    # gRPC rounds a deadline up to a few digits on the wire, so a server that is quick sees a little more than was asked.
+    assert 0 < int(request["timeoutMs"]) <= 51_000
 
 
 async def test_full_queue_over_the_wire_says_when_to_come_back(bench: Bench, connection: Connection) -> None:
