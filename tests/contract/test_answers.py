@@ -348,7 +348,7 @@ async def test_the_calls_own_deadline_reaches_the_runner(bench: Bench, connectio
     bench.model()
     call = connection.inference.Generate(pb.GenerateRequest(model="m", prompt="request"), timeout=50)
     request = json.loads("".join([response.delta.text async for response in call]))
-    # gRPC rounds a deadline up to a few digits on the wire, so a server that is quick sees a little more than was asked.
+    # gRPC rounds a deadline up to a few digits on the wire, so a quick server sees a little more than was asked.
     assert 0 < int(request["timeoutMs"]) <= 51_000
 
 
