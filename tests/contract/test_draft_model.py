@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from lmd.runner import draft
 from lmd.runner.draft import DraftModel, likelihood, load_draft
-from lmd.runner.model import LoadAborted, LoadError
+from lmd.runner.model import LoadError
 from lmd.runner.speculation import MAX_DRAFT, Pace, Speculation, make_speculation
 from lmd.runner.threads import Threads
 from lmd.runner.v1 import frames_pb2
+from lmd.runner.weights import LoadAborted
 from tests.support.gguf_bytes import TinyModel
 from tests.support.speculative import STEP_TOKENS, Target, engine, load
 from tests.support.tiny_models import (

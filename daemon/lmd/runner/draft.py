@@ -12,10 +12,11 @@ from typing import Any
 from lmd.runner.batch import Batch
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
-from lmd.runner.model import LoadAborted, LoadError
+from lmd.runner.model import LoadError
 from lmd.runner.prefix_cache import common_prefix
 from lmd.runner.threads import Threads
 from lmd.runner.v1 import frames_pb2
+from lmd.runner.weights import load_weights
 
 # Candidates that a draft's probability is computed over, as in llama.cpp's own drafting (which takes 10). All 128,256
 # of them cost 1 ms, these 0.04 ms (measured), and a draft's step only a few times as much.
@@ -66,7 +67,16 @@ def load_draft(
     gpu_layers = log.gpu_layers
     log.out_of_memory = False
     try:
-        native = _load_weights(llama, log, load, on_progress)
+        # All of it on the accelerator or nothing: a draft that computes in two places is too slow to be of use.
+        native = load_weights(
+            llama,
+            load.draft_paths,
+            num_gpu=-1 if load.num_gpu else 0,
+            use_mmap=load.use_mmap,
+            on_progress=on_progress,
+        )
+        if not native:
+            raise _Refused(log.errors() or "the engine gives no reason")
         return DraftModel(
             llama, log, native, num_ctx=num_ctx, step_tokens=step_tokens, threads=threads, target_bytes=target_bytes
         )
@@ -255,32 +265,6 @@ def likelihood(logits: Sequence[float]) -> float:
 
 def _name(_sampler: object) -> bytes:
     return b"best"
-
-
-def _load_weights(llama: Any, log: EngineLog, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
-    aborted = False
-
-    def progress(fraction: float, _user_data: object) -> bool:
-        nonlocal aborted
-        aborted = aborted or not on_progress(fraction)
-        return not aborted
-
-    callback = llama.llama_progress_callback(progress)
-    params = llama.llama_model_default_params()
-    # All of it or nothing: a draft that computes in two places is too slow to be of use.
-    params.n_gpu_layers = -1 if load.num_gpu else 0
-    params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if load.use_mmap else llama.LLAMA_LOAD_MODE_NONE
-    params.progress_callback = callback
-    paths = [path.encode() for path in load.draft_paths]
-    if len(paths) == 1:
-        native = llama.llama_model_load_from_file(paths[0], params)
-    else:
-        native = llama.llama_model_load_from_splits((ctypes.c_char_p * len(paths))(*paths), len(paths), params)
-    if aborted:
-        raise LoadAborted
-    if not native:
-        raise _Refused(log.errors() or "the engine gives no reason")
-    return native
 
 
 def _check_kind(llama: Any, native: Any) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lmd.runner.kv_format import FINGERPRINT_BYTES, Damaged, Head, SavedPrefix, read_head
+from lmd.runner.prefix_cache import common_prefix
 
 #: The most files of one directory; the least recently used beyond them go.
 MAX_FILES = 256
@@ -121,7 +122,7 @@ class KvFiles:
         for saved in self._saved:
             if not saved.open_to(scope):
                 continue
-            shared = _shared(saved.tokens, prompt, len(prompt) - 1)
+            shared = common_prefix(saved.tokens, prompt, len(prompt) - 1)
             if (self._divisible or shared == len(saved.tokens)) and shared > (best[1] if best else beyond):
                 best = saved, shared
         return best
@@ -268,7 +269,7 @@ class KvFiles:
         """Tell whether the state of *one* is about as good as that of *other*."""
         if not self._divisible:
             return one == other
-        return _shared(one, other, len(other)) >= len(other) - self._slack_tokens
+        return common_prefix(one, other, len(other)) >= len(other) - self._slack_tokens
 
     def _make_room(self, needed_bytes: int, victims: Sequence[SavedPrefix]) -> bool:
         """Remove victims, from the first on, until quota and count hold; say whether the disk has room then."""
@@ -318,20 +319,6 @@ class KvFiles:
 
 def _by_use(saved: SavedPrefix) -> float:
     return saved.used_at
-
-
-def _shared(one: array[int], other: array[int], limit: int) -> int:
-    """Return how many first elements are equal, at most *limit*; compares memory, not Python objects."""
-    low, high = 0, max(0, min(len(one), len(other), limit))
-    if one[:high] == other[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _to_stderr(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from lmd.runner.memory import Memory
 from lmd.runner.threads import Threads, measure_threads, usable_cores
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import Vocab
+from lmd.runner.weights import load_weights
 
 # Scores of plain attention that may take memory: one for each head, token of a step and token of context. On the CPU
 # plain attention is exact to the order of its sums, whatever else is in the batch, where flash attention rounds every
@@ -39,10 +39,6 @@ class LoadError(Exception):
     def __init__(self, kind: frames_pb2.LoadFailed.Kind.ValueType, message: str) -> None:
         super().__init__(message[:_MESSAGE_CHARACTERS])
         self.kind = kind
-
-
-class LoadAborted(Exception):
-    """Raised when the progress callback asked to stop."""
 
 
 class Model:
@@ -121,26 +117,9 @@ class Model:
         )
 
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
-        llama = self.llama
-        aborted = False
-
-        def progress(fraction: float, _user_data: object) -> bool:
-            nonlocal aborted
-            aborted = aborted or not on_progress(fraction)
-            return not aborted
-
-        callback = llama.llama_progress_callback(progress)
-        params = llama.llama_model_default_params()
-        params.n_gpu_layers = load.num_gpu
-        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if load.use_mmap else llama.LLAMA_LOAD_MODE_NONE
-        params.progress_callback = callback
-        paths = [path.encode() for path in load.model_paths]
-        if len(paths) == 1:
-            native = llama.llama_model_load_from_file(paths[0], params)
-        else:
-            native = llama.llama_model_load_from_splits((ctypes.c_char_p * len(paths))(*paths), len(paths), params)
-        if aborted:
-            raise LoadAborted
+        native = load_weights(
+            self.llama, load.model_paths, num_gpu=load.num_gpu, use_mmap=load.use_mmap, on_progress=on_progress
+        )
         if not native:
             raise self._error("the engine gives no reason")
         return native
