@@ -11,41 +11,33 @@ import json
 import random
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmd.runner.log import install_log
-from lmd.runner.native import load_bindings
 from lmd.runner.structured import Constraint, FormatCompiler, FormatError
 from lmd.runner.v1.frames_pb2 import Format
 from lmd.runner.vocab import Vocab
+from tests.support.formats import Tokenizer
 from tests.support.shared_models import STORIES
 
 LONGEST = 400
 
 
 @pytest.fixture(scope="module")
-def llama() -> Any:
-    bindings = load_bindings()
-    install_log(bindings, lambda level, text, data: None)
-    return bindings
+def tokenizer() -> Tokenizer:
+    return Tokenizer(STORIES)
 
 
 @pytest.fixture(scope="module")
-def vocab(llama: Any) -> Vocab:
-    params = llama.llama_model_default_params()
-    params.vocab_only = True
-    model = llama.llama_model_load_from_file(str(STORIES).encode(), params)
-    assert model
-    return Vocab(llama, model)
+def vocab(tokenizer: Tokenizer) -> Vocab:
+    return tokenizer.vocab
 
 
 @pytest.fixture(scope="module")
-def compiler(llama: Any, vocab: Vocab) -> FormatCompiler:
-    return FormatCompiler(llama, vocab)
+def compiler(tokenizer: Tokenizer) -> FormatCompiler:
+    return tokenizer.compiler
 
 
 def allowed(constraint: Constraint, vocab: Vocab) -> list[int]:

@@ -14,6 +14,7 @@ from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
 from lmd.runner.embedder import Embedder
+from lmd.runner.failures import failure
 from lmd.runner.format_error import FormatError
 from lmd.runner.formats import Formats
 from lmd.runner.generation import Generation
@@ -45,6 +46,7 @@ class Engine:
         model: Model,
         channel: Channel,
         prompts: PromptMaker,
+        background: Background,
         *,
         draft_model: DraftSource | None = None,
         saved: SavedPrefixes | None = None,
@@ -63,7 +65,7 @@ class Engine:
             draft_model=draft_model,
             saved=saved,
         )
-        self._background = Background()
+        self._background = background
         self._embedder = Embedder(model.embedding, self._background, self._look_while_embedding)
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
@@ -91,6 +93,7 @@ class Engine:
             postponed, self._postponed = self._postponed, []
             for message in (*postponed, *self._receive()):
                 self._handle(message)
+            self._answer(self._background.collect())
             self._prepared(self._prompts.advance())
             self._end_expired()
             self._serve_side_requests()
@@ -132,7 +135,7 @@ class Engine:
 
     def failed(self, request: Request, kind: Failed.Kind.ValueType, message: str, field: str = "") -> None:
         """Send a failure."""
-        self._send_failed(Failed(request_id=request.request_id, kind=kind, message=message, field=field))
+        self._send_failed(failure(request.request_id, kind, message, field=field).failed)
 
     # The loop's parts.
 
@@ -141,7 +144,6 @@ class Engine:
         interest = {
             self._channel.fileno(): (0 if self._channel.congested else select.EPOLLIN)
             | (select.EPOLLOUT if self._channel.blocked else 0),
-            self._prompts.wake_fileno: select.EPOLLIN,
             self._background.fileno(): select.EPOLLIN,
         }
         generation = 0
@@ -152,9 +154,7 @@ class Engine:
         if (interest, generation) != self._watched:
             self._watched = (interest, generation)
             self._watch(interest)
-        for fileno, _ in self._poll.poll(timeout_s):
-            if fileno == self._prompts.wake_fileno:
-                self._prompts.drain_wake()
+        self._poll.poll(timeout_s)
 
     def _watch(self, interest: dict[int, int]) -> None:
         # A closed descriptor leaves epoll by itself, and its number may have come back; so all are set anew.
@@ -228,13 +228,12 @@ class Engine:
             self._answer(self._side.handle(message))
 
     def _serve_side_requests(self) -> None:
-        """Embed one batch, and answer what the background and the template are done with."""
+        """Embed one batch, and answer what the template is done with."""
         for rendered in self._prompts.take_rendered():
             if rendered.error:
                 self._fail_side(rendered.request_id, Failed.KIND_TEMPLATE, rendered.error)
             else:
                 self._answer(self._side.rendered(rendered.request_id, rendered.prompt))
-        self._answer(self._background.collect())
         self._answer(self._embedder.step(_SHARED_EMBED_TOKENS if self._generation.is_busy else 0))
 
     def _answer(self, frames: Sequence[frames_pb2.RunnerFrame]) -> None:
@@ -245,8 +244,7 @@ class Engine:
                 self._channel.send(frame, last_of=request_id)
 
     def _fail_side(self, request_id: int, kind: Failed.Kind.ValueType, message: str) -> None:
-        failed = Failed(request_id=request_id, kind=kind, message=message)
-        self._answer([frames_pb2.RunnerFrame(failed=failed)])
+        self._answer([failure(request_id, kind, message)])
 
     def _check_new(self, request_id: int) -> None:
         if request_id in self._requests or request_id in self._side_ids:

@@ -27,7 +27,7 @@ from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
-from lmd.runner.speculation import DraftSource, Speculation, make_speculation
+from lmd.runner.speculation import DraftSource, Speculation, accepted, make_speculation
 from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
 
@@ -376,7 +376,7 @@ class Generation:
             chosen.append((token, reports))
             if place == len(drafted) or token != drafted[place] or self._ends(job, token):
                 break
-        if not self._keep_accepted(job, drafted, len(chosen) - 1):
+        if not self._keep_accepted(job, drafted, accepted(drafted, [token for token, _ in chosen])):
             self._fail(job.request, "the engine did not take back what was drafted")
             return
         for token, reports in chosen[:-1]:
@@ -386,14 +386,14 @@ class Generation:
         token, reports = chosen[-1]
         self._say(job, token, reports, complete=job.constraint is not None and job.constraint.complete)
 
-    def _keep_accepted(self, job: Job, drafted: Sequence[int], accepted: int) -> bool:
-        """Make memory and slot hold the drafted tokens that were right, and no other."""
+    def _keep_accepted(self, job: Job, drafted: Sequence[int], count: int) -> bool:
+        """Make memory and slot hold the first *count* drafted tokens, which were right, and no other."""
         slot = job.slot
-        slot.tokens.extend(drafted[:accepted])
-        self._queue.charge(job.request.caller, accepted)
+        slot.tokens.extend(drafted[:count])
+        self._queue.charge(job.request.caller, count)
         if job.speculation is not None:
-            job.speculation.note(len(drafted), accepted)
-        if accepted == len(drafted) or self._backend.memory.keep(slot.sequence, len(slot.tokens)):
+            job.speculation.note(len(drafted), count)
+        if count == len(drafted) or self._backend.memory.keep(slot.sequence, len(slot.tokens)):
             return True
         self.slots.forget(slot)
         return False
@@ -437,7 +437,8 @@ class Generation:
         """
         message, constraint = job.request.message, job.constraint
         reports = message.HasField("top_logprobs")
-        raw = _RawScores(self._backend.logits(row), self._vocab.size) if reports else None
+        # A sampler leaves the scores as they were, a mask does not.
+        raw = _RawScores(self._backend.logits(row), self._vocab.size) if reports and constraint is not None else None
         if constraint is not None:
             constraint.mask(self._backend.logits(row), self._vocab.size)
             if constraint.complete:
@@ -445,9 +446,10 @@ class Generation:
         token = job.sampler.sample(row)
         if constraint is not None and not constraint.accept(token):
             raise FormatError("the model has no token with which the answer could go on in this format")
-        if raw is None or self._is_end(job, token):
+        if not reports or self._is_end(job, token):
             return token, []
-        return token, [self._logprobs(raw.address, token, message.top_logprobs)]
+        address = raw.address if raw is not None else self._backend.logits(row)
+        return token, [self._logprobs(address, token, message.top_logprobs)]
 
     def _finish(self, job: Job, reason: frames_pb2.Finished.Reason.ValueType) -> None:
         tail = job.text.finish(cut=reason == LENGTH)

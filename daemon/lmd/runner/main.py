@@ -15,18 +15,20 @@ import sys
 import time
 from pathlib import Path
 
+from lmd.runner.background import Background
 from lmd.runner.channel import Channel
 from lmd.runner.confine import drop_rights, never_block_on_stderr, tie_to_parent
 from lmd.runner.draft import load_draft
 from lmd.runner.engine import Engine
 from lmd.runner.kv_state import SequenceState, fingerprint
 from lmd.runner.log import EngineLog
-from lmd.runner.model import LoadAborted, LoadError, Model
+from lmd.runner.model import LoadError, Model
 from lmd.runner.native import engine_version, load_bindings
 from lmd.runner.prompts import PromptMaker
 from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.templates import TemplateSetup
 from lmd.runner.v1 import frames_pb2
+from lmd.runner.weights import LoadAborted
 from lmd.runner.wire import WireClosed, WireError
 
 EXIT_OK, EXIT_LOAD_FAILED, EXIT_PROTOCOL = 0, 1, 2
@@ -168,13 +170,19 @@ def serve(connection: socket.socket) -> int:
             raise loading.error from None
         return EXIT_OK
     channel.send(frames_pb2.RunnerFrame(ready=model.ready()))
+    background = Background()
     prompts = PromptMaker(
-        model.vocab, _template_setup(model, load), num_ctx=model.num_ctx, manifest_chat=load.manifest_chat
+        model.vocab,
+        _template_setup(model, load),
+        background,
+        num_ctx=model.num_ctx,
+        manifest_chat=load.manifest_chat,
     )
     try:
-        Engine(model, channel, prompts, draft_model=draft, saved=_saved_prefixes(model, load)).run()
+        Engine(model, channel, prompts, background, draft_model=draft, saved=_saved_prefixes(model, load)).run()
     finally:
         prompts.close()
+        background.close()
     return EXIT_OK
 
 

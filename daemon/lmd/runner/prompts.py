@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
-import queue
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmd.runner.background import INLINE_BYTES, Background, Frames
+from lmd.runner.failures import failure, too_long
 from lmd.runner.job import Request
 from lmd.runner.prefix_cache import common_prefix
 from lmd.runner.templates import Rendered, TemplateClient, TemplateSetup
 from lmd.runner.trimming import Trim, room_for_prompt
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import TooManyTokens, Vocab
-
-# Below this a text is tokenized in well under a step's time; a longer one goes to a thread, for the engine's sake.
-_INLINE_BYTES = 32 << 10
 
 # Not ids of requests: two chats that differ in all but what the manifest puts before them.
 _PROBES = {-2: "A", -3: "B"}
@@ -42,14 +38,21 @@ class _Tokenized:
 class PromptMaker:
     """Prepares requests, several at a time, without blocking.
 
-    Not thread-safe; call `advance` when one of `filenos` is ready or `deadline` has passed.
+    Not thread-safe; call `advance` when the templates have something, when their `deadline` has passed, and after the
+    background's `collect`: long texts are tokenized there.
 
     Attributes:
         manifest: the tokens that every chat begins with, since the manifest puts them there; empty until known.
     """
 
     def __init__(
-        self, vocab: Vocab, setup: TemplateSetup, *, num_ctx: int, manifest_chat: frames_pb2.Chat | None = None
+        self,
+        vocab: Vocab,
+        setup: TemplateSetup,
+        background: Background,
+        *,
+        num_ctx: int,
+        manifest_chat: frames_pb2.Chat | None = None,
     ) -> None:
         self.manifest: array[int] = array("i")
         self._vocab = vocab
@@ -60,19 +63,13 @@ class PromptMaker:
         self._probed: list[array[int]] = []
         self._renders: set[int] = set()
         self._rendered: list[Rendered] = []
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
-        self._tokenized: queue.SimpleQueue[tuple[Request, _Tokenized]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._background = background
+        self._arrived: list[Prepared] = []
         if self._templates is not None and manifest_chat is not None and manifest_chat.messages:
             for probe, text in _PROBES.items():
                 chat = frames_pb2.Chat(messages=[*manifest_chat.messages, frames_pb2.ChatMessage(role="user")])
                 chat.messages[-1].content = text
                 self._templates.submit(probe, chat.SerializeToString())
-
-    @property
-    def wake_fileno(self) -> int:
-        """The descriptor that becomes readable when the thread has something."""
-        return self._wake
 
     @property
     def templates(self) -> TemplateClient | None:
@@ -146,24 +143,14 @@ class PromptMaker:
                     prepared += self._decided(request, failed)
                 else:
                     prepared += self._tokenize(request, rendered.prompt, self._vocab.tokenize_rendered)
-        while not self._tokenized.empty():
-            request, tokenized = self._tokenized.get()
-            if self._requests.get(request.request_id) is request:
-                prepared += self._settle(request, tokenized)
+        prepared += self._arrived
+        self._arrived.clear()
         return prepared
 
-    def drain_wake(self) -> None:
-        """Reset the descriptor of the thread."""
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return
-
     def close(self) -> None:
-        """End the render process and the thread."""
+        """End the render process."""
         if self._templates is not None:
             self._templates.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _note_probe(self, prompt: bytes) -> None:
         """Learn from two chats that end differently what all begin with; a template that fails teaches nothing."""
@@ -184,14 +171,18 @@ class PromptMaker:
         return [Prepared(request, failed)]
 
     def _tokenize(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> list[Prepared]:
-        if len(text) <= _INLINE_BYTES:
+        if len(text) <= INLINE_BYTES:
             return self._settle(request, self._read(request, text, tokenize))
-        self._thread.submit(self._read_in_thread, request, text, tokenize)
+        self._background.run(
+            lambda: self._read(request, text, tokenize), lambda tokenized: self._arrive(request, tokenized)
+        )
         return []
 
-    def _read_in_thread(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> None:
-        self._tokenized.put((request, self._read(request, text, tokenize)))
-        os.eventfd_write(self._wake, 1)
+    def _arrive(self, request: Request, tokenized: _Tokenized) -> Frames:
+        """Take what the background made of a long text, for the next `advance`."""
+        if self._requests.get(request.request_id) is request:
+            self._arrived += self._settle(request, tokenized)
+        return []
 
     def _read(self, request: Request, text: bytes, tokenize: Callable[[bytes, int], array[int]]) -> _Tokenized:
         # A raw prompt that may be cut is needed whole: its end is what stays.
@@ -245,13 +236,7 @@ class PromptMaker:
         return self._decided(request, None)
 
     def _too_long(self, request: Request, count: int) -> frames_pb2.Failed:
-        return frames_pb2.Failed(
-            request_id=request.request_id,
-            kind=frames_pb2.Failed.KIND_CONTEXT_LENGTH,
-            message=f"the prompt has {count} tokens, the context holds {self._num_ctx}",
-            prompt_tokens=count,
-            context_tokens=self._num_ctx,
-        )
+        return too_long(request.request_id, tokens=count, context=self._num_ctx, what="the prompt").failed
 
 
 def _may_drop(request: Request) -> bool:
@@ -259,4 +244,4 @@ def _may_drop(request: Request) -> bool:
 
 
 def _failed(request: Request, kind: frames_pb2.Failed.Kind.ValueType, message: str) -> frames_pb2.Failed:
-    return frames_pb2.Failed(request_id=request.request_id, kind=kind, message=message)
+    return failure(request.request_id, kind, message).failed

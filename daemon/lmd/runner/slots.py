@@ -104,9 +104,9 @@ class Slots:
         """
         if not self.any_idle():
             return None
-        if reuse:
-            self._restore(prompt, scope)
         source, shared = self._best(prompt, scope) if reuse else (None, 0)
+        if reuse and self._restore(prompt, scope, in_memory=shared):
+            source, shared = self._best(prompt, scope)
         if isinstance(source, Entry) and not source.pinned and self._takes_over(source, shared, prompt):
             slot = self._take_over(source, shared, scope)
         else:
@@ -168,21 +168,26 @@ class Slots:
             self._evict(entry)
         return entry is not None
 
-    def _restore(self, prompt: array[int], scope: str) -> None:
-        """Put back what was saved, as an entry like any other, if a prompt has notably more use for it."""
-        match = (
-            self._saved.find(prompt, scope, in_memory=self._best(prompt, scope)[1]) if self._saved is not None else None
-        )
-        if self._saved is None or match is None or (sequence := self._allocate()) is None:
-            return
+    def _restore(self, prompt: array[int], scope: str, *, in_memory: int) -> bool:
+        """Put back what was saved, as an entry like any other, if a prompt has notably more use for it.
+
+        Return whether entries have changed: room may have been made in vain.
+        """
+        match = self._saved.find(prompt, scope, in_memory=in_memory) if self._saved is not None else None
+        if self._saved is None or match is None:
+            return False
+        sequence = self._allocate()
+        if sequence is None:
+            return False
         saved, _ = match
         while self.used_tokens + len(saved.tokens) > self._budget_tokens and self._evict_oldest():
             pass
-        if not self._saved.restore(saved, sequence, make_room=self._evict_oldest):
+        if self._saved.restore(saved, sequence, make_room=self._evict_oldest):
+            # A copy: a slot that takes it over goes on writing to its tokens.
+            self._cache.insert(Entry(sequence, saved.tokens[:], None if saved.public else scope, pinned=saved.public))
+        else:
             self._free.append(sequence)
-            return
-        # A copy: a slot that takes it over goes on writing to its tokens.
-        self._cache.insert(Entry(sequence, saved.tokens[:], None if saved.public else scope, pinned=saved.public))
+        return True
 
     def _evict_oldest(self) -> bool:
         entry = self._cache.oldest()

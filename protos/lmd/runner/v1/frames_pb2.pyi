@@ -982,8 +982,6 @@ class Ready(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     EMBEDDING_LENGTH_FIELD_NUMBER: _builtins.int
     SHIFTS_FIELD_NUMBER: _builtins.int
-    RESTORED_PREFIXES_FIELD_NUMBER: _builtins.int
-    RESTORED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
@@ -1013,10 +1011,6 @@ class Ready(_message.Message):
     """Numbers of one embedding."""
     shifts: _builtins.bool
     """Whether the context can be shifted while it generates."""
-    restored_prefixes: _builtins.int
-    """Saved prefixes that were restored, and their tokens."""
-    restored_tokens: _builtins.int
-    """Tokens of them."""
     num_thread_batch: _builtins.int
     """Threads chosen for prompts."""
     def __init__(
@@ -1036,13 +1030,11 @@ class Ready(_message.Message):
         pooling: _builtins.str = ...,
         embedding_length: _builtins.int = ...,
         shifts: _builtins.bool = ...,
-        restored_prefixes: _builtins.int = ...,
-        restored_tokens: _builtins.int = ...,
         num_thread_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "pooling", b"pooling", "restored_prefixes", b"restored_prefixes", "restored_tokens", b"restored_tokens", "shifts", b"shifts", "slots", b"slots", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
