@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmd.daemon.conversations import ToolCall
 from lmd.daemon.residency.values import Waiting
 
 
@@ -22,8 +23,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next text of one choice: whole characters, empty only when there are log probabilities.
+    """The next of one choice: text, thoughts (whole characters, each), complete calls of functions, or several of them.
 
+    Where a delta has both, thoughts come before the text, and calls after it.
     *generated_tokens* counts from the start of the choice. *logprobs* tells, when asked for, of the tokens since the
     last delta of the choice; the text may lag behind them.
     """
@@ -32,11 +34,13 @@ class Delta:
     generated_tokens: int
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDone:
-    """How one of several answers ended; *finish_reason* is "stop" or "length"."""
+    """How one of several answers ended; *finish_reason* is "stop", "length" or "tool_calls"."""
 
     finish_reason: str
     generated_tokens: int
@@ -45,7 +49,7 @@ class ChoiceDone:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer; *finish_reason* is "stop" or "length".
+    """The end of an answer; *finish_reason* is "stop", "length" or "tool_calls".
 
     With several *choices*, *finish_reason* and *stop* are those of the first, and *generated_tokens* are those of all.
     """

@@ -11,7 +11,7 @@ from typing import Protocol
 from lmd.daemon.answer_events import ChoiceDone, Done, Event
 from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
-from lmd.daemon.conversations import chat_frame, chat_turns, conversation
+from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
 from lmd.daemon.parameters import effective, load_settings, sampling
@@ -64,6 +64,9 @@ class Inference:
         prompt: str,
         system: str | None = None,
         raw: bool = False,
+        suffix: str = "",
+        template: str = "",
+        think: Think | None = None,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
         options: AnswerOptions | None = None,
@@ -74,7 +77,8 @@ class Inference:
 
         With a chat template and without *raw* the prompt is one user turn, after the system prompt and the manifest's
         messages. Without a template a system prompt is put before the prompt, and a blank line between them. *system*
-        replaces the manifest's; "" means none.
+        replaces the manifest's; "" means none. *template* is used instead of the model's. With a *suffix* the answer
+        fills the gap between the two texts, and nothing else is put around them.
 
         Raises:
             InvalidRef, ModelNotFound, InvalidRequest, CapabilityMissing: the request cannot be served.
@@ -85,12 +89,21 @@ class Inference:
             require(resolved, "completion")
             if raw and system:
                 raise InvalidRequest("a raw prompt takes no system prompt", field="system")
+            if raw and (template or suffix):
+                field = "template" if template else "suffix"
+                raise InvalidRequest(f"a raw prompt takes no {field}", field=field)
             in_effect = resolved.system if system is None else system
             if raw:
                 return frames.Submit(prompt=prompt)
-            if "chat" in resolved.capabilities:
-                turns = [Message("user", prompt)]
-                return frames.Submit(chat=chat_frame(conversation(in_effect, resolved.messages, turns)))
+            if suffix:
+                require(resolved, "insert")
+                return frames.Submit(insert=frames.Insert(prefix=prompt, suffix=suffix))
+            if template or "chat" in resolved.capabilities:
+                check_template_inputs(resolved, None, think)
+                turns = conversation(in_effect, resolved.messages, [Turn("user", prompt)])
+                return frames.Submit(chat=chat_frame(turns, think=think, template=template))
+            if think is not None:
+                require(resolved, "thinking")
             return frames.Submit(prompt=f"{in_effect}\n\n{prompt}" if in_effect else prompt)
 
         return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
@@ -99,7 +112,9 @@ class Inference:
         self,
         *,
         model: str,
-        messages: Sequence[Message],
+        messages: Sequence[Turn | Message],
+        tools: Tools | None = None,
+        think: Think | None = None,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
         options: AnswerOptions | None = None,
@@ -112,12 +127,17 @@ class Inference:
         manifest's own messages follow the system prompt.
 
         Raises:
-            CapabilityMissing: the model has no chat template; and as `generate`.
+            CapabilityMissing: the model has no chat template, or one without a place for *tools*, or which cannot be
+                told to *think*; and as `generate`.
         """
+        if tools is not None:
+            tools = tools.checked()
 
         def build(resolved: AnswerableModel) -> frames.Submit:
             require(resolved, "chat")
-            return frames.Submit(chat=chat_frame(chat_turns(resolved.system, resolved.messages, messages)))
+            check_template_inputs(resolved, tools, think)
+            turns = chat_turns(resolved.system, resolved.messages, messages)
+            return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
         return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
@@ -218,8 +238,25 @@ def require(model: AnswerableModel, capability: str) -> None:
         raise CapabilityMissing(model.name, capability, hint=hint)
 
 
+def check_template_inputs(model: AnswerableModel, tools: Tools | None, think: Think | None) -> None:
+    """Raise `CapabilityMissing` when a model's template has no place for what a request brings.
+
+    Not to think is what a model without thoughts does anyway.
+    """
+    if tools is not None and tools.tools and tools.choice != ToolChoice.NONE:
+        require(model, "tools")
+    if think is not None and think != Think.OFF:
+        require(model, "thinking")
+
+
 def _reason(reason: frames.Finished.Reason.ValueType) -> str:
-    return "length" if reason == frames.Finished.REASON_LENGTH else "stop"
+    return _REASONS.get(reason, "stop")
+
+
+_REASONS = {
+    frames.Finished.REASON_LENGTH: "length",
+    frames.Finished.REASON_TOOL_CALLS: "tool_calls",
+}
 
 
 def _done(finished: frames.Finished, seed: int, load_ns: int, arrived_ns: int) -> Done:

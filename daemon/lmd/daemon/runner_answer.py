@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmd.daemon.answer_events import Delta, TokenLogprob
+from lmd.daemon.conversations import ToolCall
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import ClientStalled, ContextLengthExceeded, EngineFailed, TemplateFailed, Unloaded
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, LmdError
@@ -28,6 +30,8 @@ class _Pending:
     texts: list[str] = field(default_factory=list)
     generated_tokens: int = 0
     logprobs: list[frames.TokenLogprob] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    tool_calls: list[frames.ToolCall] = field(default_factory=list)
 
     def add(self, delta: frames.Delta, size_bytes: int) -> None:
         self.size_bytes += size_bytes
@@ -35,9 +39,24 @@ class _Pending:
         self.generated_tokens = delta.generated_tokens
         if delta.logprobs:
             self.logprobs.extend(delta.logprobs)
+        if delta.thinking:
+            self.thoughts.append(delta.thinking)
+        if delta.tool_calls:
+            self.tool_calls.extend(delta.tool_calls)
+
+    def follows(self, delta: frames.Delta) -> bool:
+        """Tell whether *delta* can be merged: within one delta thoughts come before text, and calls after it."""
+        return not ((delta.thinking and (self.tool_calls or any(self.texts))) or (delta.text and self.tool_calls))
 
     def merged(self) -> Delta:
-        return Delta("".join(self.texts), self.generated_tokens, self.choice, _logprobs(self.logprobs))
+        return Delta(
+            "".join(self.texts),
+            self.generated_tokens,
+            self.choice,
+            _logprobs(self.logprobs),
+            "".join(self.thoughts),
+            tuple(ToolCall(_call_id(), call.name, call.arguments) for call in self.tool_calls),
+        )
 
 
 class Answer:
@@ -133,6 +152,9 @@ class Answer:
             self.note_error(ClientStalled(limit_bytes=self._max_pending_bytes))
             return
         pending = self._pending.get(delta.choice)
+        if pending is not None and not pending.follows(delta):
+            self._full.append(self._pending.pop(delta.choice))
+            pending = None
         if pending is None:
             pending = self._pending[delta.choice] = _Pending(delta.choice)
         pending.add(delta, size_bytes)
@@ -157,6 +179,10 @@ class Answer:
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None
             on_end()
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(8)}"
 
 
 def _logprobs(tokens: Iterable[frames.TokenLogprob]) -> tuple[TokenLogprob, ...]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from lmd.daemon.conversations import chat_frame, chat_turns
-from lmd.daemon.inference import AnswerableModel, require
+from lmd.daemon.conversations import Think, Tools, Turn, chat_frame, chat_turns
+from lmd.daemon.inference import AnswerableModel, check_template_inputs, require
 from lmd.daemon.model_calls import Caller, ModelCalls
 from lmd.registry.errors import InvalidRequest
-from lmd.registry.lm_config import Message
 from lmd.runner.v1 import frames_pb2 as frames
 
 #: The bytes of one text; more makes a reply that few clients take.
@@ -96,7 +95,9 @@ class Tokenizing:
         self,
         *,
         model: str,
-        messages: Sequence[Message],
+        messages: Sequence[Turn],
+        tools: Tools | None = None,
+        think: Think | None = None,
         keep_alive: timedelta | None = None,
         caller: Caller = _EVERYONE,
     ) -> Prompt:
@@ -109,8 +110,9 @@ class Tokenizing:
 
         def build(resolved: AnswerableModel) -> frames.DaemonFrame:
             require(resolved, "chat")
+            check_template_inputs(resolved, tools, think)
             turns = chat_turns(resolved.system, resolved.messages, messages)
-            return frames.DaemonFrame(render=frames.Render(chat=chat_frame(turns)))
+            return frames.DaemonFrame(render=frames.Render(chat=chat_frame(turns, tools=tools, think=think)))
 
         rendered = (await self._calls.call(model, build, caller=caller, keep_alive=keep_alive)).frame.rendered
         return Prompt(rendered.prompt, Tokens(rendered.tokens, rendered.pieces))

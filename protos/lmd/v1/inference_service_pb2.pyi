@@ -22,6 +22,70 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ToolChoice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
+    """AUTO."""
+    TOOL_CHOICE_AUTO: _ToolChoice.ValueType  # 1
+    """As the model likes."""
+    TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
+    """None: the model is not told of them."""
+    TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
+    """At least one: the answer is calls and nothing else."""
+
+class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
+    """Whether functions are called."""
+
+TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
+"""AUTO."""
+TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
+"""As the model likes."""
+TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
+"""None: the model is not told of them."""
+TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
+"""At least one: the answer is calls and nothing else."""
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
+
+class _Think:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThinkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THINK_UNSPECIFIED: _Think.ValueType  # 0
+    """As its template does by default."""
+    THINK_OFF: _Think.ValueType  # 1
+    """No."""
+    THINK_ON: _Think.ValueType  # 2
+    """Yes."""
+    THINK_LOW: _Think.ValueType  # 3
+    """Yes, a little."""
+    THINK_MEDIUM: _Think.ValueType  # 4
+    """Yes."""
+    THINK_HIGH: _Think.ValueType  # 5
+    """Yes, a lot."""
+
+class Think(_Think, metaclass=_ThinkEnumTypeWrapper):
+    """Whether a model thinks before it answers. ON and above fail with CAPABILITY_MISSING when it cannot be told."""
+
+THINK_UNSPECIFIED: Think.ValueType  # 0
+"""As its template does by default."""
+THINK_OFF: Think.ValueType  # 1
+"""No."""
+THINK_ON: Think.ValueType  # 2
+"""Yes."""
+THINK_LOW: Think.ValueType  # 3
+"""Yes, a little."""
+THINK_MEDIUM: Think.ValueType  # 4
+"""Yes."""
+THINK_HIGH: Think.ValueType  # 5
+"""Yes, a lot."""
+Global___Think: _TypeAlias = Think  # noqa: Y015
+
 class _Priority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,6 +151,9 @@ class GenerateRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    THINK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A model reference."""
     prompt: _builtins.str
@@ -95,6 +162,12 @@ class GenerateRequest(_message.Message):
     """Replaces the manifest's system prompt; empty means none."""
     raw: _builtins.bool
     """Whether the prompt goes to the model as it is, without template or system prompt."""
+    suffix: _builtins.str
+    """What follows the gap after the prompt; the answer fills it. Fails with CAPABILITY_MISSING when the model cannot."""
+    template: _builtins.str
+    """A chat template (Jinja) to use instead of the model's."""
+    think: Global___Think.ValueType
+    """Whether the model thinks before it answers."""
     @_builtins.property
     def parameters(self) -> _model_pb2.Parameters:
         """Settings that win over the manifest's."""
@@ -117,10 +190,13 @@ class GenerateRequest(_message.Message):
         parameters: _model_pb2.Parameters | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         options: Global___AnswerOptions | None = ...,
+        suffix: _builtins.str = ...,
+        template: _builtins.str = ...,
+        think: Global___Think.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "options", b"options", "parameters", b"parameters", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "model", b"model", "options", b"options", "parameters", b"parameters", "prompt", b"prompt", "raw", b"raw", "system", b"system"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "keep_alive", b"keep_alive", "model", b"model", "options", b"options", "parameters", b"parameters", "prompt", b"prompt", "raw", b"raw", "suffix", b"suffix", "system", b"system", "template", b"template", "think", b"think"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__system: _TypeAlias = _typing.Literal["system"]  # noqa: Y015
     _WhichOneofArgType__system: _TypeAlias = _typing.Literal["_system", b"_system"]  # noqa: Y015
@@ -177,8 +253,18 @@ class ChatRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    THINK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A model reference."""
+    tool_choice: Global___ToolChoice.ValueType
+    """Whether it must."""
+    tool_name: _builtins.str
+    """The only function it may call; it must then. One of `tools`."""
+    think: Global___Think.ValueType
+    """Whether the model thinks before it answers."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Message]:
         """The turns so far, oldest first. The manifest's system prompt is put before them unless the first is "system"."""
@@ -195,6 +281,10 @@ class ChatRequest(_message.Message):
     def options(self) -> Global___AnswerOptions:
         """What else the answer is asked to be."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Functions that the model may call, at most 128. Fails with CAPABILITY_MISSING when its template has no place for them."""
+
     def __init__(
         self,
         *,
@@ -203,14 +293,48 @@ class ChatRequest(_message.Message):
         parameters: _model_pb2.Parameters | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         options: Global___AnswerOptions | None = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: Global___ToolChoice.ValueType = ...,
+        tool_name: _builtins.str = ...,
+        think: Global___Think.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "options", b"options", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model", "options", b"options", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model", "options", b"options", "parameters", b"parameters", "think", b"think", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A function that a model may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: 1 to 64 letters, digits, "_", "-" and "."."""
+    description: _builtins.str
+    """What it does, for the model to read."""
+    parameters: _builtins.str
+    """JSON Schema of its arguments, as text; empty for any object."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class AnswerOptions(_message.Message):
@@ -404,15 +528,23 @@ class TextDelta(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text; always whole UTF-8 characters. Empty only when there are log probabilities."""
+    """The text; always whole UTF-8 characters. Empty when there is something else."""
     generated_tokens: _builtins.int
     """Tokens generated so far in this choice, those of this piece included."""
     choice: _builtins.int
     """Which of the answers it belongs to, from 0."""
+    thinking: _builtins.str
+    """What the model thinks before it answers; always whole UTF-8 characters."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """When asked for, how likely the tokens were since the last piece of this choice; the text may lag behind them."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ToolCall]:
+        """Calls that are complete."""
 
     def __init__(
         self,
@@ -421,10 +553,12 @@ class TextDelta(_message.Message):
         generated_tokens: _builtins.int = ...,
         choice: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        thinking: _builtins.str = ...,
+        tool_calls: _abc.Iterable[_model_pb2.ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "text", b"text", "thinking", b"thinking", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -484,6 +618,8 @@ class AnswerDone(_message.Message):
         """The model ended its turn, or a stop text came."""
         FINISH_REASON_LENGTH: AnswerDone._FinishReason.ValueType  # 2
         """num_predict or the context was reached."""
+        FINISH_REASON_TOOL_CALLS: AnswerDone._FinishReason.ValueType  # 3
+        """The model ended its turn after calls of functions, and waits for their results."""
 
     class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
         """Why generation ended."""
@@ -494,6 +630,8 @@ class AnswerDone(_message.Message):
     """The model ended its turn, or a stop text came."""
     FINISH_REASON_LENGTH: AnswerDone.FinishReason.ValueType  # 2
     """num_predict or the context was reached."""
+    FINISH_REASON_TOOL_CALLS: AnswerDone.FinishReason.ValueType  # 3
+    """The model ended its turn after calls of functions, and waits for their results."""
 
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
@@ -1010,8 +1148,12 @@ class ApplyTemplateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    THINK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A model reference."""
+    think: Global___Think.ValueType
+    """Whether the model thinks, as for Chat."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Message]:
         """The turns, as for Chat."""
@@ -1020,16 +1162,22 @@ class ApplyTemplateRequest(_message.Message):
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long the model stays resident after this; negative for ever. Unset: the daemon's default."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Functions, as for Chat."""
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         messages: _abc.Iterable[_model_pb2.Message] | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        think: Global___Think.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_alive", b"keep_alive", "messages", b"messages", "model", b"model", "think", b"think", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,14 +9,30 @@ from google.protobuf.duration_pb2 import Duration
 
 from lmd.daemon.answer_events import Delta, Done, Event, TokenLogprob
 from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, FormatKind, Priority
+from lmd.daemon.conversations import Think, Tool, ToolCall, ToolChoice, Tools, Turn
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import InvalidRequest
 from lmd.v1 import inference_service_pb2 as pb
-from lmd.v1 import runtime_service_pb2
+from lmd.v1 import model_pb2, runtime_service_pb2
 
 _REASONS = {
     "stop": pb.AnswerDone.FINISH_REASON_STOP,
     "length": pb.AnswerDone.FINISH_REASON_LENGTH,
+    "tool_calls": pb.AnswerDone.FINISH_REASON_TOOL_CALLS,
+}
+_CHOICES = {
+    pb.TOOL_CHOICE_UNSPECIFIED: ToolChoice.AUTO,
+    pb.TOOL_CHOICE_AUTO: ToolChoice.AUTO,
+    pb.TOOL_CHOICE_NONE: ToolChoice.NONE,
+    pb.TOOL_CHOICE_REQUIRED: ToolChoice.REQUIRED,
+}
+_THINK = {
+    pb.THINK_UNSPECIFIED: None,
+    pb.THINK_OFF: Think.OFF,
+    pb.THINK_ON: Think.ON,
+    pb.THINK_LOW: Think.LOW,
+    pb.THINK_MEDIUM: Think.MEDIUM,
+    pb.THINK_HIGH: Think.HIGH,
 }
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -61,6 +77,46 @@ def options_of(options: pb.AnswerOptions) -> AnswerOptions:
     )
 
 
+def turns_of(messages: Iterable[model_pb2.Message]) -> list[Turn]:
+    """Return the turns of a chat."""
+    return [
+        Turn(
+            message.role,
+            message.content,
+            message.thinking,
+            tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls),
+            message.tool_name,
+            message.tool_call_id,
+        )
+        for message in messages
+    ]
+
+
+def tools_of(request: pb.ChatRequest | pb.ApplyTemplateRequest) -> Tools:
+    """Return the functions of a request.
+
+    Raises:
+        InvalidRequest: `tool_choice` has a value that this version does not know.
+    """
+    tools = tuple(Tool(tool.name, tool.description, tool.parameters) for tool in request.tools)
+    if isinstance(request, pb.ApplyTemplateRequest):
+        return Tools(tools)
+    if request.tool_choice not in _CHOICES:
+        raise InvalidRequest(f"`tool_choice` {request.tool_choice} is not known", field="tool_choice")
+    return Tools(tools, _CHOICES[request.tool_choice], request.tool_name)
+
+
+def think_of(request: pb.ChatRequest | pb.GenerateRequest | pb.ApplyTemplateRequest) -> Think | None:
+    """Return whether the model is to think.
+
+    Raises:
+        InvalidRequest: `think` has a value that this version does not know.
+    """
+    if request.think not in _THINK:
+        raise InvalidRequest(f"`think` {request.think} is not known", field="think")
+    return _THINK[request.think]
+
+
 def _format(message: pb.Format) -> Format | None:
     kind = message.WhichOneof("format")
     if kind is None:
@@ -99,6 +155,8 @@ def _delta(delta: Delta) -> pb.TextDelta:
         generated_tokens=delta.generated_tokens,
         choice=delta.choice,
         logprobs=_logprobs(delta.logprobs),
+        thinking=delta.thinking,
+        tool_calls=[model_pb2.ToolCall(id=c.id, name=c.name, arguments=c.arguments) for c in delta.tool_calls],
     )
 
 

@@ -12,10 +12,9 @@ from lmd.daemon.callers import HasPeer
 from lmd.daemon.embedding import Embedding, Embeddings
 from lmd.daemon.inference import Inference
 from lmd.daemon.model_calls import Caller
-from lmd.daemon.services.answers import duration
+from lmd.daemon.services.answers import duration, think_of, tools_of, turns_of
 from lmd.daemon.services.inference import InferenceServiceServicer, cache_scope_of, keep_alive_of, requested
 from lmd.daemon.tokenizing import Tokenizing, Tokens
-from lmd.registry.lm_config import Message
 from lmd.v1 import inference_service_pb2 as pb
 
 T = TypeVar("T")
@@ -109,7 +108,9 @@ class InferenceCallsServicer(InferenceServiceServicer):
         """Return the prompt that a chat would be."""
         prompt = await self._tokenizing.apply_template(
             model=request.model,
-            messages=[Message(message.role, message.content) for message in request.messages],
+            messages=turns_of(request.messages),
+            tools=tools_of(request),
+            think=think_of(request),
             keep_alive=keep_alive_of(request),
             caller=_caller(context),
         )

@@ -10,8 +10,7 @@ import grpc.aio
 
 from lmd.daemon.callers import HasPeer, caller_of
 from lmd.daemon.inference import Inference
-from lmd.daemon.services.answers import event_fields, options_of
-from lmd.registry.lm_config import Message
+from lmd.daemon.services.answers import event_fields, options_of, think_of, tools_of, turns_of
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import model_pb2, runtime_service_pb2
@@ -44,6 +43,9 @@ class InferenceServiceServicer(rpc.InferenceServiceServicer):
             prompt=request.prompt,
             system=request.system if request.HasField("system") else None,
             raw=request.raw,
+            suffix=request.suffix,
+            template=request.template,
+            think=think_of(request),
             parameters=requested(request.parameters),
             keep_alive=keep_alive_of(request),
             options=options_of(request.options),
@@ -60,7 +62,9 @@ class InferenceServiceServicer(rpc.InferenceServiceServicer):
         """Answer a chat."""
         events = self._inference.chat(
             model=request.model,
-            messages=[Message(message.role, message.content) for message in request.messages],
+            messages=turns_of(request.messages),
+            tools=tools_of(request),
+            think=think_of(request),
             parameters=requested(request.parameters),
             keep_alive=keep_alive_of(request),
             options=options_of(request.options),

@@ -79,6 +79,70 @@ CONTEXT_POLICY_SHIFT: ContextPolicy.ValueType  # 3
 """As TRUNCATE, and while generating drop the older half of the context but its beginning, as often as needed."""
 Global___ContextPolicy: _TypeAlias = ContextPolicy  # noqa: Y015
 
+class _ToolChoice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
+    """AUTO."""
+    TOOL_CHOICE_AUTO: _ToolChoice.ValueType  # 1
+    """As the model likes."""
+    TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
+    """The model is not told of them."""
+    TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
+    """At least one is called; the grammar sees to it."""
+
+class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
+    """Whether functions are called."""
+
+TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
+"""AUTO."""
+TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
+"""As the model likes."""
+TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
+"""The model is not told of them."""
+TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3
+"""At least one is called; the grammar sees to it."""
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
+
+class _Think:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThinkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THINK_UNSPECIFIED: _Think.ValueType  # 0
+    """As its template does by default."""
+    THINK_OFF: _Think.ValueType  # 1
+    """No."""
+    THINK_ON: _Think.ValueType  # 2
+    """Yes."""
+    THINK_LOW: _Think.ValueType  # 3
+    """Yes, a little."""
+    THINK_MEDIUM: _Think.ValueType  # 4
+    """Yes."""
+    THINK_HIGH: _Think.ValueType  # 5
+    """Yes, a lot."""
+
+class Think(_Think, metaclass=_ThinkEnumTypeWrapper):
+    """Whether a model thinks before it answers, where its template can tell it."""
+
+THINK_UNSPECIFIED: Think.ValueType  # 0
+"""As its template does by default."""
+THINK_OFF: Think.ValueType  # 1
+"""No."""
+THINK_ON: Think.ValueType  # 2
+"""Yes."""
+THINK_LOW: Think.ValueType  # 3
+"""Yes, a little."""
+THINK_MEDIUM: Think.ValueType  # 4
+"""Yes."""
+THINK_HIGH: Think.ValueType  # 5
+"""Yes, a lot."""
+Global___Think: _TypeAlias = Think  # noqa: Y015
+
 @_typing.final
 class DaemonFrame(_message.Message):
     """What the daemon sends."""
@@ -353,6 +417,7 @@ class Submit(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    INSERT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SCOPE_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
@@ -392,6 +457,10 @@ class Submit(_message.Message):
         """Tokens as they are."""
 
     @_builtins.property
+    def insert(self) -> Global___Insert:
+        """A gap to fill, with the model's own tokens for that."""
+
+    @_builtins.property
     def sampling(self) -> Global___Sampling:
         """How to sample."""
 
@@ -406,6 +475,7 @@ class Submit(_message.Message):
         prompt: _builtins.str = ...,
         chat: Global___Chat | None = ...,
         tokens: Global___Tokens | None = ...,
+        insert: Global___Insert | None = ...,
         sampling: Global___Sampling | None = ...,
         cache_scope: _builtins.str = ...,
         caller: _builtins.str = ...,
@@ -417,13 +487,13 @@ class Submit(_message.Message):
         choices: _builtins.int = ...,
         top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "chat", b"chat", "format", b"format", "input", b"input", "prompt", b"prompt", "sampling", b"sampling", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "chat", b"chat", "format", b"format", "input", b"input", "insert", b"insert", "prompt", b"prompt", "sampling", b"sampling", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "cache_scope", b"cache_scope", "caller", b"caller", "chat", b"chat", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "input", b"input", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "cache_scope", b"cache_scope", "caller", b"caller", "chat", b"chat", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "input", b"input", "insert", b"insert", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "chat", "tokens", "insert"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
@@ -469,6 +539,32 @@ class Format(_message.Message):
 Global___Format: _TypeAlias = Format  # noqa: Y015
 
 @_typing.final
+class Insert(_message.Message):
+    """Text with a gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """What is before it."""
+    suffix: _builtins.str
+    """What is after it."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        suffix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "suffix", b"suffix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Insert: _TypeAlias = Insert  # noqa: Y015
+
+@_typing.final
 class Tokens(_message.Message):
     """Tokens."""
 
@@ -494,27 +590,109 @@ Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 
 @_typing.final
 class Chat(_message.Message):
-    """Turns for the template."""
+    """Turns for the template, and what of them the answer is parsed for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    THINK_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    tool_choice: Global___ToolChoice.ValueType
+    """Whether it must."""
+    tool_name: _builtins.str
+    """The only function it may call; it must then, whatever tool_choice says."""
+    think: Global___Think.ValueType
+    """Whether the model thinks before it answers."""
+    template: _builtins.str
+    """The chat template (Jinja) to use instead of the model's; empty for the model's."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Oldest first."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Functions that the model may call."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_choice: Global___ToolChoice.ValueType = ...,
+        tool_name: _builtins.str = ...,
+        think: Global___Think.ValueType = ...,
+        template: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "template", b"template", "think", b"think", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chat: _TypeAlias = Chat  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A function that a model may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    description: _builtins.str
+    """What it does."""
+    parameters: _builtins.str
+    """JSON Schema of its arguments, as text; empty for any object."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A call of a function."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """What results are matched by; empty in what a runner sends."""
+    name: _builtins.str
+    """The function."""
+    arguments: _builtins.str
+    """The arguments: a JSON object as text."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -524,19 +702,37 @@ class ChatMessage(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"system", "user", "assistant", "tool"."""
     content: _builtins.str
     """The text."""
+    thinking: _builtins.str
+    """What the assistant thought before it."""
+    tool_name: _builtins.str
+    """In a "tool" turn, the function whose result it is."""
+    tool_call_id: _builtins.str
+    """In a "tool" turn, the call whose result it is."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """The calls the assistant made."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        thinking: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_name: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role", "thinking", b"thinking", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1149,7 +1345,7 @@ Global___Queue: _TypeAlias = Queue  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """Text of a request, or log probabilities, or both."""
+    """Text of a request, thoughts, calls of functions, log probabilities, or several of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1158,17 +1354,25 @@ class Delta(_message.Message):
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request."""
     text: _builtins.str
-    """Whole UTF-8 characters; empty only when there are log probabilities."""
+    """Whole UTF-8 characters; empty when there is something else."""
     generated_tokens: _builtins.int
     """Tokens generated so far in this choice."""
     choice: _builtins.int
     """Which of the answers it belongs to."""
+    thinking: _builtins.str
+    """What the model thinks before it answers: whole UTF-8 characters."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """Log probabilities of the tokens since the last delta of this choice, when asked for; the text may be shorter."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Calls that are complete."""
 
     def __init__(
         self,
@@ -1178,10 +1382,12 @@ class Delta(_message.Message):
         generated_tokens: _builtins.int = ...,
         choice: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        thinking: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "generated_tokens", b"generated_tokens", "logprobs", b"logprobs", "request_id", b"request_id", "text", b"text", "thinking", b"thinking", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1241,6 +1447,8 @@ class Finished(_message.Message):
         """End of turn, or a stop text."""
         REASON_LENGTH: Finished._Reason.ValueType  # 2
         """num_predict or context reached."""
+        REASON_TOOL_CALLS: Finished._Reason.ValueType  # 3
+        """End of turn after calls of functions."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Why it ended."""
@@ -1251,6 +1459,8 @@ class Finished(_message.Message):
     """End of turn, or a stop text."""
     REASON_LENGTH: Finished.Reason.ValueType  # 2
     """num_predict or context reached."""
+    REASON_TOOL_CALLS: Finished.Reason.ValueType  # 3
+    """End of turn after calls of functions."""
 
     @_typing.final
     class Choice(_message.Message):
