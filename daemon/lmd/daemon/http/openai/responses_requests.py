@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 INT32_MAX = 2**31 - 1
+#: The choices that are a word; the others are objects.
+TOOL_CHOICES = ("none", "auto", "required")
 
 
 def _list_of_one(kind: str) -> BeforeValidator:
