@@ -1,14 +1,31 @@
-"""Frames of event streams."""
+"""Event streams whose events have names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from lmd.registry.errors import LmdError
+
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
 
 
-def named_event(event: Mapping[str, object]) -> bytes:
-    """Return an event whose name is the `type` of its data, as OpenAI's responses and Anthropic's messages have it."""
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode()
+def named_events(events: Iterable[Mapping[str, object]]) -> bytes:
+    """Return events whose names are the `type` of their data, as responses and messages have it."""
+    return b"".join(
+        f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode() for event in events
+    )
+
+
+def told(error: Exception) -> LmdError:
+    """Return what to tell of an error after the status went out; what nobody expected goes to the log."""
+    if isinstance(error, LmdError) and error.reason != LmdError.reason:
+        return error
+    error_id = secrets.token_hex(6)
+    log.error("http_stream_failed", error_id=error_id, exc_info=error)
+    return LmdError(f"internal error in the daemon; its log has more under error_id {error_id}")

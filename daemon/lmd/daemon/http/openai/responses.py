@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from lmd.daemon.answer_events import Delta, Done, Event
+from lmd.daemon.conversations import Think
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import caller_of
 from lmd.daemon.http.errors import status_of
@@ -26,10 +27,12 @@ from lmd.daemon.http.openai.responses_input import (
 )
 from lmd.daemon.http.openai.responses_output import ResponseBuilder
 from lmd.daemon.http.openai.responses_requests import ResponseRequest
-from lmd.daemon.http.progress import done_headers, waiting_comment
+from lmd.daemon.http.openai.streaming import WaitingComments
+from lmd.daemon.http.progress import done_headers
 from lmd.daemon.http.services import Services
-from lmd.daemon.http.sse import MEDIA_TYPE, named_event
+from lmd.daemon.http.sse import MEDIA_TYPE, named_events, told
 from lmd.daemon.http.streams import stream_response
+from lmd.daemon.http.thinking import think_if_it_can
 from lmd.daemon.inference import Inference
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import LmdError
@@ -52,54 +55,66 @@ def routes(services: Services) -> Sequence[BaseRoute]:
 
 
 def _events(inference: Inference, body: ResponseRequest, caller: str) -> AsyncGenerator[Event, None]:
-    return inference.chat(
-        model=body.model,
-        messages=turns_of(body),
-        tools=tools_of(body),
-        think=think_of(body),
-        parameters=parameters_of(body),
-        keep_alive=duration_of(body.keep_alive, "keep_alive"),
-        options=options_of(body),
-        caller=caller,
-    )
+    turns, tools = turns_of(body), tools_of(body)
+    parameters, options = parameters_of(body), options_of(body)
+    keep_alive = duration_of(body.keep_alive, "keep_alive")
+
+    def chat(think: Think | None) -> AsyncGenerator[Event, None]:
+        return inference.chat(
+            model=body.model,
+            messages=turns,
+            tools=tools,
+            think=think,
+            parameters=parameters,
+            keep_alive=keep_alive,
+            options=options,
+            caller=caller,
+        )
+
+    return think_if_it_can(chat, think_of(body))
 
 
 async def _whole(events: AsyncGenerator[Event, None], builder: ResponseBuilder) -> Response:
     headers: dict[str, str] = {}
-    queue_position: int | None = None
+    comments = WaitingComments()
     async with aclosing(events):
         async for event in events:
             match event:
-                case Waiting() if queue_position is None:
-                    queue_position = event.queue_position
+                case Waiting():
+                    comments.of(event)
                 case Delta():
                     builder.add(event)
                 case Done():
-                    builder.finish(event, now_s=int(time.time()))
-                    headers = done_headers(event, queue_position=queue_position)
+                    _finish(builder, event)
+                    headers = done_headers(event, queue_position=comments.first_position)
     return JSONResponse(builder.response, headers=headers)
 
 
 async def _stream(events: AsyncGenerator[Event, None], builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
-    begun = False
+    comments = WaitingComments()
+    begun = started = False
     async with aclosing(events):
         try:
             async for event in events:
-                if not begun:
+                if isinstance(event, Waiting):
+                    chunk = comments.of(event)
+                else:
+                    made = [] if started else builder.begin()
+                    started = True
+                    made += builder.add(event) if isinstance(event, Delta) else _finish(builder, event)
+                    chunk = named_events(made)
+                if chunk:
+                    yield chunk
                     begun = True
-                    yield b"".join(map(named_event, builder.begin()))
-                match event:
-                    case Waiting():
-                        yield waiting_comment(event)
-                    case Delta():
-                        if made := builder.add(event):
-                            yield b"".join(map(named_event, made))
-                    case Done():
-                        yield b"".join(map(named_event, builder.finish(event, now_s=int(time.time()))))
-        except LmdError as error:
+        except Exception as error:  # the boundary: the status is out, so the stream itself has to tell
             if not begun:
                 raise
-            yield b"".join(map(named_event, builder.fail(_code(error), _message(error))))
+            failed = told(error)
+            yield named_events([*([] if started else builder.begin()), *builder.fail(_code(failed), _message(failed))])
+
+
+def _finish(builder: ResponseBuilder, done: Done) -> list[dict[str, object]]:
+    return builder.finish(done, now_s=int(time.time()))
 
 
 def _code(error: LmdError) -> str:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, FormatKind
 from lmd.daemon.conversations import Think, Tool, ToolCall, ToolChoice, Tools, Turn
+from lmd.daemon.http.openai.options import CHAT_DEFAULTS
 from lmd.daemon.http.openai.responses_requests import FunctionTool, Item, Part, ResponseRequest, TextFormat
 from lmd.registry.errors import InvalidRequest
 
@@ -252,6 +253,7 @@ def options_of(request: ResponseRequest) -> AnswerOptions:
         format=_format(request.text.format if request.text else None, request.grammar),
         top_logprobs=top_logprobs_of(request.top_logprobs, request.include),
         context_policy=_POLICIES[request.truncation or "disabled"],
+        defaults=CHAT_DEFAULTS,
     )
 
 

@@ -139,9 +139,7 @@ class ResponseBuilder:
                 item={**item, "arguments": "", "status": "in_progress"},
             ),
             self._event("response.function_call_arguments.delta", **where, delta=call.arguments),
-            self._event(
-                "response.function_call_arguments.done", **where, arguments=call.arguments, name=call.name
-            ),
+            self._event("response.function_call_arguments.done", **where, arguments=call.arguments, name=call.name),
             self._event("response.output_item.done", output_index=len(self._output), item=whole),
         ]
         self._output.append(whole)
