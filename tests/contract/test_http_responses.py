@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,8 +38,8 @@ CALL = ToolCall("call_1", "get_weather", '{"city": "Bern"}')
 
 
 @pytest.fixture
-async def gateway() -> AsyncIterator[Gateway]:
-    async with served(routes, renderers={"/v1/": render_error}) as made:
+def gateway() -> Iterator[Gateway]:
+    with served(routes, renderers={"/v1/": render_error}) as made:
         yield made
 
 
@@ -65,7 +65,7 @@ async def test_text(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
 async def test_sync_client_streams(gateway: Gateway) -> None:
     gateway.inference.script = [Delta("", 2, thinking="hm"), Delta("a", 3), Delta("b", 4), done()]
 
-    def stream() -> tuple[list[str], str]:
+    def stream() -> tuple[Sequence[str], str]:
         with (
             openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
             client.responses.stream(model="m", input="hi") as events,
@@ -160,6 +160,7 @@ async def test_parse(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
 
 async def test_settings(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     gateway.inference.script = [done()]
+    tools: Any = [TOOL, {**TOOL, "name": "other"}]
     await client.responses.create(
         model="m",
         input="x",
@@ -171,7 +172,7 @@ async def test_settings(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
         include=["message.output_text.logprobs", "reasoning.encrypted_content"],
         top_logprobs=2,
         store=True,
-        tools=[TOOL, {**TOOL, "name": "other"}],
+        tools=tools,
         tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]},
         extra_body={"num_ctx": 128, "seed": 5, "keep_alive": -1, "grammar": 'root ::= "a"'},
     )
@@ -181,8 +182,8 @@ async def test_settings(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     options = asked["options"]
     assert (options.context_policy, options.top_logprobs) == (ContextPolicy.TRUNCATE, 2)
     assert options.format.text == 'root ::= "a"'
-    tools = asked["tools"]
-    assert ([tool.name for tool in tools.tools], tools.choice) == (["other"], ToolChoice.REQUIRED)
+    allowed = asked["tools"]
+    assert ([tool.name for tool in allowed.tools], allowed.choice) == (["other"], ToolChoice.REQUIRED)
     await client.responses.create(model="m", input="x", extra_body={"keep_alive": "90s"})
     assert gateway.inference.asked["keep_alive"] == timedelta(seconds=90)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -87,22 +88,23 @@ class Gateway:
     tokenizing: ScriptedTokenizing
 
 
-@contextlib.asynccontextmanager
-async def served(*adapters: Adapter, renderers: dict[str, RenderError] | None = None) -> AsyncIterator[Gateway]:
-    """Serve *adapters* to whoever connects, as one known caller."""
+@contextlib.contextmanager
+def served(*adapters: Adapter, renderers: dict[str, RenderError] | None = None) -> Iterator[Gateway]:
+    """Serve *adapters* to whoever connects, as one known caller; in a thread of its own."""
     inference, tokenizing = ScriptedInference(), ScriptedTokenizing()
     services = cast(Services, SimpleNamespace(inference=inference, tokenizing=tokenizing, version="1.2.3"))
     app = _as_caller(make_app(services, adapters, renderers or {}))
-    config = uvicorn.Config(app, http="httptools", loop="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[listener]))
-            try:
-                yield Gateway(f"http://127.0.0.1:{port}", inference, tokenizing)
-            finally:
-                server.should_exit = True
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield Gateway(f"http://127.0.0.1:{listener.getsockname()[1]}", inference, tokenizing)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            assert not thread.is_alive(), "the server does not end"
 
 
 def _as_caller(app: ASGIApp) -> ASGIApp:
