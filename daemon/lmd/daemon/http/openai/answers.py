@@ -14,6 +14,8 @@ from lmd.daemon.http.progress import EXTRA_KEY, done_extra
 
 DONE = b"data: [DONE]\n\n"
 
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 class Envelope:
     """The fields that an answer begins with, and what stands around its choices."""
@@ -33,7 +35,7 @@ class Envelope:
     def answer(self, choices: Sequence[dict[str, object]], ends: Sequence[Done]) -> bytes:
         """Return the whole answer."""
         whole = {**self.fields, "choices": choices, "usage": usage_of(ends), EXTRA_KEY: extra_of(ends)}
-        return json.dumps(whole, ensure_ascii=False).encode()
+        return _dump(whole).encode()
 
 
 class StreamEnvelope(Envelope):
@@ -44,20 +46,20 @@ class StreamEnvelope(Envelope):
     def __init__(self, prefix: str, kind: str, model: str, version: str, options: StreamOptions | None) -> None:
         super().__init__(prefix, kind, model, version)
         self._with_usage = options is not None and options.include_usage is True
-        self._head = "data: " + json.dumps(self.fields, ensure_ascii=False)[:-1] + ', "choices": ['
+        self._head = "data: " + _dump(self.fields)[:-1] + ',"choices":['
         # With usage at the end, OpenAI sends null everywhere else.
-        self._tail = '], "usage": null}\n\n' if self._with_usage else "]}\n\n"
+        self._tail = '],"usage":null}\n\n' if self._with_usage else "]}\n\n"
 
     def chunk(self, choice: dict[str, object]) -> bytes:
         """Return the event that tells of one choice."""
-        return f"{self._head}{json.dumps(choice, ensure_ascii=False)}{self._tail}".encode()
+        return f"{self._head}{_dump(choice)}{self._tail}".encode()
 
     def end(self, ends: Sequence[Done]) -> list[bytes]:
         """Return the events after the last choice: usage, when the client asked for it, and the mark of the end."""
         if not self._with_usage:
             return [DONE]
-        usage, extra = json.dumps(usage_of(ends)), json.dumps(extra_of(ends))
-        return [f'{self._head}], "usage": {usage}, "{EXTRA_KEY}": {extra}}}\n\n'.encode(), DONE]
+        usage, extra = _dump(usage_of(ends)), _dump(extra_of(ends))
+        return [f'{self._head}],"usage":{usage},"{EXTRA_KEY}":{extra}}}\n\n'.encode(), DONE]
 
 
 def extra_of(ends: Iterable[Done]) -> dict[str, int]:
