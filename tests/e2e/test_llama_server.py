@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -76,7 +75,7 @@ def test_tokens_there_and_back(url: str) -> None:
     assert pieces["tokens"][:2] == [{"id": plain[0], "piece": " the"}, {"id": plain[1], "piece": " water"}]
     # The vocabulary has no é; its bytes are tokens, and no text by themselves.
     assert [piece["piece"] for piece in pieces["tokens"][-2:]] == [[0xC3], [0xA9]]
-    assert post(f"{url}/detokenize", {"model": "chat", "tokens": plain}) == (200, {"content": " the water"})
+    assert post(f"{url}/detokenize", {"model": "chat", "tokens": plain}) == (200, {"content": "the water"})
     _, marked = post(f"{url}/tokenize", {"model": "chat", "content": "<|im_end|>"})
     _, unmarked = post(f"{url}/tokenize", {"model": "chat", "content": "<|im_end|>", "parse_special": False})
     assert 4 in marked["tokens"]
