@@ -76,7 +76,7 @@ class Engine:
         self._order = itertools.count()
         self._draining = False
         self._poll = select.epoll()
-        self._watched: tuple[dict[int, int], int] = ({}, 0)
+        self._watched: tuple[dict[int, int], list[tuple[int, int]]] = ({}, [])
         self._queue_told: list[int] = []
         self._queue_told_at = 0.0
 
@@ -146,13 +146,13 @@ class Engine:
             | (select.EPOLLOUT if self._channel.blocked else 0),
             self._background.fileno(): select.EPOLLIN,
         }
-        generation = 0
-        templates = self._prompts.templates
-        if templates is not None and (fileno := templates.fileno()) is not None:
-            interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
-            generation = templates.generation
-        if (interest, generation) != self._watched:
-            self._watched = (interest, generation)
+        generations: list[tuple[int, int]] = []
+        for number, templates in enumerate(self._prompts.clients):
+            if (fileno := templates.fileno()) is not None:
+                interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
+                generations.append((number, templates.generation))
+        if (interest, generations) != self._watched:
+            self._watched = (interest, generations)
             self._watch(interest)
         self._poll.poll(timeout_s)
 
@@ -184,8 +184,7 @@ class Engine:
             return 0.0
         now = time.monotonic()
         due = [request.deadline_ns / 1e9 for request in self._requests.values() if request.deadline_ns is not None]
-        if self._prompts.templates is not None and self._prompts.templates.deadline is not None:
-            due.append(self._prompts.templates.deadline)
+        due += [client.deadline for client in self._prompts.clients if client.deadline is not None]
         if self._embedder.deadline is not None:
             due.append(self._embedder.deadline)
         return max(0.0, min(due) - now) if due else -1.0
