@@ -15,8 +15,10 @@ from lmd.runner.v1 import frames_pb2
 # Mistral's templates refuse ids of any other length.
 _SHORT_ID = re.compile(r"length\s*!=\s*9\b|length\s*==\s*9\b")
 _SHORT_ID_CHARACTERS = 9
-# Some templates know an effort that is none at all; they refuse those they do not know.
-_NO_EFFORT = re.compile(r"""["']none["']""")
+# Some templates have a word for no effort at all; they refuse those they do not know.
+_NO_EFFORT = re.compile(r"""["'](none|no_think)["']""")
+# What gpt-oss's template says to a turn that has all three of thoughts, content and calls.
+_NOT_BOTH = "Cannot pass both content and thinking"
 
 _EFFORTS = {
     frames_pb2.THINK_LOW: "low",
@@ -50,12 +52,19 @@ class NoContent(str):
     __slots__ = ()
 
     def __new__(cls) -> Self:
+        """Return it: there is one value only."""
         return super().__new__(cls, "")
+
+
+class NoTools(tuple[()]):
+    """What a chat without functions has: none for templates that ask, nothing for those that go through it."""
+
+    __slots__ = ()
 
 
 def is_none(value: object) -> bool:
     """Return what the test `none` of templates says."""
-    return value is None or isinstance(value, NoContent)
+    return value is None or isinstance(value, NoContent | NoTools)
 
 
 def template_values(chat: frames_pb2.Chat, template: str) -> dict[str, Any]:
@@ -64,10 +73,14 @@ def template_values(chat: frames_pb2.Chat, template: str) -> dict[str, Any]:
     Raises:
         RecursionError: JSON in it nests too deeply.
     """
-    tools = None if chat.tool_choice == frames_pb2.TOOL_CHOICE_NONE else [_tool(tool) for tool in chat.tools]
+    tools = [] if chat.tool_choice == frames_pb2.TOOL_CHOICE_NONE else [_tool(tool) for tool in chat.tools]
+    messages = _messages(chat, short_ids=_SHORT_ID.search(template) is not None)
+    if _NOT_BOTH in template:
+        for message in messages:
+            _join_thoughts(message)
     return {
-        "messages": _messages(chat, short_ids=_SHORT_ID.search(template) is not None),
-        "tools": tools or None,
+        "messages": messages,
+        "tools": tools or NoTools(),
         "documents": None,
         "add_generation_prompt": True,
         **_thinking(chat.think, template),
@@ -80,15 +93,23 @@ def _thinking(think: frames_pb2.Think.ValueType, template: str) -> dict[str, Any
         return {}
     on = think != frames_pb2.THINK_OFF
     values: dict[str, Any] = {"enable_thinking": on, "thinking": on}
-    can_skip = _NO_EFFORT.search(template) is not None
+    no_effort = _NO_EFFORT.search(template)
     if think in _EFFORTS:
         values["reasoning_effort"] = _EFFORTS[think]
     elif not on:
+        values["thinking_budget"] = 0
         # Models that always think can at least think little.
-        values["reasoning_effort"] = "none" if can_skip else "low"
-    elif can_skip:
+        values["reasoning_effort"] = no_effort[1] if no_effort else "low"
+    elif no_effort:
         values["reasoning_effort"] = "high"
     return values
+
+
+def _join_thoughts(message: dict[str, Any]) -> None:
+    """Take what a turn with calls says as a part of its thoughts."""
+    if message["content"] and "tool_calls" in message and "thinking" in message:
+        message["thinking"] = message["reasoning_content"] = f"{message['thinking']}\n\n{message['content']}"
+        message["content"] = NoContent()
 
 
 def _tool(tool: frames_pb2.Tool) -> dict[str, Any]:

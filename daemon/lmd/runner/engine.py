@@ -10,6 +10,8 @@ import select
 import time
 from collections.abc import Sequence
 
+from lmd.runner.answer_parser import Part
+
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
@@ -21,6 +23,7 @@ from lmd.runner.generation import Generation
 from lmd.runner.job import Constraint, Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
+from lmd.runner.reading import Readings
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
 from lmd.runner.saved_prefixes import SavedPrefixes
@@ -69,6 +72,7 @@ class Engine:
         self._embedder = Embedder(model.embedding, self._background, self._look_while_embedding)
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
+        self._readings = Readings(model.vocab, model.template)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         #: Frames that came while a batch was embedded.
@@ -121,7 +125,7 @@ class Engine:
         self,
         request: Request,
         number: int,
-        text: str,
+        text: str | Sequence[Part],
         generated_tokens: int,
         logprobs: Sequence[frames_pb2.TokenLogprob],
     ) -> None:
@@ -253,6 +257,8 @@ class Engine:
         request_id = message.request_id
         self._check_new(request_id)
         request = self._requests[request_id] = Request(message, next(self._order))
+        if message.HasField("chat"):
+            request.reading = self._readings.of(message.chat)
         problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
             problem = Problem("prompt", "the request has no prompt")

@@ -18,6 +18,8 @@ from lmd.runner.vocab import InsertTokens, TooManyTokens, Vocab
 
 # A template that a request brings; the longest on the Hub have some 30 kB.
 _MAX_TEMPLATE_CHARACTERS = 256 << 10
+# Enough for what opens thoughts, and the space after it.
+_PROMPT_END_BYTES = 256
 
 # Not ids of requests: two chats that differ in all but what the manifest puts before them.
 _PROBES = {-2: "A", -3: "B"}
@@ -170,6 +172,9 @@ class PromptMaker:
         elif (request := self._requests.get(rendered.request_id)) is not None:
             if rendered.error:
                 return self._decided(request, _failed(request, frames_pb2.Failed.KIND_TEMPLATE, rendered.error))
+            if request.reading is not None:
+                end = rendered.prompt[-_PROMPT_END_BYTES:].decode(errors="replace")
+                request.opens_thoughts = request.reading.style.opens_thoughts(end)
             return self._tokenize(request, rendered.prompt, self._vocab.tokenize_rendered)
         return []
 

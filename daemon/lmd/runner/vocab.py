@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,15 @@ class Vocab:
             if size >= 0:
                 return buffer.raw[:size]
             room = -size
+
+    def hidden_tokens(self, texts: Iterable[str]) -> dict[int, bytes]:
+        """Return the special tokens in these texts that add nothing to the output and do not end it, as written."""
+        found: dict[int, bytes] = {}
+        for text in texts:
+            for token in self.tokenize(text.encode(), add_special=False, parse_special=True):
+                if self.piece(token) == b"" and (written := self._written(token)):
+                    found[token] = written
+        return found
 
     def pieces(self, tokens: array[int]) -> list[bytes]:
         """Return the bytes of each token, specials as they are written."""
