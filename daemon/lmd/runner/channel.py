@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
-from lmd.runner.answer_parser import Call, Part
 
+from lmd.runner.answer_parser import Call, Part
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import Wire, WireError, frame
 

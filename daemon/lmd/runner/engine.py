@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 
 from lmd.runner.answer_parser import Part
-
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel

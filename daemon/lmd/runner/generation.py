@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lmd.runner.answer_parser import Part
-
 from lmd.runner.format_error import FormatError
 from lmd.runner.job import LENGTH, STOP, TOOL_CALLS, Job, Place, Request
 from lmd.runner.saved_prefixes import SavedPrefixes

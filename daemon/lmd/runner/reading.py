@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from lmd.runner.answer_parser import AnswerParser, Part
 from lmd.runner.answer_style import AnswerStyle, style_of
-
 from lmd.runner.text import StopMatcher
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import Vocab
@@ -43,7 +42,8 @@ class ParsedStream:
             return []
         tail = "" if cut else self._decoder.decode(b"", final=True)
         parts = self._until_stop([*self._parser.feed(tail), *self._parser.finish(cut=cut)])
-        if not self.stop and (held := self._matcher.flush()):
+        # After a stop text nothing is held.
+        if held := self._matcher.flush():
             parts.append(Part(text=held))
         return parts
 
