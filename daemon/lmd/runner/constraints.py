@@ -1,4 +1,4 @@
-"""What the answers to a request are held to: a format, or calls of functions, after the thoughts of a model that thinks."""
+"""What answers are held to: a format, or calls of functions, after the thoughts of a model that thinks."""
 
 from __future__ import annotations
 
