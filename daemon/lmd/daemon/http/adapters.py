@@ -10,17 +10,32 @@ from starlette.types import ASGIApp
 
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.endpoint import RenderError
+from lmd.daemon.http.llama_server import errors as llama_server_errors
+from lmd.daemon.http.llama_server import requests as llama_server_requests
+from lmd.daemon.http.llama_server import rerank, tokens
+from lmd.daemon.http.openai import chat, completions, embeddings, models
+from lmd.daemon.http.openai import errors as openai_errors
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import LmdError
 
 Adapter = Callable[[Services], Sequence[BaseRoute]]
 
 #: In the order in which routes are tried.
-ADAPTERS: tuple[Adapter, ...] = ()
+ADAPTERS: tuple[Adapter, ...] = (
+    chat.routes,
+    completions.routes,
+    embeddings.routes,
+    models.routes,
+    rerank.routes,
+    tokens.routes,
+)
 
 #: Path prefix → how failures are told below it that no endpoint sees: who may not ask, unknown paths, wrong verbs.
 #: The longest prefix that fits wins; paths without one are Ollama's.
-RENDERERS: dict[str, RenderError] = {}
+RENDERERS: dict[str, RenderError] = {
+    "/v1/": openai_errors.render_error,
+    **dict.fromkeys(llama_server_requests.REQUESTS, llama_server_errors.render_error),
+}
 
 #: What sees every request, also those that the guard refuses: ASGI middleware, the last one outermost.
 WATCHERS: tuple[Callable[[Services, ASGIApp], ASGIApp], ...] = ()

@@ -9,17 +9,21 @@ import time
 from collections.abc import Iterable, Sequence
 
 from lmd.daemon.answer_events import Done, TokenLogprob
+from lmd.daemon.http.openai.requests import StreamOptions
+from lmd.daemon.http.progress import EXTRA_KEY, done_extra
 
 DONE = b"data: [DONE]\n\n"
 
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 class Envelope:
-    """The fields that an answer, or every chunk of its stream, begins with."""
+    """The fields that an answer begins with, and what stands around its choices."""
 
-    __slots__ = ("_head", "_tail", "fields")
+    __slots__ = ("fields",)
 
-    def __init__(self, *, prefix: str, kind: str, model: str, version: str, null_usage: bool = False) -> None:
-        #: The fields in the order of the API.
+    def __init__(self, prefix: str, kind: str, model: str, version: str) -> None:
+        #: In the order of the API.
         self.fields: dict[str, object] = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "object": kind,
@@ -27,21 +31,44 @@ class Envelope:
             "model": model,
             "system_fingerprint": f"fp_lmd_{version}",
         }
-        self._head = "data: " + json.dumps(self.fields, ensure_ascii=False)[:-1] + ', "choices": ['
+
+    def answer(self, choices: Sequence[dict[str, object]], ends: Sequence[Done]) -> bytes:
+        """Return the whole answer."""
+        whole = {**self.fields, "choices": choices, "usage": usage_of(ends), EXTRA_KEY: extra_of(ends)}
+        return _dump(whole).encode()
+
+
+class StreamEnvelope(Envelope):
+    """The same around the choices of each chunk; one id and one time for all."""
+
+    __slots__ = ("_head", "_tail", "_with_usage")
+
+    def __init__(self, prefix: str, kind: str, model: str, version: str, options: StreamOptions | None) -> None:
+        super().__init__(prefix, kind, model, version)
+        self._with_usage = options is not None and options.include_usage is True
+        self._head = "data: " + _dump(self.fields)[:-1] + ',"choices":['
         # With usage at the end, OpenAI sends null everywhere else.
-        self._tail = '], "usage": null}\n\n' if null_usage else "]}\n\n"
+        self._tail = '],"usage":null}\n\n' if self._with_usage else "]}\n\n"
 
     def chunk(self, choice: dict[str, object]) -> bytes:
         """Return the event that tells of one choice."""
-        return f"{self._head}{json.dumps(choice, ensure_ascii=False)}{self._tail}".encode()
+        return f"{self._head}{_dump(choice)}{self._tail}".encode()
 
-    def usage_chunk(self, usage: dict[str, object]) -> bytes:
-        """Return the event that tells of usage and of no choice."""
-        return f'{self._head}], "usage": {json.dumps(usage)}}}\n\n'.encode()
+    def end(self, ends: Sequence[Done]) -> list[bytes]:
+        """Return the events after the last choice: usage, when the client asked for it, and the mark of the end."""
+        if not self._with_usage:
+            return [DONE]
+        usage, extra = _dump(usage_of(ends)), _dump(extra_of(ends))
+        return [f'{self._head}],"usage":{usage},"{EXTRA_KEY}":{extra}}}\n\n'.encode(), DONE]
 
-    def answer(self, choices: Sequence[dict[str, object]], usage: dict[str, object]) -> bytes:
-        """Return the whole answer."""
-        return json.dumps({**self.fields, "choices": choices, "usage": usage}, ensure_ascii=False).encode()
+
+def extra_of(ends: Iterable[Done]) -> dict[str, int]:
+    """Return what answers to one request tell beyond OpenAI's fields."""
+    extra: dict[str, int] = {}
+    for done in ends:
+        for name, value in done_extra(done).items():
+            extra[name] = extra.get(name, 0) + value
+    return extra
 
 
 def usage_of(ends: Iterable[Done]) -> dict[str, object]:

@@ -15,15 +15,17 @@ from lmd.daemon.conversations import Think, ToolCall
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import caller_of
 from lmd.daemon.http.openai import messages, options
-from lmd.daemon.http.openai.answers import DONE, Envelope, chat_logprobs, finish_reasons, usage_of
+from lmd.daemon.http.openai.answers import Envelope, StreamEnvelope, chat_logprobs, finish_reasons
 from lmd.daemon.http.openai.errors import openai_endpoint
 from lmd.daemon.http.openai.requests import ChatRequest
 from lmd.daemon.http.openai.streaming import WaitingComments, told_errors
-from lmd.daemon.http.progress import answer_headers
+from lmd.daemon.http.progress import done_headers
 from lmd.daemon.http.services import Services
 from lmd.daemon.http.streams import stream_response
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
+
+_FIRST_DELTA = {"role": "assistant", "content": "", "refusal": None}
 
 
 def routes(services: Services) -> list[BaseRoute]:
@@ -34,18 +36,12 @@ def routes(services: Services) -> list[BaseRoute]:
         _refuse(body)
         events = _answer(services, body, caller_of(request))
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage is True
-            envelope = Envelope(
-                prefix="chatcmpl",
-                kind="chat.completion.chunk",
-                model=body.model,
-                version=services.version,
-                null_usage=with_usage,
+            envelope = StreamEnvelope(
+                "chatcmpl", "chat.completion.chunk", body.model, services.version, body.stream_options
             )
-            chunks = _stream(events, envelope, body, with_usage=with_usage)
-            return await stream_response(told_errors(chunks), media_type="text/event-stream")
-        envelope = Envelope(prefix="chatcmpl", kind="chat.completion", model=body.model, version=services.version)
-        return await _whole(events, envelope, body)
+            chunks = told_errors(_stream(events, envelope, body))
+            return await stream_response(chunks, media_type="text/event-stream")
+        return await _whole(events, Envelope("chatcmpl", "chat.completion", body.model, services.version), body)
 
     return [Route("/v1/chat/completions", openai_endpoint(chat), methods=["POST"])]
 
@@ -53,7 +49,7 @@ def routes(services: Services) -> list[BaseRoute]:
 def _refuse(body: ChatRequest) -> None:
     """Raise `InvalidRequest` for what would have to change the answer and cannot."""
     if body.modalities is not None and body.modalities != ["text"]:
-        raise InvalidRequest("`modalities` must be [\"text\"]: models here write text only", field="modalities")
+        raise InvalidRequest('`modalities` must be ["text"]: models here write text only', field="modalities")
     for name in ("audio", "web_search_options"):
         if getattr(body, name) is not None:
             raise InvalidRequest(f"`{name}` is not supported", field=name, hint="leave it out")
@@ -116,9 +112,7 @@ class _Choice:
     def take(self, calls: tuple[ToolCall, ...]) -> list[tuple[int, ToolCall]]:
         """Return the calls that the client gets, with their numbers: one that takes one at a time gets the first."""
         first, self.calls = self.calls, self.calls + len(calls)
-        return [
-            (number, call) for number, call in enumerate(calls, first) if number == 0 or not self.one_call
-        ]
+        return [(number, call) for number, call in enumerate(calls, first) if number == 0 or not self.one_call]
 
     def add(self, delta: Delta) -> None:
         """Keep a delta for the whole answer."""
@@ -165,12 +159,12 @@ async def _whole(events: AsyncGenerator[Event, None], envelope: Envelope, body: 
         choice.answer(reason, with_logprobs=bool(body.logprobs))
         for choice, reason in zip(choices, finish_reasons(done), strict=True)
     ]
-    headers = answer_headers(done, comments.first_position)
-    return Response(envelope.answer(told, usage_of([done])), headers=headers, media_type="application/json")
+    headers = done_headers(done, queue_position=comments.first_position)
+    return Response(envelope.answer(told, [done]), headers=headers, media_type="application/json")
 
 
 async def _stream(
-    events: AsyncGenerator[Event, None], envelope: Envelope, body: ChatRequest, *, with_usage: bool
+    events: AsyncGenerator[Event, None], envelope: StreamEnvelope, body: ChatRequest
 ) -> AsyncGenerator[bytes, None]:
     choices = _choices(body)
     comments = WaitingComments()
@@ -184,8 +178,7 @@ async def _stream(
             chunks: list[bytes] = []
             if not begun:
                 begun = True
-                for choice in choices:
-                    chunks.append(_chunk(envelope, choice.index, {"role": "assistant", "content": "", "refusal": None}))
+                chunks += [_chunk(envelope, choice.index, dict(_FIRST_DELTA)) for choice in choices]
             if isinstance(event, Delta):
                 chunks += [
                     _chunk(envelope, event.choice, delta, logprobs)
@@ -194,15 +187,13 @@ async def _stream(
             else:
                 for choice, reason in zip(choices, finish_reasons(event), strict=True):
                     chunks.append(_chunk(envelope, choice.index, {}, finish_reason=reason))
-                if with_usage:
-                    chunks.append(envelope.usage_chunk(usage_of([event])))
-                chunks.append(DONE)
+                chunks += envelope.end([event])
             if chunks:
                 yield b"".join(chunks)
 
 
 def _chunk(
-    envelope: Envelope,
+    envelope: StreamEnvelope,
     index: int,
     delta: dict[str, object],
     logprobs: tuple[TokenLogprob, ...] = (),

@@ -26,6 +26,7 @@ _PARAMS = {
     "inputs": "input",
     "num_predict": "max_tokens",
     "stop_tokens": "stop",
+    "tokens": "prompt",
 }
 #: The field that an error is about which names none.
 _PARAM_OF_REASON = {

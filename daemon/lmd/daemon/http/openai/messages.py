@@ -54,7 +54,7 @@ def tools_of(request: requests.ChatRequest) -> Tools | None:
             raise InvalidRequest(f"`{name}` is not supported", field=name, hint="use `tools` and `tool_choice`")
     if request.tools is None and request.tool_choice is None:
         return None
-    tools = tuple(_tool(tool, number) for number, tool in enumerate(request.tools or ()))
+    tools = tuple(tool_of(tool, number) for number, tool in enumerate(request.tools or ()))
     choice = request.tool_choice
     if choice is None or isinstance(choice, str):
         return Tools(tools, _choice(choice or "auto"))
@@ -71,7 +71,8 @@ def _choice(text: str) -> ToolChoice:
     return _CHOICES[text]
 
 
-def _tool(tool: requests.ChatTool, number: int) -> Tool:
+def tool_of(tool: requests.ChatTool, number: int) -> Tool:
+    """Return a function; *number* is its place in the request. Raises: InvalidRequest."""
     field = f"tools[{number}]"
     if tool.type != "function" or tool.function is None:
         raise InvalidRequest(f"`{field}` must be a function, not {tool.type[:40]!r}", field=f"{field}.type")

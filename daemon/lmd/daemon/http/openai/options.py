@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, FormatKind, Priority
 from lmd.daemon.conversations import Think
-from lmd.daemon.http.openai.requests import ChatRequest, Extras, ResponseFormat, Sampling
+from lmd.daemon.http.openai.requests import ChatRequest, Extras, ResponseFormat, Sampling, TemplateArguments
 from lmd.daemon.quantities import FOR_EVER, parse_duration
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.parameters import INT32_MAX, INT64_MAX, PARAMETERS, ParameterValue
@@ -112,7 +112,11 @@ def think_of(request: ChatRequest) -> Think | None:
     effort = request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)
     if effort is not None:
         return _EFFORTS[effort]
-    arguments = request.chat_template_kwargs
+    return think_of_arguments(request.chat_template_kwargs)
+
+
+def think_of_arguments(arguments: TemplateArguments | None) -> Think | None:
+    """Return whether the model is to think, as other servers are told it: by an argument of Qwen's template."""
     if arguments is None or arguments.enable_thinking is None:
         return None
     return Think.ON if arguments.enable_thinking else Think.OFF

@@ -10,6 +10,7 @@ from contextlib import aclosing
 import structlog
 
 from lmd.daemon.http.openai.errors import error_event
+from lmd.daemon.http.progress import waiting_comment
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import LmdError
 
@@ -35,9 +36,7 @@ class WaitingComments:
             self.first_position = waiting.queue_position
         if self._clock() < self._begin:
             return b""
-        if waiting.load_fraction is not None:
-            return b": loading %d %%\n\n" % (waiting.load_fraction * 100)
-        return b": queue position %d\n\n" % waiting.queue_position
+        return waiting_comment(waiting)
 
 
 async def told_errors(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
