@@ -323,7 +323,7 @@ def test_thinking_is_set_and_remembered(daemon: FakeDaemon, chat: Terminal) -> N
 
     daemon.chat = answer
     _say(chat, "/set think", "answers begin with thoughts")
-    _say(chat, "one", r"Is it\?\s+--- answer ---\s+It is\.")
+    _say(chat, "one", r"Is it\?\s+--- answer ---[\s\S]+It is\.")
     _say(chat, "/set think high", "answers begin with thoughts")
     _say(chat, "/set nothoughts", "thoughts are not printed")
     _say(chat, "two", r"It is\.")

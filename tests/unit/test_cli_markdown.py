@@ -128,7 +128,7 @@ class TestLiveRegion:
 class TestBodies:
     def test_a_pipe_gets_the_text_as_it_is_and_a_last_line_feed(self) -> None:
         screen = Screen(200)
-        body = RawBody(screen)  # type: ignore[arg-type]
+        body = RawBody(screen)
         for piece in ("  a\n\n", "b", " c"):
             body.feed(piece)
         body.close()
