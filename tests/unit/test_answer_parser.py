@@ -428,7 +428,7 @@ def count_lines(style: AnswerStyle, pieces: list[str]) -> int:
 @pytest.mark.parametrize("name", STYLES)
 @pytest.mark.parametrize("unit", WORK)
 def test_work_grows_with_the_length_of_the_answer(name: str, unit: str) -> None:
-    for size, counts in ((1, (15, 60)), (100_000, (80, 320))):
+    for size, counts in ((1, (15, 60)), (100_000, (100, 400))):
         answers = (cut_up(unit * count, range(0, len(unit) * count, size)) for count in counts)
         short, long = (count_lines(STYLES[name], pieces) for pieces in answers)
-        assert long < 4.5 * short + 500, f"in pieces of {size}"
+        assert long < 6 * short + 500, f"in pieces of {size}"

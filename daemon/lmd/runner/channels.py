@@ -35,7 +35,7 @@ _CUT_HEADER = re.compile(
     r"(\s|<\|(start|channel|constrain)\|>|assistant|analysis|commentary|final|json|to=[^\s<]*(?=[\s<]|$))*[a-z]{0,10}(<\|?[a-z]*\|?)?"
 )
 _FUNCTIONS = "functions."
-_MAX_HEADER_CHARACTERS = 512
+_MAX_HEADER_CHARACTERS = 256
 _MAX_HEADER_WORDS = 6
 
 
