@@ -32,10 +32,10 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*([A-Za-z]+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 # A header of which the end is missing, up to the middle of a marker.
 _CUT_HEADER = re.compile(
-    r"(\s|<\|(start|channel|constrain)\|>|assistant|analysis|commentary|final|json|to=[^\s<]*)*[a-z]{0,10}(<\|?[a-z]*\|?)?"
+    r"(\s|<\|(start|channel|constrain)\|>|assistant|analysis|commentary|final|json|to=[^\s<]*(?=[\s<]|$))*[a-z]{0,10}(<\|?[a-z]*\|?)?"
 )
 _FUNCTIONS = "functions."
-_MAX_HEADER_CHARACTERS = 512
+_MAX_HEADER_CHARACTERS = 256
 _MAX_HEADER_WORDS = 6
 
 
@@ -90,10 +90,15 @@ class ChannelAnswer:
 
     def _go_through_header(self, text: str, at: int) -> int:
         end = text.find(_MESSAGE, at, at + _MAX_HEADER_CHARACTERS + len(_MESSAGE))
-        header = text[at : at + _MAX_HEADER_CHARACTERS + 1] if end < 0 else text[at:end]
+        header = text[at : at + _MAX_HEADER_CHARACTERS + len(_MESSAGE)] if end < 0 else text[at:end]
         if not _may_be_header(header):
             self._begin(_Kind.TEXT)
-            return at
+            # A marker here is text, too: there is no header that it begins.
+            marker = _MARKER.match(text, at)
+            if marker is None:
+                return at
+            self._take(marker[0])
+            return marker.end()
         if end < 0:
             self._header = header
             return at + len(header)
@@ -165,7 +170,7 @@ class ChannelAnswer:
 
 def _may_be_header(text: str) -> bool:
     """Tell whether a header may begin like this: it has few words, and the first is a marker, a role or a recipient."""
-    if len(text) > _MAX_HEADER_CHARACTERS:
+    if held_from(text, 0, _MESSAGE) > _MAX_HEADER_CHARACTERS:
         return False
     text = text.lstrip()
     first = text.split("<", 1)[0].split(None, 1)
