@@ -23,9 +23,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunnerProcess]:
         yield process
 
 
-def fill(runner: RunnerProcess, prefix: str, suffix: str, policy: int = 0, **sampling: int) -> Answer:
+def fill(runner: RunnerProcess, prefix: str, suffix: str, policy: int = 0) -> Answer:
     insert = frames_pb2.Insert(prefix=prefix, suffix=suffix)
-    return runner.ask(options={"insert": insert, "context_policy": policy}, **{"num_predict": 12, **sampling})
+    return runner.ask(options={"insert": insert, "context_policy": policy}, num_predict=12)
 
 
 def tokens_of(runner: RunnerProcess, text: str) -> list[int]:
