@@ -126,7 +126,7 @@ def test_arguments_are_an_object_whatever_the_schema_forgets(tiny: Tokenizer) ->
         constraint = compile_calls(tiny, STYLES["hermes"], [Tool(name="f", parameters=parameters)])
         assert accepts(tiny, constraint, '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>')
         constraint = compile_calls(tiny, STYLES["hermes"], [Tool(name="f", parameters=parameters)])
-        assert not accepts(tiny, constraint, '<tool_call>\n{"name": "f", "arguments": null')
+        assert not accepts(tiny, constraint, '<tool_call>\n{"name": "f", "arguments": null}\n</tool_call>')
 
 
 def test_strings_between_tags_may_be_one_of_several(tiny: Tokenizer) -> None:
@@ -135,6 +135,35 @@ def test_strings_between_tags_may_be_one_of_several(tiny: Tokenizer) -> None:
     for arguments, fits in (({"a": "x"}, True), ({"a": "y", "b": "z"}, True), ({"a": "z"}, False), ({"b": "z"}, False)):
         text = write_calls(STYLES["tagged"], [("f", dict(arguments))])
         assert accepts(tiny, compile_calls(tiny, STYLES["tagged"], tools), text) is fits, text
+
+
+@given(
+    city=st.text().filter(lambda text: "</parameter>" not in text), places=st.none() | st.lists(st.text(), max_size=2)
+)
+@settings(max_examples=30)
+def test_any_string_can_stand_between_tags(tiny: Tokenizer, city: str, places: list[str] | None) -> None:
+    schema = {
+        "properties": {
+            "city": {"type": ["string", "null"]},
+            "places": {"type": ["array", "null"], "items": {"type": "string"}},
+        },
+        "required": ["city", "places"],
+    }
+    tools = [Tool(name="f", parameters=json.dumps(schema))]
+    made: dict[str, object] = {"city": city, "places": places}
+    text = write_calls(STYLES["tagged"], [("f", made)])
+    # Escapes of single characters are not among what the grammar allows.
+    if "\\u" not in text:
+        assert accepts(tiny, compile_calls(tiny, STYLES["tagged"], tools), text)
+    read_back = [json.loads(call.arguments) for call in calls_in(read(STYLES["tagged"], [text], tools=tools))]
+    assert read_back == [{"city": None if city in ("null", "None") else city, "places": places}]
+
+
+def test_what_ends_a_string_between_tags_ends_it_for_the_grammar_too(tiny: Tokenizer) -> None:
+    text = "<tool_call>\n<function=f>\n<parameter=s>\na</parameter>b\n</parameter>\n</function>\n</tool_call>"
+    tools = [Tool(name="f", parameters='{"properties": {"s": {"type": "string"}}}')]
+    assert not calls_in(read(STYLES["tagged"], [text], tools=tools))
+    assert not accepts(tiny, compile_calls(tiny, STYLES["tagged"], tools), text)
 
 
 @pytest.mark.parametrize(
