@@ -297,3 +297,29 @@ def test_a_request_can_bring_its_own_template(say: Say) -> None:
     # Neither the model's template nor the next of its kind is worse off.
     assert runner.ask(chat=chat()).text == "<think>maybe</think>sure"
     assert runner.ask(chat=own).thinking == "maybe"
+
+
+def test_a_model_with_a_template_for_functions_uses_that_for_them(tmp_path: Path) -> None:
+    path = make_scripted_llama(
+        tmp_path / "m.gguf",
+        ["<tool_call>", f"\n{CALL}\n", "</tool_call>"],
+        chat_template=CHATML,
+        tool_template=HERMES,
+        texts=["<tool_call>", f"\n{CALL}\n", "</tool_call>"],
+        n_ctx=4096,
+    )
+
+    def prompt_of(shown: frames_pb2.Chat) -> str:
+        return runner.call(render=frames_pb2.Render(chat=shown)).rendered.prompt
+
+    with RunnerProcess() as runner:
+        runner.load(path, num_ctx=4096, num_batch=512)
+        assert arguments_of(runner.ask(chat=chat(WEATHER))) == [("weather", {"city": "Rome"})]
+        assert prompt_of(chat(WEATHER)).startswith("<s>[user]what now")
+        for plain in (chat(), chat(WEATHER, tool_choice=frames_pb2.TOOL_CHOICE_NONE)):
+            assert prompt_of(plain).startswith("<|im_start|>user")
+            assert runner.ask(chat=plain).text.startswith("<tool_call>")
+    # Whoever gives a model a template of their own means it.
+    with RunnerProcess() as runner:
+        runner.load(path, num_ctx=4096, num_batch=512, template="own {{ messages[0].content }}")
+        assert prompt_of(chat(WEATHER)) == "own what now"

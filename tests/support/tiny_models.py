@@ -203,6 +203,7 @@ def make_scripted_llama(
     n_ctx: int = 256,
     chat_template: str | None = None,
     name: str = "scripted",
+    tool_template: str | None = None,
     texts: Sequence[str] = (),
     specials: Sequence[str] = (),
 ) -> Path:
@@ -240,6 +241,8 @@ def make_scripted_llama(
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
     _add_vocab(writer, vocab, chat_template)
+    if tool_template is not None:
+        writer.add_string("tokenizer.chat_template.tool_use", tool_template)
     return _write(writer, path, tensors)
 
 

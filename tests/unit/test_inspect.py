@@ -94,6 +94,7 @@ def test_the_manifests_template_wins_over_the_headers() -> None:
     assert "tools" in found.capabilities
 
 
+TEMPLATE, TOOL_TEMPLATE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
 TOKENS = "tokenizer.ggml.tokens"
 QWEN_FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 DEEPSEEK_FIM = ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>")
@@ -121,6 +122,8 @@ def fim_ids(*names: str) -> dict[str, Value]:
         ("llama", {}, CHAT + "{{ reasoning_effort }}", False, ("completion", "chat", "thinking")),
         ("llama", {}, CHAT + "{{ '[THINK]' }}", False, ("completion", "chat", "thinking")),
         ("llama", {}, CHAT + "{{ 'I was thinking' }}", False, ("completion", "chat")),
+        ("llama", {TEMPLATE: CHAT, TOOL_TEMPLATE: "x"}, CHAT, False, ("completion", "chat", "tools")),
+        ("llama", {TEMPLATE: "y", TOOL_TEMPLATE: "x"}, CHAT, False, ("completion", "chat")),
         ("qwen2", fim_ids("fim_pre", "fim_suf", "fim_mid"), None, False, ("completion", "insert")),
         ("qwen2", fim_ids("fim_pre", "fim_suf"), None, False, ("completion",)),
         ("llama", fim_ids("prefix", "suffix", "middle"), None, False, ("completion", "insert")),

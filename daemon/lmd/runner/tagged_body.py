@@ -9,7 +9,7 @@ from typing import Any
 
 from lmd.runner.json_scanner import JsonScanner, NotJson
 from lmd.runner.marker_search import held_from
-from lmd.runner.tool_calls import Call, State, write_arguments
+from lmd.runner.tool_calls import Call, State, is_text, write_arguments
 
 _SPACE = " \t\r\n"
 _FUNCTION = "<function="
@@ -128,7 +128,7 @@ class TaggedBody:
         return at + shift
 
     def _add(self, text: str) -> None:
-        if not self._value and text.lstrip(_SPACE)[:1] in ("{", "[") and not _is_text(self._types.get(self._parameter)):
+        if not self._value and text.lstrip(_SPACE)[:1] in ("{", "[") and not is_text(self._types.get(self._parameter)):
             self._scanner = JsonScanner()
         self._value.append(text)
         if self._scanner is not None and not self._scanner.done:
@@ -148,22 +148,9 @@ def _types_of(schema: str) -> Mapping[str, Any]:
     return properties if isinstance(properties, dict) else {}
 
 
-def _kinds(schema: Any) -> list[Any]:
-    kinds = schema.get("type", []) if isinstance(schema, dict) else []
-    return kinds if isinstance(kinds, list) else [kinds]
-
-
-def _is_text(schema: Any) -> bool:
-    """Tell whether a parameter is a string, whatever it looks like."""
-    if isinstance(schema, dict) and "type" not in schema:
-        values = [schema["const"]] if "const" in schema else schema.get("enum", [])
-        return isinstance(values, list) and bool(values) and all(isinstance(value, str) for value in values)
-    return "string" in _kinds(schema)
-
-
 def _read_value(text: str, schema: Any) -> Any:
     """Return what a parameter's text says, which is text where nothing else fits."""
-    if _is_text(schema) and not ("null" in _kinds(schema) and text in ("null", "None")):
+    if is_text(schema) and not ("null" in schema.get("type", ()) and text in ("null", "None")):
         return text
     try:
         return json.loads(text, parse_constant=_PYTHON_WORDS.__getitem__)

@@ -111,6 +111,17 @@ def write_arguments(arguments: Mapping[str, Any]) -> str:
     return json.dumps(arguments) if _SURROGATE.search(text) else text
 
 
+def is_text(schema: Any) -> bool:
+    """Tell whether an argument with this schema is a string (or null), and needs no quotes to be told from others."""
+    if not isinstance(schema, dict):
+        return False
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return "string" in kinds and all(kind in ("string", "null") for kind in kinds)
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return isinstance(values, list) and bool(values) and all(isinstance(value, str) for value in values)
+
+
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
