@@ -323,3 +323,7 @@ def test_a_model_with_a_template_for_functions_uses_that_for_them(tmp_path: Path
     with RunnerProcess() as runner:
         runner.load(path, num_ctx=4096, num_batch=512, template="own {{ messages[0].content }}")
         assert prompt_of(chat(WEATHER)) == "own what now"
+    # The daemon names the header's own template, too.
+    with RunnerProcess() as runner:
+        runner.load(path, num_ctx=4096, num_batch=512, template=CHATML)
+        assert prompt_of(chat(WEATHER)).startswith("<s>[user]what now")

@@ -89,8 +89,10 @@ class Model:
             self.embedding.threads = self.threads.prefill
         else:
             self.threads = Threads(self.embedding.threads, self.embedding.threads)
-        self.template: str = load.template or self._header_template(None)
-        self.tool_template: str = "" if load.template else self._header_template(b"tool_use")
+        header_template = self._header_template(None)
+        self.template: str = load.template or header_template
+        # A template that replaces the header's is for all chats.
+        self.tool_template: str = self._header_template(b"tool_use") if self.template == header_template else ""
 
     @property
     def weights_bytes(self) -> int:
