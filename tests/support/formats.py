@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher
 
+from lmd.runner.after_thinking import AfterThinking
 from lmd.runner.log import install_log
 from lmd.runner.native import load_bindings
 from lmd.runner.structured import Constraint, FormatCompiler
@@ -58,7 +59,7 @@ class Tokenizer:
     def text(self, tokens: list[int]) -> bytes:
         return b"".join(self.vocab.piece(token) or b"" for token in tokens)
 
-    def allowed(self, constraint: Constraint) -> list[int]:
+    def allowed(self, constraint: Constraint | AfterThinking) -> list[int]:
         """Return the tokens whose logits a constraint leaves alone."""
         self._logits.fill(0)
         constraint.mask(self._logits.ctypes.data, self.vocab.size)

@@ -94,6 +94,18 @@ def test_the_manifests_template_wins_over_the_headers() -> None:
     assert "tools" in found.capabilities
 
 
+TEMPLATE, TOOL_TEMPLATE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
+TOKENS = "tokenizer.ggml.tokens"
+QWEN_FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+DEEPSEEK_FIM = ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>")
+# More than a header keeps, and than are read at once.
+MANY_TOKENS = [f"token {number} {'x' * 60}" for number in range(20_000)]
+
+
+def fim_ids(*names: str) -> dict[str, Value]:
+    return {f"tokenizer.ggml.{name}_token_id": number for number, name in enumerate(names)}
+
+
 @pytest.mark.parametrize(
     ("architecture", "extra", "template", "projector", "expected"),
     [
@@ -102,17 +114,35 @@ def test_the_manifests_template_wins_over_the_headers() -> None:
         ("llama", {}, CHAT + "{{ tools }}", False, ("completion", "chat", "tools")),
         ("llama", {}, CHAT + "<think>", False, ("completion", "chat", "thinking")),
         ("llama", {}, None, True, ("completion", "vision")),
+        # A template that shows earlier calls need not tell of functions, nor does one that only speaks of tools.
+        ("llama", {}, CHAT + "{% if message.tool_calls %}{% endif %}", False, ("completion", "chat")),
+        ("llama", {}, CHAT + "{{ 'no tools' }}{# tools #} tools", False, ("completion", "chat")),
+        ("llama", {}, CHAT + "{%- if tools is not none %}{% endif %}", False, ("completion", "chat", "tools")),
+        ("llama", {}, CHAT + "{% if enable_thinking %}{% endif %}", False, ("completion", "chat", "thinking")),
+        ("llama", {}, CHAT + "{{ reasoning_effort }}", False, ("completion", "chat", "thinking")),
+        ("llama", {}, CHAT + "{{ '[THINK]' }}", False, ("completion", "chat", "thinking")),
+        ("llama", {}, CHAT + "{{ 'I was thinking' }}", False, ("completion", "chat")),
+        ("llama", {TEMPLATE: CHAT, TOOL_TEMPLATE: "x"}, CHAT, False, ("completion", "chat", "tools")),
+        ("llama", {TEMPLATE: "y", TOOL_TEMPLATE: "x"}, CHAT, False, ("completion", "chat")),
+        ("qwen2", fim_ids("fim_pre", "fim_suf", "fim_mid"), None, False, ("completion", "insert")),
+        ("qwen2", fim_ids("fim_pre", "fim_suf"), None, False, ("completion",)),
+        ("llama", fim_ids("prefix", "suffix", "middle"), None, False, ("completion", "insert")),
+        ("llama", fim_ids("prefix", "suffix", "fim_mid"), None, False, ("completion", "insert")),
+        ("qwen2", {TOKENS: ["a", *QWEN_FIM]}, None, False, ("completion", "insert")),
+        ("qwen2", {TOKENS: ["a", *QWEN_FIM[1:]]}, None, False, ("completion",)),
+        ("qwen2", {TOKENS: [*MANY_TOKENS, *QWEN_FIM]}, None, False, ("completion", "insert")),
+        ("qwen2", {TOKENS: [*MANY_TOKENS, *QWEN_FIM[:2]]}, None, False, ("completion",)),
+        ("qwen2", {TOKENS: [*MANY_TOKENS, "x".join(QWEN_FIM)]}, None, False, ("completion",)),
         (
             "qwen2",
-            {"tokenizer.ggml.fim_pre_token_id": 1, "tokenizer.ggml.fim_suf_token_id": 2},
+            {TOKENS: MANY_TOKENS, "general.description": "".join(QWEN_FIM)},
             None,
             False,
-            ("completion", "insert"),
+            ("completion",),
         ),
-        ("qwen2", {"tokenizer.ggml.fim_pre_token_id": 1}, None, False, ("completion",)),
         (
-            "llama",
-            {"tokenizer.ggml.prefix_token_id": 1, "tokenizer.ggml.suffix_token_id": 2},
+            "deepseek2",
+            {TOKENS: [*MANY_TOKENS, *DEEPSEEK_FIM]},
             None,
             False,
             ("completion", "insert"),

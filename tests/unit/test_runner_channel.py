@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lmd.runner.answer_parser import Call, Part
 from lmd.runner.channel import Channel
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import MAX_FRAME_BYTES, WireClosed, WireError, frame
@@ -67,6 +68,39 @@ def test_texts_grow_together_while_nobody_reads(ends: tuple[Channel, socket.sock
             ended.add(received.finished.request_id)
     assert got == expected
     assert ended == set(expected)
+
+
+def test_thoughts_text_and_calls_keep_their_order(ends: tuple[Channel, socket.socket]) -> None:
+    """Within a delta thoughts come before text, and calls after it: what comes in another order begins a new one."""
+    channel, theirs = ends
+    call = Part(call=Call("f", "{}"))
+    said = [
+        [Part(thinking="a")],
+        [Part(thinking="b"), Part(text="c")],
+        [],
+        [call],
+        [call, Part(text="d")],
+        [Part(thinking="e"), call],
+        [Part(text="f")],
+    ]
+    for count, parts in enumerate(said, 1):
+        channel.send_text(1, 0, parts, count)
+    channel.send_text(1, 1, [Part(text="other")], 1)
+    channel.send(finished(1), last_of=1)
+    *frames, other, _ = read_all(channel, theirs)
+    deltas = [(f.delta.thinking, f.delta.text, len(f.delta.tool_calls), f.delta.generated_tokens) for f in frames]
+    assert deltas == [("ab", "c", 2, 5), ("", "d", 0, 6), ("e", "", 1, 7), ("", "f", 0, 7)]
+    assert (other.delta.choice, other.delta.text) == (1, "other")
+    assert frames[0].delta.tool_calls[0] == frames_pb2.ToolCall(name="f", arguments="{}")
+
+
+def test_large_calls_congest(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    channel.send_text(1, 0, [Part(call=Call("f", "x" * (5 << 20)))], 1)
+    assert channel.congested
+    channel.send_text(1, 0, [Part(thinking="x" * (5 << 20))], 1)
+    read_all(channel, theirs)
+    assert not channel.congested
 
 
 def test_congestion_is_told_and_passes(ends: tuple[Channel, socket.socket]) -> None:

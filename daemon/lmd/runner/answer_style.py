@@ -173,6 +173,7 @@ _CALLS: tuple[tuple[tuple[str, ...], Calls], ...] = (
             lead='"tool_call_id": "0", ',
         ),
     ),
+    (("<|tool_call|>", "<|/tool_call|>"), Calls("<|tool_call|>", "<|/tool_call|>")),
     (("<|tool_call|>", "JSON list"), Calls("<|tool_call|>", "", listed=True)),
     (("functools[",), Calls("functools", "", listed=True)),
     (("<|python_tag|>", '"parameters"'), _LLAMA3),

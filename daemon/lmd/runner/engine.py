@@ -71,6 +71,7 @@ class Engine:
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
         self._readings = Readings(model.vocab, model.template)
+        self._tool_template = model.tool_template
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         #: Frames that came while a batch was embedded.
@@ -223,6 +224,7 @@ class Engine:
         elif kind == "embed":
             self._answer(self._embedder.submit(message.embed))
         elif kind == "render":
+            self._choose_template(message.render.chat)
             if not self._prompts.render(request_id, message.render.chat):
                 self._fail_side(request_id, Failed.KIND_NO_TEMPLATE, "the model has no chat template")
         else:
@@ -256,6 +258,7 @@ class Engine:
         self._check_new(request_id)
         request = self._requests[request_id] = Request(message, next(self._order))
         if message.HasField("chat"):
+            self._choose_template(message.chat)
             request.reading = self._readings.of(message.chat)
         problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
@@ -270,6 +273,11 @@ class Engine:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
         else:
             self._prepared(self._prompts.submit(request))
+
+    def _choose_template(self, chat: frames_pb2.Chat) -> None:
+        """Have a chat with functions rendered by the template that the model has for those, if it has one."""
+        if chat.tools and chat.tool_choice != frames_pb2.TOOL_CHOICE_NONE and not chat.template:
+            chat.template = self._tool_template
 
     def _prepared(self, outcomes: list[Prepared]) -> None:
         if self._prompts.manifest and not self._generation.slots.manifest:

@@ -15,6 +15,7 @@ from typing import Any
 from lmd.runner.answer_style import CHANNEL_MARKERS, AnswerStyle, Calls, Form
 from lmd.runner.format_error import FormatError
 from lmd.runner.json_schema import OPTIONS, prepare_schema
+from lmd.runner.tool_calls import is_text
 from lmd.runner.v1 import frames_pb2
 
 # What tells the end of a name where no quotes do.
@@ -108,22 +109,12 @@ def _check_tagged(schema: Mapping[str, Any]) -> None:
     for name, value in schema.get("properties", {}).items():
         if re.search(r"[<>\n]", name):
             raise FormatError(f"the name '{name}' of a property cannot be written in this model's way")
-        if _is_text(value):
+        if is_text(value):
             for keyword in value:
                 if keyword not in _TEXT_KEYWORDS:
                     raise FormatError(
                         f"'{keyword}' at #/properties/{name} is not supported in this model's way of calling functions"
                     )
-
-
-def _is_text(schema: Any) -> bool:
-    """Tell whether a property is a string, which is written without quotes."""
-    if not isinstance(schema, dict):
-        return False
-    if schema.get("type") == "string":
-        return True
-    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
-    return "type" not in schema and bool(values) and all(isinstance(value, str) for value in values)
 
 
 class _Writer:
@@ -179,16 +170,18 @@ class _Writer:
                 continue
             rule = f"args{number}_{place}"
             head = self._text(f"<parameter={name}>\n")
-            if not _is_text(value):
+            if not is_text(value):
                 value = {**shared, **value} if isinstance(value, dict) else shared
                 part = f'{head} {self._json(rule, value)} "\\n</parameter>\\n"'
             elif "const" in value or "enum" in value:
                 values = [value["const"]] if "const" in value else value["enum"]
+                # What is not a string is null, if anything.
+                values = [text for text in values if text is None or isinstance(text, str)]
                 options = " | ".join(_quoted(f"{text}\n</parameter>\n") for text in values)
                 part = f"{head} ({options})"
             else:
-                self._rules.append(f"{rule}[lazy]: /(?s:.*)\\n<\\/parameter>\\n/")
-                part = f"{head} {rule}"
+                self._rules.append(f"{rule}[lazy]: /(?s:.*)<\\/parameter>/")
+                part = f'{head} {rule} "\\n"'
             parts.append(part if name in required else f"({part})?")
         parts.append(self._text("</function>"))
         return " ".join(parts)

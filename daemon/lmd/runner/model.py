@@ -89,8 +89,10 @@ class Model:
             self.embedding.threads = self.threads.prefill
         else:
             self.threads = Threads(self.embedding.threads, self.embedding.threads)
-        template = llama.llama_model_chat_template(self._native, None)
-        self.template: str = load.template or (template.decode(errors="replace") if template else "")
+        header_template = self._header_template(None)
+        self.template: str = load.template or header_template
+        # A template that replaces the header's is for all chats.
+        self.tool_template: str = self._header_template(b"tool_use") if self.template == header_template else ""
 
     @property
     def weights_bytes(self) -> int:
@@ -124,6 +126,10 @@ class Model:
 
     def _kv_bytes(self) -> int:
         return sum(size for _, kind, size in self._log.buffers if kind in ("KV", "RS"))
+
+    def _header_template(self, name: bytes | None) -> str:
+        template = self.llama.llama_model_chat_template(self._native, name)
+        return template.decode(errors="replace") if template else ""
 
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
         native = load_weights(

@@ -25,11 +25,8 @@ class ParsedStream:
         self._matcher = StopMatcher(stops)
         self._parser = parser
         self.stop = ""
-
-    @property
-    def called(self) -> bool:
-        """Whether a function was called."""
-        return self._parser.called
+        #: Whether a function was called before a stop text.
+        self.called = False
 
     def feed(self, piece: bytes) -> list[Part]:
         """Return what is certain now; `stop` is set once a stop text was met."""
@@ -54,6 +51,7 @@ class ParsedStream:
                 if held := self._matcher.flush():
                     shown.append(Part(text=held))
                 self._matcher = StopMatcher(self._stops)
+                self.called = self.called or part.call is not None
                 shown.append(part)
                 continue
             text, self.stop = self._matcher.feed(part.text)

@@ -63,7 +63,8 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
     if template:
         found.append("chat")
         code = _code_of(template)
-        if _TOOLS.search(code):
+        # A template of the manifest stands for both of the header's.
+        if _TOOLS.search(code) or (header.tool_template and template == header.chat_template):
             found.append("tools")
         if _THINKING_SWITCHES.search(code) or any(mark in template for mark in _THINKING_MARKS):
             found.append("thinking")

@@ -181,6 +181,11 @@ class GgufHeader:
         return self.text("tokenizer.chat_template") or None
 
     @property
+    def tool_template(self) -> str | None:
+        """The chat template for chats with functions; None when there is none of its own for those."""
+        return self.text("tokenizer.chat_template.tool_use") or None
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Ids of the special tokens by name, such as ``bos``, ``eos``, ``eot``, ``fim_pre``."""
         pattern = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
