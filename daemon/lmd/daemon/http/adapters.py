@@ -8,12 +8,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from lmd.daemon.http.anthropic import errors as anthropic_errors
+from lmd.daemon.http.anthropic import messages
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.endpoint import RenderError
 from lmd.daemon.http.llama_server import errors as llama_server_errors
 from lmd.daemon.http.llama_server import requests as llama_server_requests
 from lmd.daemon.http.llama_server import rerank, tokens
-from lmd.daemon.http.openai import chat, completions, embeddings, models
+from lmd.daemon.http.openai import chat, completions, embeddings, models, responses
 from lmd.daemon.http.openai import errors as openai_errors
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import LmdError
@@ -26,6 +28,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     completions.routes,
     embeddings.routes,
     models.routes,
+    responses.routes,
+    messages.routes,
     rerank.routes,
     tokens.routes,
 )
@@ -34,6 +38,7 @@ ADAPTERS: tuple[Adapter, ...] = (
 #: The longest prefix that fits wins; paths without one are Ollama's.
 RENDERERS: dict[str, RenderError] = {
     "/v1/": openai_errors.render_error,
+    "/v1/messages/": anthropic_errors.render_error,
     **dict.fromkeys(llama_server_requests.REQUESTS, llama_server_errors.render_error),
 }
 
