@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
 from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
-from tests.support.chat_models import chatting
+from tests.support.chat_models import ENDLESS_CTX, chatting
 from tests.support.product import Product, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -26,6 +26,7 @@ CITY: dict[str, object] = {
     "type": "object",
     "properties": {"city": {"enum": ["Rome", "Oslo"]}},
     "required": ["city"],
+    "additionalProperties": False,
 }
 WEATHER: Any = {"name": "weather", "description": "The weather", "input_schema": CITY}
 
@@ -131,7 +132,8 @@ def test_tool_is_used_and_answered(client: Anthropic) -> None:
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_tool_that_must_be_used_is_used(client: Anthropic, choice: Any) -> None:
     """The model is random: only the grammar makes it call."""
-    with client.messages.stream(**ask("random", tools=[WEATHER], tool_choice=choice) | {"max_tokens": 500}) as stream:
+    options = ask("random", tools=[WEATHER], tool_choice=choice, extra_body={"seed": 5}) | {"max_tokens": 2000}
+    with client.messages.stream(**options) as stream:
         pieces = [event.partial_json for event in stream if event.type == "input_json"]
         message = stream.get_final_message()
     calls = [block for block in message.content if block.type == "tool_use"]
@@ -199,14 +201,15 @@ def test_errors_are_typed(client: Anthropic) -> None:
 
 
 def test_client_that_leaves_frees_its_slots(daemon: Product, client: Anthropic, base_url: str) -> None:
-    # A model of random weights does not end by itself.
-    body = json.dumps(ask("random") | {"max_tokens": 100_000})
+    endless = ask("endless") | {"max_tokens": ENDLESS_CTX}
+    body = json.dumps(endless | {"num_ctx": ENDLESS_CTX})
 
     def busy() -> int:
-        return sum(int(r["slots_busy"] + r["queued"]) for r in daemon.json("ps") if r["name"] == "random:latest")
+        return sum(int(r["slots_busy"] + r["queued"]) for r in daemon.json("ps") if r["name"] == "endless:latest")
 
-    stream = client.messages.create(**ask("random") | {"max_tokens": 100_000}, stream=True)
+    stream = client.messages.create(**endless, stream=True, extra_body={"num_ctx": ENDLESS_CTX})
     whole = subprocess.Popen(["curl", "-s", f"{base_url}/v1/messages", "-d", body], stdout=subprocess.DEVNULL)
+    wait_until(lambda: busy() == 2, "both are answered")
     stream.close()
     whole.kill()
     whole.wait()

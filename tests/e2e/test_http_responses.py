@@ -17,12 +17,17 @@ from pydantic import BaseModel, ConfigDict
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
 from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
-from tests.support.chat_models import chatting
+from tests.support.chat_models import ENDLESS_CTX, chatting
 from tests.support.product import Product, wait_until
 
 pytestmark = pytest.mark.e2e
 
-CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 WEATHER: Any = {"type": "function", "name": "weather", "description": "The weather", "parameters": CITY}
 
 
@@ -105,7 +110,8 @@ def test_function_is_called_and_answered(client: OpenAI) -> None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
 def test_call_that_must_be_made_is_made(client: OpenAI, choice: Any) -> None:
     """The model is random: only the grammar makes it call."""
-    with client.responses.stream(model="random", input="what now", tools=[WEATHER], tool_choice=choice) as stream:
+    options: Any = {"tools": [WEATHER], "tool_choice": choice, "extra_body": {"seed": 5}}
+    with client.responses.stream(model="random", input="what now", **options) as stream:
         deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
         calls = [item for item in stream.get_final_response().output if item.type == "function_call"]
     assert calls
@@ -175,14 +181,14 @@ def test_truncation_drops_the_oldest_turns_and_says_so(client: OpenAI) -> None:
 
 
 def test_client_that_leaves_frees_its_slots(daemon: Product, client: OpenAI, base_url: str) -> None:
-    # A model of random weights does not end by itself.
-    body = json.dumps({"model": "random", "input": "x", "stream": False})
+    body = json.dumps({"model": "endless", "input": "x", "num_ctx": ENDLESS_CTX})
 
     def busy() -> int:
-        return sum(int(r["slots_busy"] + r["queued"]) for r in daemon.json("ps") if r["name"] == "random:latest")
+        return sum(int(r["slots_busy"] + r["queued"]) for r in daemon.json("ps") if r["name"] == "endless:latest")
 
-    stream = client.responses.create(model="random", input="x", stream=True)
+    stream = client.responses.create(model="endless", input="x", stream=True, extra_body={"num_ctx": ENDLESS_CTX})
     whole = subprocess.Popen(["curl", "-s", f"{base_url}/responses", "-d", body], stdout=subprocess.DEVNULL)
+    wait_until(lambda: busy() == 2, "both are answered")
     stream.close()
     whole.kill()
     whole.wait()

@@ -10,6 +10,8 @@ from tests.support.families import HERMES, THINKING
 from tests.support.product import Product, installed
 from tests.support.tiny_models import CHATML, make_scripted_llama, make_tiny_llama
 
+#: What a model that never ends by itself needs minutes to fill.
+ENDLESS_CTX = 1 << 18
 CALL = '\n{"name": "weather", "arguments": {"city": "Rome"}}\n'
 
 _SCRIPTS: dict[str, tuple[str, Sequence[str]]] = {
@@ -24,10 +26,12 @@ _WORDS = (" one", " two", " three", " four")
 def chatting(folder: Path, home: Path) -> Iterator[Product]:
     """Run a daemon.
 
-    Its models: `chat` of random weights, `random` that knows functions too, `ending` that says one to four,
+    Its models: `chat` of random weights, `endless` that is the same with room for minutes of talk,
+    `random` that knows functions too, `ending` that says one to four,
     `caller` that says "sure" and calls `weather`, `thinker` that thinks "maybe yes" and says "sure one".
     """
     make_tiny_llama(folder / "chat.gguf", chat_template=CHATML, n_ctx=512)
+    make_tiny_llama(folder / "endless.gguf", chat_template=CHATML, n_ctx=ENDLESS_CTX)
     make_tiny_llama(folder / "random.gguf", chat_template=HERMES, n_ctx=2048)
     for name, (template, script) in _SCRIPTS.items():
         texts = [piece for piece in script if piece not in _WORDS]
