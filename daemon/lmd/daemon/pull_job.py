@@ -66,6 +66,8 @@ class PullJob:
         self.ended = asyncio.Event()
         self.watchers: set[Watcher] = set()
         self.events: dict[str, PullEvent] = {"": _resolving(detail)}
+        #: What arrived by this pull; never falls, also when a transfer begins anew.
+        self.received_bytes = 0
         self.state = State.ACTIVE
         self.record: TagRecord | None = None
         self.error: BaseException | None = None
@@ -114,6 +116,10 @@ class PullJob:
         if key:
             # Once there are files, what was said about the whole is history.
             self.events.pop("", None)
+        if event.state is not PullState.PRESENT:
+            before = self.events.get(key)
+            known_bytes = before.completed_bytes if before is not None else event.resumed_bytes
+            self.received_bytes += max(0, event.completed_bytes - known_bytes)
         self.events[key] = event
         for watcher in self.watchers:
             watcher.notice(key)
