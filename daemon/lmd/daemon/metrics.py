@@ -60,7 +60,7 @@ class Metrics:
         build.info(
             {
                 "version": __version__,
-                "api_version": API_VERSION,
+                "api_version": str(API_VERSION),
                 "engine_version": engine_version,
                 "python_version": platform.python_version(),
             }
@@ -111,10 +111,14 @@ class ModelWork:
             return Counter(name, documentation, registry=registry)
 
         self._prompt = counter("lmd_prompt_tokens", "Tokens of prompts and of texts that were embedded.")
-        self._cached = counter("lmd_cached_prompt_tokens", "Of the prompts' tokens, those reused from a prefix cache.")
+        self._cached = counter(
+            "lmd_cached_prompt_tokens", "Tokens of prompts that were reused from a prefix cache instead of read."
+        )
         self._generated = counter("lmd_generated_tokens", "Tokens of answers, also of those that were not finished.")
         self._drafted = counter("lmd_drafted_tokens", "Tokens that were guessed ahead of the model.")
-        self._accepted = counter("lmd_accepted_tokens", "Of the guessed tokens, those that the model agreed with.")
+        self._accepted = counter(
+            "lmd_accepted_tokens", "Tokens that were guessed ahead of the model and that it agreed with."
+        )
         lookups = Counter(
             "lmd_prefix_cache_lookups",
             "Prompts by whether the prefix cache had a part of them.",
@@ -130,7 +134,7 @@ class ModelWork:
             registry=registry,
         )
         self._durations = Histogram(
-            "lmd_model_work_duration_seconds",
+            "lmd_work_duration_seconds",
             "From the arrival of a request to the end of what its model did for it; only of those that were finished.",
             ["operation"],
             buckets=DURATION_BUCKETS,
@@ -198,4 +202,4 @@ class Scrape:
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the text in the format that *accept*, an HTTP header, asks for, and its media type."""
         encode, media_type = choose_encoder(accept)
-        return encode(self), media_type  # type: ignore[arg-type]  # it wants no more than `collect`
+        return encode(self), media_type

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lmd.daemon.latest import Latest
+from lmd.daemon.outcomes import note_failure
 from lmd.registry.errors import LmdError
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.ref import FileRef, ModelRef, UrlRef
@@ -161,6 +162,8 @@ class Watcher:
         Raises: whatever ended the pull, PullCancelled included.
         """
         if self._job.error is not None:
+            # Some watchers tell it inside of a stream, where no door sees it.
+            note_failure(self._job.error)
             raise self._job.error.with_traceback(None)
         assert self._job.record is not None, "result() before the last event"
         return self._job.record

@@ -36,7 +36,7 @@ _LABELS = ("model", "digest")
 
 _GAUGES: tuple[tuple[str, str, Callable[[RunnerStatus], float]], ...] = (
     ("memory_bytes", "Memory that the model takes, on all devices.", lambda runner: runner.memory_bytes),
-    ("vram_bytes", "Of that, memory of accelerators.", lambda runner: runner.vram_bytes),
+    ("vram_bytes", "Memory that the model takes on accelerators.", lambda runner: runner.vram_bytes),
     ("context_tokens", "Tokens that one request's context can hold.", lambda runner: runner.context_length),
     ("slots", "Answers that can be made at once.", lambda runner: runner.slots),
     ("slots_busy", "Answers being made.", lambda runner: runner.slots_busy),
@@ -49,10 +49,14 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
 )
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prompt_tokens", "Tokens of prompts since the model was loaded.", lambda s: s.prompt_tokens),
-    ("cached_prompt_tokens", "Of those, tokens reused from the prefix cache.", lambda s: s.cached_tokens),
+    (
+        "cached_prompt_tokens",
+        "Tokens of prompts that were reused from the prefix cache, since the model was loaded.",
+        lambda s: s.cached_tokens,
+    ),
     ("generated_tokens", "Tokens generated since the model was loaded.", lambda s: s.generated_tokens),
     ("drafted_tokens", "Tokens guessed since the model was loaded.", lambda s: s.drafted_tokens),
-    ("accepted_tokens", "Of those, tokens that the model agreed with.", lambda s: s.accepted_tokens),
+    ("accepted_tokens", "Guessed tokens that the model agreed with, since it was loaded.", lambda s: s.accepted_tokens),
     ("prefix_cache_hits", "Prompts of which the prefix cache had a part.", lambda s: s.cache_hits),
     ("prefix_cache_misses", "Prompts of which the prefix cache had nothing.", lambda s: s.cache_misses),
 )
