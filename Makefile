@@ -67,6 +67,7 @@ docs: $(VENV)/.test ## regenerate the references that come from the code
 	@$(BIN)/python -m tests.support.cli_docs
 	@$(BIN)/python -m tests.support.parameter_docs
 	@$(BIN)/python -m tests.support.metric_docs
+	@$(BIN)/python -m tests.support.compatibility
 	@$(BIN)/python -m lmd.daemon.config_docs reference > docs/reference/configuration.md
 	@$(BIN)/python -m lmd.daemon.config_docs example > docs/reference/config.example.toml
 
