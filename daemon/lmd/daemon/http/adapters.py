@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
+from lmd.daemon.http import metrics
 from lmd.daemon.http.bodies import BodyError
+from lmd.daemon.http.counting import count_requests
 from lmd.daemon.http.endpoint import RenderError
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import LmdError
@@ -15,11 +18,14 @@ from lmd.registry.errors import LmdError
 Adapter = Callable[[Services], Sequence[BaseRoute]]
 
 #: In the order in which routes are tried.
-ADAPTERS: tuple[Adapter, ...] = ()
+ADAPTERS: tuple[Adapter, ...] = (metrics.routes,)
 
 #: Path prefix → how failures are told below it that no endpoint sees: who may not ask, unknown paths, wrong verbs.
 #: The longest prefix that fits wins; paths without one are Ollama's.
 RENDERERS: dict[str, RenderError] = {}
+
+#: What sees every request, also those that the guard refuses: ASGI middleware, the last one outermost.
+WATCHERS: tuple[Callable[[Services, ASGIApp], ASGIApp], ...] = (count_requests,)
 
 
 def render_plain(status: int, message: str, error: LmdError | BodyError | None) -> Response:
