@@ -10,8 +10,7 @@ from starlette.responses import Response
 
 from lmd.daemon.answer_events import Delta, Done, Event, TokenLogprob
 from lmd.daemon.conversations import ToolCall
-from lmd.daemon.http.endpoint import defect_message
-from lmd.daemon.http.ollama.failures import Translate, refusing
+from lmd.daemon.http.ollama.failures import Translate, defect, refusing
 from lmd.daemon.http.ollama.messages import calls_shown
 from lmd.daemon.http.ollama.replies import NDJSON, ending, head, json_response, line, logprobs_shown
 from lmd.daemon.http.progress import done_headers
@@ -73,7 +72,8 @@ async def answer(events: AsyncGenerator[Event, None], telling: Telling, *, strea
 
 async def _lines(events: AsyncGenerator[Event, None], telling: Telling) -> AsyncGenerator[bytes, None]:
     """Yield the lines of an answer; an error after the first one is the last."""
-    started, calls, text = False, 0, []
+    started, calls = False, 0
+    text: list[str] = []
     try:
         async with aclosing(events):
             async for event in events:
@@ -97,7 +97,7 @@ async def _lines(events: AsyncGenerator[Event, None], telling: Telling) -> Async
     except Exception as error:  # the boundary: a stream that has begun can only say so itself
         if not started:
             raise
-        yield line({"error": defect_message(error)})
+        yield line({"error": defect(error).message})
 
 
 async def _whole(events: AsyncGenerator[Event, None], telling: Telling) -> Response:
@@ -107,6 +107,7 @@ async def _whole(events: AsyncGenerator[Event, None], telling: Telling) -> Respo
     calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
     queue_position: int | None = None
+    done: Done | None = None
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Waiting) and queue_position is None:
@@ -118,6 +119,7 @@ async def _whole(events: AsyncGenerator[Event, None], telling: Telling) -> Respo
                 logprobs += event.logprobs
             elif isinstance(event, Done):
                 done = event
+    assert done is not None, "an answer ends with one"
     content = telling.content("".join(text), "".join(thinking), calls_shown(calls, 0))
     last = _end(done, telling, "".join(text), content, logprobs)
     return json_response(last, headers=done_headers(done, queue_position=queue_position))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from datetime import timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +17,7 @@ from lmd.daemon.http.ollama.failures import Refusal, embed_refusal, refusing
 from lmd.daemon.http.ollama.options import parameters_of
 from lmd.daemon.http.ollama.replies import encoded, json_response
 from lmd.daemon.http.ollama.requests import EmbedBody, EmbeddingsBody
-from lmd.daemon.http.ollama.residents import load, unload
+from lmd.daemon.http.ollama.residents import load
 from lmd.daemon.http.ollama.route import post
 from lmd.daemon.http.ollama.wishes import keep_alive_of
 from lmd.daemon.http.services import Services
@@ -41,17 +40,14 @@ def routes(services: Services) -> Sequence[BaseRoute]:
 
 async def _embed(services: Services, request: Request) -> Response:
     body = await read_model(request, EmbedBody)
-    keep_alive, name = keep_alive_of(body.keep_alive), body.model or ""
-    inputs = _inputs(body.input)
+    keep_alive, inputs, name = keep_alive_of(body.keep_alive), _inputs(body.input), body.model or ""
     if not name:
         raise Refusal(404, "model '' not found")
     with refusing(embed_refusal(name)):
         model = await services.catalog.resolve(name)
         parameters = parameters_of(body.options)
-        if (body.dimensions or 0) < 0:
-            raise Refusal(400, "dimensions cannot be negative")
         if not inputs:
-            await _load_or_unload(services, request, name, parameters, keep_alive)
+            await load(services, model, parameters, keep_alive, caller=caller_of(request))
             return json_response({"model": name, "embeddings": []})
         embedded = await services.embedding.embed(
             model=name,
@@ -62,15 +58,15 @@ async def _embed(services: Services, request: Request) -> Response:
             keep_alive=keep_alive,
             caller=http_caller(request),
         )
-        del model
     vectors = await _written(embedded)
     counts = {
         "total_duration": embedded.total_ns,
         "load_duration": embedded.load_ns,
         "prompt_eval_count": sum(embedded.tokens),
     }
-    more = encoded({"model": name, **{key: count for key, count in counts.items() if count}})
-    return json_response(more[:-1] + b',"embeddings":[' + b",".join(vectors) + b"]}")
+    rest = encoded({key: count for key, count in counts.items() if count})
+    start = encoded({"model": name})
+    return json_response(start[:-1] + b',"embeddings":[' + b",".join(vectors) + b"]," + rest[1:])
 
 
 async def _embeddings(services: Services, request: Request) -> Response:
@@ -79,11 +75,12 @@ async def _embeddings(services: Services, request: Request) -> Response:
     if not name:
         raise Refusal(400, "model is required")
     with refusing(embed_refusal(name)):
-        await services.catalog.resolve(name)
+        model = await services.catalog.resolve(name)
         parameters = parameters_of(body.options)
         if not body.prompt:
-            await _load_or_unload(services, request, name, parameters, keep_alive)
+            await load(services, model, parameters, keep_alive, caller=caller_of(request))
             return json_response({"embedding": []})
+        # The vector as the model made it, of whatever length, as ever on this route.
         embedded = await services.embedding.embed(
             model=name,
             inputs=[body.prompt],
@@ -95,3 +92,35 @@ async def _embeddings(services: Services, request: Request) -> Response:
         )
     (vector,) = await _written(embedded)
     return json_response(b'{"embedding":' + vector + b"}")
+
+
+def _inputs(value: object) -> list[str]:
+    """Return the texts of `input`: one, or several.
+
+    Raises:
+        Refusal: it is neither.
+    """
+    if value is None or value == "":
+        return []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Refusal(400, "invalid input type")
+    return texts
+
+
+async def _written(embedded: Embeddings) -> list[bytes]:
+    """Return vectors as JSON.
+
+    Raises:
+        Refusal: JSON has no words for what the model made.
+    """
+    if sum(map(len, embedded.vectors)) < _MANY:
+        return [_json(vector) for vector in embedded.vectors]
+    return await asyncio.to_thread(lambda: [_json(vector) for vector in embedded.vectors])
+
+
+def _json(vector: Sequence[float]) -> bytes:
+    if not math.isfinite(sum(vector)):
+        raise Refusal(400, "the model gave a vector with NaN or infinity; use another quantization of it")
+    # Nine digits are all that numbers of 32 bits have.
+    return ("[" + ",".join(map("%.9g".__mod__, vector)) + "]").encode()

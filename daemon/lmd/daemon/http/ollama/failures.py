@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import structlog
 
 from lmd.daemon.errors import ContextLengthExceeded, QueueFull, RunnerError, TemplateFailed
 from lmd.daemon.http.errors import status_of
 from lmd.registry.errors import CapabilityMissing, InvalidRef, LmdError, ModelNotFound
+
+log = structlog.get_logger(__name__)
 
 #: With two spaces, as clients know it.
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
@@ -63,6 +68,13 @@ def refusing(translate: Translate) -> Iterator[None]:
         yield
     except LmdError as error:
         raise translate(error) from error
+
+
+def defect(error: Exception) -> Refusal:
+    """Log what nobody expected, and return what the client is told: where to look."""
+    error_id = secrets.token_hex(6)
+    log.error("http_stream_failed", error_id=error_id, exc_info=error)
+    return Refusal(500, f"internal error in the daemon; its log has more under error_id {error_id}")
 
 
 def told(error: LmdError) -> str:

@@ -4,7 +4,7 @@ To clients the numbers mean nothing: they get them with an answer and send them 
 turns themselves, not tokens, so the next prompt is rendered as a chat, by the model's template, whatever model it is
 for. Three bytes go into each number, so that clients with numbers of 32 bits keep them whole.
 
-Numbers: `_MARK`, the count of bytes, their CRC-32 in two halves of 16 bits, and the bytes: a JSON array of [role, text].
+Numbers: `_MARK`, the count of bytes, their CRC-32 in two halves of 16 bits, and the bytes: JSON, [[role, text], …].
 """
 
 from __future__ import annotations

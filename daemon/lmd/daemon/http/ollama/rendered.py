@@ -31,7 +31,9 @@ async def rendered_prompt(
     if "chat" not in model.capabilities:
         system = body.system or model.system
         return "\n\n".join(text for text in (system, body.prompt) if text)
-    prompt = await services.tokenizing.apply_template(model=body.model or "", messages=turns, think=think, caller=caller)
+    prompt = await services.tokenizing.apply_template(
+        model=body.model or "", messages=turns, think=think, caller=caller
+    )
     return prompt.text
 
 

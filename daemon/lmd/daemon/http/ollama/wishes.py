@@ -24,14 +24,14 @@ _NANOSECONDS = {
     "ns": 1,
     "us": 10**3,
     "µs": 10**3,
-    "μs": 10**3,  # noqa: RUF001 - Go takes the Greek letter as well as the sign
+    "μs": 10**3,
     "ms": 10**6,
     "s": 10**9,
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_DURATION = re.compile(r"([+-]?)((?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII)  # noqa: RUF001
-_DURATION_PART = re.compile(r"([0-9]*\.?[0-9]*)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)  # noqa: RUF001
+_DURATION = re.compile(r"([+-]?)((?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII)
+_DURATION_PART = re.compile(r"([0-9]*\.?[0-9]*)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _LONGEST_DURATION_CHARS = 100
 
 _THINK = {
@@ -57,7 +57,7 @@ def keep_alive_of(value: object) -> timedelta | None:
         return MAX_KEEP_ALIVE if value >= MAX_KEEP_ALIVE.total_seconds() else timedelta(seconds=value)
     if isinstance(value, str):
         return _duration(value)
-    raise Refusal(400, f"keep_alive must be a number of seconds or a duration such as \"5m\", not {_kind(value)}")
+    raise Refusal(400, f'keep_alive must be a number of seconds or a duration such as "5m", not {_kind(value)}')
 
 
 def think_of(value: object) -> Think | None:
