@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -211,6 +211,6 @@ def test_values_below_our_ranges_mean_what_they_mean_to_the_engine() -> None:
 def test_every_parameter_is_an_option(name: str) -> None:
     value: dict[Kind, object] = {Kind.INT: 1, Kind.FLOAT: 0.5, Kind.BOOL: True, Kind.TEXTS: ["x"]}
     sent = value[PARAMETERS[name].kind]
-    assert parameters_of({name: sent}) == {name: cast(object, sent)}
+    assert parameters_of({name: sent}) == {name: sent}
     with pytest.raises(Refusal):
         parameters_of({name: {}})
