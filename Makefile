@@ -66,6 +66,8 @@ protos: $(VENV)/.dev ## regenerate the stubs from protos/lmd
 docs: $(VENV)/.test ## regenerate the references that come from the code
 	@$(BIN)/python -m tests.support.cli_docs
 	@$(BIN)/python -m tests.support.parameter_docs
+	@$(BIN)/python -m tests.support.metric_docs
+	@$(BIN)/python -m tests.support.compatibility
 	@$(BIN)/python -m lmd.daemon.config_docs reference > docs/reference/configuration.md
 	@$(BIN)/python -m lmd.daemon.config_docs example > docs/reference/config.example.toml
 

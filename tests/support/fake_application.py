@@ -16,13 +16,14 @@ from typing import IO
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.main import launch
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
 from lmd.registry.errors import DiskFull, StoreLocked
 from tests.support.shell_daemon import Probe
 
 
 class FakeApplication:
-    def __init__(self, config: Config, pool: BlockingPool) -> None:
+    def __init__(self, config: Config, pool: BlockingPool, metrics: Metrics) -> None:
         self._state = config.dirs.state
         self._probe = Probe()
         self._lock: IO[str] | None = None

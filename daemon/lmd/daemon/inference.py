@@ -14,6 +14,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
+from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
@@ -51,11 +52,14 @@ class Inference:
     options, or *time_left_s*, what the call itself may take, has passed, wherever it is then.
     """
 
-    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+    def __init__(
+        self, catalog: ModelSource, residency: Residency, config: Config, work: ModelWork | None = None
+    ) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
         self._weights = config.runtime.caller_weights
+        self._work = work or Metrics().work
 
     def generate(
         self,
@@ -106,7 +110,7 @@ class Inference:
                 require(resolved, "thinking")
             return frames.Submit(prompt=f"{in_effect}\n\n{prompt}" if in_effect else prompt)
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer("generate", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     def chat(
         self,
@@ -139,10 +143,11 @@ class Inference:
             turns = chat_turns(resolved.system, resolved.messages, messages)
             return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer("chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     async def _answer(
         self,
+        operation: str,
         ref: str,
         build: Callable[[AnswerableModel], frames.Submit],
         requested: Mapping[str, object],
@@ -151,7 +156,7 @@ class Inference:
         caller: str,
         time_left_s: float | None,
     ) -> AsyncGenerator[Event, None]:
-        arrived_ns = time.monotonic_ns()
+        meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
         deadline = Deadline(shorter(options.timeout_s, time_left_s))
         model = await self._catalog.resolve(ref)
@@ -161,7 +166,7 @@ class Inference:
         shown: Waiting | None = None
         for last_try in (False, True):
             answer = None
-            with self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()
@@ -171,7 +176,7 @@ class Inference:
                 if shown is not None:
                     load_ns += time.monotonic_ns() - queued_ns
                 try:
-                    answer = await ticket.runner.submit(submit, deadline)
+                    answer = meter.answer = await ticket.runner.submit(submit, deadline)
                     # A client that takes its time with the last text keeps the model from nobody.
                     answer.when_ended(ticket.close)
                     while True:
@@ -184,12 +189,15 @@ class Inference:
                             continue
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
-                        for delta in answer.take():
+                        deltas = answer.take()
+                        meter.note(deltas)
+                        for delta in deltas:
                             yield delta
                         if error is not None:
                             raise error
                         if finished is not None:
-                            yield _done(finished, submit.sampling.seed, load_ns, arrived_ns)
+                            meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
+                            yield meter.done
                             return
                 except (RunnerCrashed, RunnerHung):
                     # A request that never got a slot was not what broke the runner, and has lost nothing yet.

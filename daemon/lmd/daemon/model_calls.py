@@ -10,6 +10,7 @@ from datetime import timedelta
 from lmd.daemon.config import Config
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.inference import AnswerableModel, ModelSource
+from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.residency import Residency
 from lmd.runner.v1 import frames_pb2 as frames
@@ -40,10 +41,13 @@ class Reply:
 class ModelCalls:
     """Calls of runners by the names of models. Cancelling a call takes it back from its runner."""
 
-    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+    def __init__(
+        self, catalog: ModelSource, residency: Residency, config: Config, work: ModelWork | None = None
+    ) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._work = work or Metrics().work
 
     async def call(
         self,
@@ -75,4 +79,7 @@ class ModelCalls:
                     raise deadline.error()
                 load_ns = time.monotonic_ns() - queued_ns
             reply = await ticket.runner.call(frame, deadline)
-        return Reply(reply, time.monotonic_ns() - arrived_ns, load_ns)
+        total_ns = time.monotonic_ns() - arrived_ns
+        operation = frame.WhichOneof("frame") or ""
+        self._work.note_call(operation, total_ns=total_ns, load_ns=load_ns, embedded_tokens=sum(reply.embedded.tokens))
+        return Reply(reply, total_ns, load_ns)
