@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -26,13 +27,15 @@ pytestmark = pytest.mark.e2e
 
 #: Renders all that a chat can have, so that a model with it has every capability of a template.
 FULL = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
+    "{% for t in tools or [] %}<function>{{ t.function.name }}</function>{% endfor %}"
     "{% for m in messages %}<{{ m.role }}>"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}</tool_call>{% endfor %}"
+    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", '
+    '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
     "{{ m.content }}</{{ m.role }}>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>"
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
 )
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é"}}\n</tool_call>'
 NINE = {"temperature": 0, "seed": 7, "num_predict": 9}
 SCRIPT = (" the", " people", " went", " to", " water")
 SAID = "the people went to water"
@@ -46,6 +49,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     make_tiny_llama(files / "chat.gguf", chat_template=CHATML)
     make_tiny_llama(files / "full.gguf", chat_template=FULL)
     make_scripted_llama(files / "script.gguf", SCRIPT, chat_template=CHATML)
+    thoughts = ("<think>", " look", "</think>", " the", " water", CALL)
+    new = ("<think>", "</think>", CALL)
+    make_scripted_llama(files / "thinker.gguf", thoughts, chat_template=FULL, texts=new)
     make_tiny_bert(files / "encoder.gguf", pooling=gguf.PoolingType.CLS)
     make_tiny_bert(files / "ranker.gguf", pooling=gguf.PoolingType.RANK, classifier=True)
     with installed(tmp_path_factory.mktemp("h"), LMD_HTTP_LISTEN="127.0.0.1:0") as product:
@@ -64,6 +70,16 @@ def api(running: Product) -> Gateway:
 def client(api: Gateway) -> Iterator[ollama.Client]:
     with ollama.Client(api.url) as made:
         yield made
+
+
+@contextlib.contextmanager
+def clients_closed(made: ChatOllama | OllamaEmbeddings) -> Iterator[None]:
+    """Close the connections of what leaves that to the end of the process."""
+    try:
+        yield
+    finally:
+        assert made._client is not None
+        made._client.close()
 
 
 def resident(product: Product) -> list[str]:
@@ -183,11 +199,32 @@ def test_functions_and_their_results_reach_the_template(api: Gateway, client: ol
     assert (answer.prompt_eval_count or 0) > (without.prompt_eval_count or 0)
     debug = {"model": "full", "messages": turns, "_debug_render_only": True}
     rendered = api.post("/api/chat", debug).json["_debug_info"]["rendered_template"]
-    assert "<tool_call>add</tool_call>" in rendered
+    assert '{"name": "add", "arguments": {"a": 3, "b": 4}}' in rendered
     assert "<tool>7</tool>" in rendered
     with pytest.raises(ollama.ResponseError, match="does not support tools") as refused:
         client.chat("chat", turns, tools=[add])
     assert refused.value.status_code == 400
+
+
+def test_thoughts_and_calls_have_fields_of_their_own(client: ollama.Client) -> None:
+    add = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    turns = [{"role": "user", "content": "hi"}]
+    answer = client.chat("thinker", turns, tools=[add])
+    assert answer.done_reason == "stop"
+    assert answer.message.thinking == "look"
+    assert (answer.message.content or "").strip() == "the water"
+    assert answer.message.tool_calls is not None
+    (call,) = answer.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("add", {"a": 3, "b": "é"})
+    *pieces, last = client.chat("thinker", turns, tools=[add], stream=True)
+    assert "".join(piece.message.thinking or "" for piece in pieces) == "look"
+    assert "".join(piece.message.content or "" for piece in pieces) == answer.message.content
+    assert [call.function.name for piece in pieces for call in piece.message.tool_calls or ()] == ["add"]
+    assert last.message.tool_calls is None
+    generated = client.generate("thinker", "hi")
+    assert generated.thinking == "look"
+    # Nobody asked for calls, so this is text.
+    assert CALL in generated.response
 
 
 def test_models_that_think_do_unless_told_not_to(api: Gateway, client: ollama.Client) -> None:
@@ -330,7 +367,7 @@ def test_the_older_route_gives_the_vector_of_the_model(client: ollama.Client) ->
 
 
 def test_langchain_chats_and_embeds(api: Gateway, client: ollama.Client) -> None:
-    chat = ChatOllama(
+    everything = ChatOllama(
         model="full",
         base_url=api.url,
         temperature=0,
@@ -349,20 +386,45 @@ def test_langchain_chats_and_embeds(api: Gateway, client: ollama.Client) -> None
         AIMessage("", tool_calls=[{"name": "add", "args": {"a": 3, "b": 4}, "id": "call_1"}]),
         ToolMessage("7", tool_call_id="call_1"),
     ]
-    answer = chat.invoke(turns)
-    assert answer.response_metadata["done_reason"] == "length"
-    assert answer.usage_metadata is not None
-    assert answer.usage_metadata["output_tokens"] == 9
-    assert "".join(str(piece.content) for piece in chat.stream(turns)) == answer.content
-    assert asyncio.run(chat.ainvoke(turns)).content == answer.content
+    with clients_closed(everything):
+        answer = everything.invoke(turns)
+        assert answer.response_metadata["done_reason"] == "length"
+        assert answer.usage_metadata is not None
+        assert answer.usage_metadata["output_tokens"] == 9
+        assert "".join(str(piece.content) for piece in everything.stream(turns)) == answer.content
 
+    async def asked() -> object:
+        chat = ChatOllama(model="full", base_url=api.url, temperature=0, seed=7, num_predict=9, reasoning=False)
+        async with chat._async_client:
+            with clients_closed(chat):
+                return (await chat.ainvoke(turns)).content
+
+    assert asyncio.run(asked()) == answer.content
+
+
+def test_langchain_gets_what_it_asks_for(api: Gateway, client: ollama.Client) -> None:
     schema = {"title": "Size", "type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"]}
-    structured = ChatOllama(model="chat", base_url=api.url, temperature=0, num_predict=200)
-    assert set(structured.with_structured_output(schema, method="json_schema").invoke("a cat")) >= {"big"}  # type: ignore[arg-type]
+    chat = ChatOllama(model="chat", base_url=api.url, temperature=0, num_predict=200)
+    with clients_closed(chat):
+        made = chat.with_structured_output(schema, method="json_schema").invoke("a cat")
+    assert isinstance(made, dict)
+    assert isinstance(made["big"], bool)
+
+    def add(a: int, b: str) -> int:
+        """Add."""
+        return a
+
+    thinker = ChatOllama(model="thinker", base_url=api.url, reasoning=True)
+    with clients_closed(thinker):
+        called = thinker.bind_tools([add]).invoke("3 and 4")
+    assert isinstance(called, AIMessage)
+    assert [(call["name"], call["args"]) for call in called.tool_calls] == [("add", {"a": 3, "b": "é"})]
+    assert called.additional_kwargs["reasoning_content"] == "look"
 
     embedder = OllamaEmbeddings(model="encoder", base_url=api.url)
-    assert embedder.embed_query("the water") == pytest.approx(client.embed("encoder", "the water").embeddings[0])
-    assert len(embedder.embed_documents(["the water", "they went"])) == 2
+    with clients_closed(embedder):
+        assert embedder.embed_query("the water") == pytest.approx(client.embed("encoder", "the water").embeddings[0])
+        assert len(embedder.embed_documents(["the water", "they went"])) == 2
 
 
 # What we say beside
@@ -412,7 +474,7 @@ def test_the_same_as_over_the_other_api(running: Product, client: ollama.Client)
         assert answer.response == other["response"]
         assert (answer.prompt_eval_count, answer.eval_count) == (other["prompt_tokens"], other["generated_tokens"])
     chatted = client.chat("chat", [{"role": "user", "content": "the people went"}], options=NINE)
-    assert chatted.message.content == running.json("run", "chat", "the people went", *asked)["text"]
+    assert chatted.message.content == running.json("run", "chat", "the people went", *asked)["response"]
 
 
 @pytest.mark.parametrize("name", ["chat", "chat:latest", "CHAT", "Chat:Latest"])

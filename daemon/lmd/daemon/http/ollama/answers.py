@@ -15,6 +15,7 @@ from lmd.daemon.http.ollama.messages import calls_shown
 from lmd.daemon.http.ollama.replies import NDJSON, ending, head, json_response, line, logprobs_shown
 from lmd.daemon.http.progress import done_headers
 from lmd.daemon.http.streams import stream_response
+from lmd.daemon.outcomes import note_failure
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import LmdError
 
@@ -93,6 +94,7 @@ async def _lines(events: AsyncGenerator[Event, None], telling: Telling) -> Async
     except LmdError as error:
         if not started:
             raise
+        note_failure(error)
         yield line({"error": telling.translate(error).message})
     except Exception as error:  # the boundary: a stream that has begun can only say so itself
         if not started:

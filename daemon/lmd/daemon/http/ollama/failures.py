@@ -10,6 +10,7 @@ import structlog
 
 from lmd.daemon.errors import ContextLengthExceeded, QueueFull, RunnerError, TemplateFailed
 from lmd.daemon.http.errors import status_of
+from lmd.daemon.outcomes import note_failure
 from lmd.registry.errors import CapabilityMissing, InvalidRef, LmdError, ModelNotFound
 
 log = structlog.get_logger(__name__)
@@ -67,12 +68,14 @@ def refusing(translate: Translate) -> Iterator[None]:
     try:
         yield
     except LmdError as error:
+        note_failure(error)
         raise translate(error) from error
 
 
 def defect(error: Exception) -> Refusal:
     """Log what nobody expected, and return what the client is told: where to look."""
     error_id = secrets.token_hex(6)
+    note_failure(error)
     log.error("http_stream_failed", error_id=error_id, exc_info=error)
     return Refusal(500, f"internal error in the daemon; its log has more under error_id {error_id}")
 
