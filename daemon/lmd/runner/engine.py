@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import Sequence
 
+from lmd.runner.answer_parser import Part
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
@@ -21,6 +22,7 @@ from lmd.runner.generation import Generation
 from lmd.runner.job import Constraint, Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
+from lmd.runner.reading import Readings
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
 from lmd.runner.saved_prefixes import SavedPrefixes
@@ -69,6 +71,7 @@ class Engine:
         self._embedder = Embedder(model.embedding, self._background, self._look_while_embedding)
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
+        self._readings = Readings(model.vocab, model.template)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         #: Frames that came while a batch was embedded.
@@ -76,7 +79,7 @@ class Engine:
         self._order = itertools.count()
         self._draining = False
         self._poll = select.epoll()
-        self._watched: tuple[dict[int, int], int] = ({}, 0)
+        self._watched: tuple[dict[int, int], list[tuple[int, int]]] = ({}, [])
         self._queue_told: list[int] = []
         self._queue_told_at = 0.0
 
@@ -121,7 +124,7 @@ class Engine:
         self,
         request: Request,
         number: int,
-        text: str,
+        text: str | Sequence[Part],
         generated_tokens: int,
         logprobs: Sequence[frames_pb2.TokenLogprob],
     ) -> None:
@@ -146,13 +149,13 @@ class Engine:
             | (select.EPOLLOUT if self._channel.blocked else 0),
             self._background.fileno(): select.EPOLLIN,
         }
-        generation = 0
-        templates = self._prompts.templates
-        if templates is not None and (fileno := templates.fileno()) is not None:
-            interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
-            generation = templates.generation
-        if (interest, generation) != self._watched:
-            self._watched = (interest, generation)
+        generations: list[tuple[int, int]] = []
+        for number, templates in enumerate(self._prompts.clients):
+            if (fileno := templates.fileno()) is not None:
+                interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
+                generations.append((number, templates.generation))
+        if (interest, generations) != self._watched:
+            self._watched = (interest, generations)
             self._watch(interest)
         self._poll.poll(timeout_s)
 
@@ -184,8 +187,7 @@ class Engine:
             return 0.0
         now = time.monotonic()
         due = [request.deadline_ns / 1e9 for request in self._requests.values() if request.deadline_ns is not None]
-        if self._prompts.templates is not None and self._prompts.templates.deadline is not None:
-            due.append(self._prompts.templates.deadline)
+        due += [client.deadline for client in self._prompts.clients if client.deadline is not None]
         if self._embedder.deadline is not None:
             due.append(self._embedder.deadline)
         return max(0.0, min(due) - now) if due else -1.0
@@ -254,6 +256,8 @@ class Engine:
         request_id = message.request_id
         self._check_new(request_id)
         request = self._requests[request_id] = Request(message, next(self._order))
+        if message.HasField("chat"):
+            request.reading = self._readings.of(message.chat)
         problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
             problem = Problem("prompt", "the request has no prompt")
