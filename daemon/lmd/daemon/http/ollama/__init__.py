@@ -1,1 +1,1 @@
-"""Ollama's API: `/api/*`, and what stands at `/`."""
+"""Ollama's API, as unmodified clients of it speak it."""
