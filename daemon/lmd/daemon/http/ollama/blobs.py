@@ -8,9 +8,10 @@ from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from lmd.daemon.http.ollama.manage_replies import Refusal, blob_digest, managing
+from lmd.daemon.http.ollama.failures import Refusal
+from lmd.daemon.http.ollama.manage_replies import blob_digest, managing
 from lmd.daemon.http.services import Services
 from lmd.daemon.uploads import MAX_CHUNK_BYTES
 from lmd.registry.errors import DigestMismatch
@@ -43,8 +44,8 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         return Response(status_code=201)
 
     return [
-        Route("/api/blobs/{digest}", managing(has_blob), methods=["HEAD"]),
-        Route("/api/blobs/{digest}", managing(upload), methods=["POST"]),
+        managing("/api/blobs/{digest}", has_blob, ["HEAD"]),
+        managing("/api/blobs/{digest}", upload, ["POST"]),
     ]
 
 

@@ -7,11 +7,12 @@ from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from lmd.daemon.creating import make
 from lmd.daemon.http.bodies import read_model
-from lmd.daemon.http.ollama.manage_replies import Refusal, Step, as_it_is, managing, progress_reply
+from lmd.daemon.http.ollama.failures import Refusal
+from lmd.daemon.http.ollama.manage_replies import Step, as_it_is, managing, progress_reply
 from lmd.daemon.http.ollama.manage_requests import CreateBody
 from lmd.daemon.http.ollama.pull import SUCCESS, WRITING, PullProgress, pull_refusal
 from lmd.daemon.http.ollama.recipes import Recipe, recipe_of
@@ -35,7 +36,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         await _check_uploaded(services, recipe.files)
         return await progress_reply(create_steps(services, name, recipe), stream=body.streams, translate=create_refusal)
 
-    return [Route("/api/create", managing(create), methods=["POST"])]
+    return [managing("/api/create", create, ["POST"])]
 
 
 async def create_steps(services: Services, name: str, recipe: Recipe) -> AsyncGenerator[Step, None]:

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.http.ollama.level import API_LEVEL
-from lmd.daemon.http.ollama.manage_replies import JSON_TYPE, dump, json_reply, managing
+from lmd.daemon.http.ollama.manage_replies import managing
+from lmd.daemon.http.ollama.replies import JSON, encoded, json_response
 from lmd.daemon.http.ollama.shapes import details, moment_text, shown_capabilities, time_text
 from lmd.daemon.http.services import Services
 from lmd.daemon.residency.values import RunnerState, RunnerStatus
@@ -26,11 +27,11 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     """Return the routes; GET includes HEAD."""
     listing = Listing(services)
     return [
-        Route("/", managing(greet), methods=["GET"]),
-        Route("/api/version", managing(listing.version), methods=["GET"]),
-        Route("/api/status", managing(cloud_status), methods=["GET"]),
-        Route("/api/tags", managing(listing.tags), methods=["GET"]),
-        Route("/api/ps", managing(listing.loaded), methods=["GET"]),
+        managing("/", greet, ["GET"]),
+        managing("/api/version", listing.version, ["GET"]),
+        managing("/api/status", cloud_status, ["GET"]),
+        managing("/api/tags", listing.tags, ["GET"]),
+        managing("/api/ps", listing.loaded, ["GET"]),
     ]
 
 
@@ -41,7 +42,7 @@ async def greet(request: Request) -> Response:
 
 async def cloud_status(request: Request) -> Response:
     """Say that there is no cloud behind this."""
-    return json_reply({"cloud": {"disabled": True, "source": "none"}})
+    return json_response({"cloud": {"disabled": True, "source": "none"}})
 
 
 class Listing:
@@ -53,11 +54,11 @@ class Listing:
 
     async def version(self, request: Request) -> Response:
         """Tell which release of Ollama this answers as, and beside it which daemon this is."""
-        return json_reply({"version": API_LEVEL, "lmd": self._services.version})
+        return json_response({"version": API_LEVEL, "lmd": self._services.version})
 
     async def tags(self, request: Request) -> Response:
         """List the models of the store, the last modified first."""
-        return Response(await self._tags.body(), media_type=JSON_TYPE)
+        return Response(await self._tags.body(), media_type=JSON)
 
     async def loaded(self, request: Request) -> Response:
         """List the models in memory, those that stay longest first."""
@@ -70,7 +71,7 @@ class Listing:
         ]
         listed.sort(key=lambda entry: entry[0], reverse=True)
         models = [await self._loaded_model(status, expires_at) for expires_at, status in listed]
-        return json_reply({"models": models})
+        return json_response({"models": models})
 
     async def _loaded_model(self, status: RunnerStatus, expires_at: datetime) -> dict[str, object]:
         # A model stays resident under a name that is gone, so it is described by its manifest.
@@ -115,7 +116,7 @@ class TagList:
         if generation == self._generation:
             return self._body
         models = await self._catalog.models()
-        body = dump({"models": [tag_entry(listed) for listed in models]})
+        body = encoded({"models": [tag_entry(listed) for listed in models]})
         if all(listed.summary != Summary() for listed in models):
             self._generation, self._body = generation, body
         return body

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from lmd.daemon.http.bodies import read_model
-from lmd.daemon.http.ollama.manage_replies import Refusal, as_it_is, managing, model_ref
+from lmd.daemon.http.ollama.failures import Refusal
+from lmd.daemon.http.ollama.manage_replies import as_it_is, managing, model_ref
 from lmd.daemon.http.ollama.manage_requests import CopyBody, DeleteBody, PushBody
 from lmd.daemon.http.services import Services
 from lmd.daemon.names import new_name
@@ -20,9 +21,9 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     """Return the routes."""
     manager = Manager(services)
     return [
-        Route("/api/copy", managing(manager.copy), methods=["POST"]),
-        Route("/api/delete", managing(manager.delete), methods=["DELETE"]),
-        Route("/api/push", managing(manager.push), methods=["POST"]),
+        managing("/api/copy", manager.copy, ["POST"]),
+        managing("/api/delete", manager.delete, ["DELETE"]),
+        managing("/api/push", manager.push, ["POST"]),
     ]
 
 

@@ -6,17 +6,16 @@ from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from lmd.daemon.http.bodies import read_model
+from lmd.daemon.http.ollama.failures import Refusal, told
 from lmd.daemon.http.ollama.manage_replies import (
-    Refusal,
     Step,
     as_it_is,
     managing,
     model_ref,
     progress_reply,
-    told,
 )
 from lmd.daemon.http.ollama.manage_requests import PullBody
 from lmd.daemon.http.services import Services
@@ -45,7 +44,7 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         steps = pull_steps(services.pulls, ref, body.wanted)
         return await progress_reply(steps, stream=body.streams, translate=pull_refusal)
 
-    return [Route("/api/pull", managing(pull), methods=["POST"])]
+    return [managing("/api/pull", pull, ["POST"])]
 
 
 async def pull_steps(pulls: Pulls, ref: ModelRef, text: str) -> AsyncGenerator[Step, None]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lmd.daemon.http.ollama.failures import Refusal, told
 from lmd.daemon.http.ollama.level import API_LEVEL, is_met
-from lmd.daemon.http.ollama.manage_replies import Refusal, blob_digest, told
+from lmd.daemon.http.ollama.manage_replies import blob_digest
 from lmd.daemon.http.ollama.manage_requests import CreateBody, MessageBody
 from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest

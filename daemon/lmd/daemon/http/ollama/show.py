@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from lmd.daemon.http.bodies import read_model
-from lmd.daemon.http.ollama.manage_replies import JSON_TYPE, Refusal, as_it_is, dump, managing, model_ref
+from lmd.daemon.http.ollama.failures import Refusal
+from lmd.daemon.http.ollama.manage_replies import as_it_is, managing, model_ref
 from lmd.daemon.http.ollama.manage_requests import ShowBody
+from lmd.daemon.http.ollama.replies import JSON, encoded
 from lmd.daemon.http.ollama.shapes import details, shown_capabilities, time_text
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import InvalidRef, ModelNotFound
@@ -35,10 +37,10 @@ def routes(services: Services) -> Sequence[BaseRoute]:
     async def show(request: Request) -> Response:
         body = await read_model(request, ShowBody)
         return Response(
-            await show_model(services, body, user_agent=request.headers.get("user-agent", "")), media_type=JSON_TYPE
+            await show_model(services, body, user_agent=request.headers.get("user-agent", "")), media_type=JSON
         )
 
-    return [Route("/api/show", managing(show), methods=["POST"])]
+    return [managing("/api/show", show, ["POST"])]
 
 
 async def show_model(services: Services, body: ShowBody, *, user_agent: str) -> bytes:
@@ -60,7 +62,7 @@ async def show_model(services: Services, body: ShowBody, *, user_agent: str) -> 
     basename = body.wanted if user_agent.startswith(_SHOWS_BASENAME) else ""
 
     def write() -> bytes:
-        return dump(_answer(facts, header, projector, body, basename))
+        return encoded(_answer(facts, header, projector, body, basename))
 
     # In verbose answers there are whole tokenizers.
     return await services.pool.run(write) if verbose else write()
