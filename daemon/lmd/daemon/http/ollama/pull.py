@@ -67,13 +67,17 @@ class PullProgress:
     """Puts the events of a pull into Ollama's words."""
 
     def __init__(self) -> None:
-        self._arrived: dict[str, bool] = {}
+        self._states: dict[str, PullState] = {}
         self._verifying = False
 
     def steps(self, event: PullEvent) -> list[Step]:
         """Return what to tell after *event*."""
         if event.state is PullState.RESOLVING or not event.filename:
             return []
+        before = self._states.get(event.filename)
+        self._states[event.filename] = event.state
+        if before is PullState.COMMITTING and event.state is PullState.DONE:
+            return []  # all of it has come, which was told
         step: dict[str, object] = {"status": f"pulling {_layer(event)}"}
         if event.digest:
             step["digest"] = event.digest
@@ -81,8 +85,7 @@ class PullProgress:
             step["total"] = event.total_bytes
         if event.completed_bytes:
             step["completed"] = event.completed_bytes
-        self._arrived[event.filename] = event.state in _ARRIVED
-        if not self._verifying and event.state is PullState.COMMITTING and all(self._arrived.values()):
+        if not self._verifying and event.state is PullState.COMMITTING and _ARRIVED.issuperset(self._states.values()):
             self._verifying = True
             return [step, VERIFYING]
         return [step]

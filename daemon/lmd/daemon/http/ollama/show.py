@@ -18,7 +18,7 @@ from lmd.daemon.http.ollama.replies import JSON, encoded
 from lmd.daemon.http.ollama.shapes import details, shown_capabilities, time_text
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import InvalidRef, ModelNotFound
-from lmd.registry.gguf import GgufArray, GgufHeader
+from lmd.registry.gguf import GgufArray, GgufHeader, float_text
 from lmd.registry.inspect import ModelFacts
 from lmd.registry.parameters import ParameterValue
 
@@ -108,8 +108,10 @@ def _shown(value: object, verbose: bool) -> object:
         if value.length > MAX_SHOWN_ITEMS and not verbose:
             return []
         return [_shown(item, verbose) for item in value.values]
+    if not isinstance(value, float):
+        return value
     # JSON has no infinities, and files of anybody may have one.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return float(float_text(value)) if math.isfinite(value) else None
 
 
 def parameters_text(parameters: Mapping[str, ParameterValue]) -> str:
