@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.endpoint import RenderError
@@ -20,6 +21,9 @@ ADAPTERS: tuple[Adapter, ...] = ()
 #: Path prefix → how failures are told below it that no endpoint sees: who may not ask, unknown paths, wrong verbs.
 #: The longest prefix that fits wins; paths without one are Ollama's.
 RENDERERS: dict[str, RenderError] = {}
+
+#: What sees every request, also those that the guard refuses: ASGI middleware, the last one outermost.
+WATCHERS: tuple[Callable[[Services, ASGIApp], ASGIApp], ...] = ()
 
 
 def render_plain(status: int, message: str, error: LmdError | BodyError | None) -> Response:
