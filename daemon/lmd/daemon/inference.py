@@ -21,6 +21,7 @@ from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
+from lmd.registry.parameters import INT32_MAX
 from lmd.runner.v1 import frames_pb2 as frames
 
 
@@ -71,6 +72,7 @@ class Inference:
         suffix: str = "",
         template: str = "",
         think: Think | None = None,
+        tokens: Sequence[int] | None = None,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
         options: AnswerOptions | None = None,
@@ -82,7 +84,8 @@ class Inference:
         With a chat template and without *raw* the prompt is one user turn, after the system prompt and the manifest's
         messages. Without a template a system prompt is put before the prompt, and a blank line between them. *system*
         replaces the manifest's; "" means none. *template* is used instead of the model's. With a *suffix* the answer
-        fills the gap between the two texts, and nothing else is put around them.
+        fills the gap between the two texts, and nothing else is put around them. *tokens* of the model are a raw prompt
+        that is tokenized already; nothing is added to them.
 
         Raises:
             InvalidRef, ModelNotFound, InvalidRequest, CapabilityMissing: the request cannot be served.
@@ -97,6 +100,8 @@ class Inference:
                 field = "template" if template else "suffix"
                 raise InvalidRequest(f"a raw prompt takes no {field}", field=field)
             in_effect = resolved.system if system is None else system
+            if tokens is not None:
+                return frames.Submit(tokens=frames.Tokens(ids=_token_ids(tokens)))
             if raw:
                 return frames.Submit(prompt=prompt)
             if suffix:
@@ -217,7 +222,10 @@ class Inference:
     ) -> LoadSettings:
         """Complete a request that has its input, and return the settings to load its model with."""
         parameters = effective(
-            requested, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length
+            requested,
+            {**options.defaults, **model.parameters},
+            num_ctx=self._num_ctx,
+            train_ctx=model.header.context_length,
         )
         submit.sampling.CopyFrom(sampling(parameters))
         options.apply(submit)
@@ -237,6 +245,16 @@ async def _changed(answer: Answer, timeout_s: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _token_ids(tokens: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a prompt; whether the model has them only its runner knows."""
+    if not tokens:
+        raise InvalidRequest("a prompt of tokens needs a token", field="prompt")
+    for token in tokens:
+        if not 0 <= token <= INT32_MAX:
+            raise InvalidRequest(f"{token} is no token; ids are whole numbers from 0", field="prompt")
+    return tokens
 
 
 def require(model: AnswerableModel, capability: str) -> None:
