@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
-from lmd.daemon.answer_events import ChoiceDone, Done, Event
+from lmd.daemon.answer_events import ChoiceDone, Done, Event, Started
 from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
@@ -129,11 +129,13 @@ class Inference:
         options: AnswerOptions | None = None,
         caller: str = "",
         time_left_s: float | None = None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer a chat.
 
         The manifest's system prompt is put before the messages unless the first of them is a system message; the
-        manifest's own messages follow the system prompt.
+        manifest's own messages follow the system prompt. *on_started* is called once, before the first `Delta`, for
+        those who must tell the size of the prompt ahead of the answer.
 
         Raises:
             CapabilityMissing: the model has no chat template, or one without a place for *tools*, or which cannot be
@@ -148,7 +150,9 @@ class Inference:
             turns = chat_turns(resolved.system, resolved.messages, messages)
             return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
-        return self._answer("chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer(
+            "chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s, on_started
+        )
 
     async def _answer(
         self,
@@ -160,6 +164,7 @@ class Inference:
         options: AnswerOptions | None,
         caller: str,
         time_left_s: float | None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
@@ -192,6 +197,9 @@ class Inference:
                                 shown = waiting
                                 yield waiting
                             continue
+                        if on_started is not None and answer.started is not None:
+                            on_started(Started(answer.started.prompt_tokens, answer.started.cached_tokens))
+                            on_started = None
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
                         deltas = answer.take()
