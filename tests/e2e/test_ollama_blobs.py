@@ -45,7 +45,9 @@ def test_a_file_is_stored_once(daemon: Managed) -> None:
     assert daemon.request("HEAD", path).status_code == 404
     assert daemon.request("POST", path, content=data).status_code == 201
     assert daemon.request("HEAD", path).status_code == 200
-    assert daemon.request("HEAD", path.replace("sha256:", "sha256-").upper().replace("/API/BLOBS/SHA", "/api/blobs/sha"))
+    assert daemon.request(
+        "HEAD", path.replace("sha256:", "sha256-").upper().replace("/API/BLOBS/SHA", "/api/blobs/sha")
+    )
     assert daemon.request("POST", path, content=data).status_code == 200
     # Nobody who has the digest has to send the bytes.
     assert daemon.request("POST", path, content=b"").status_code == 200

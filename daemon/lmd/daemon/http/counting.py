@@ -44,7 +44,7 @@ _CONVERTOR = re.compile(r"\{(\w+):\w+\}")
 
 @functools.cache
 def template_of(path: str) -> str:
-    """Return the path of a route as documentation writes it: `/v1/models/{model}`."""
+    """Return the path of a route as documentation writes it: `/v1/models/{id}`."""
     return _CONVERTOR.sub(r"{\1}", path)
 
 
