@@ -7,7 +7,7 @@ from lmd.daemon.http.listening import open_sockets
 
 
 async def test_small_answers_leave_at_once() -> None:
-    """Sockets that did not say they were TCP kept Nagle's algorithm: 40 ms for every answer on a connection that stays."""
+    """Sockets that did not say they were TCP kept Nagle's algorithm: 40 ms for answers on connections that stay."""
     (listening,), problem = open_sockets(["127.0.0.1:0"])
     assert not problem
     accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
