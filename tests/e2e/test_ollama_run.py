@@ -7,57 +7,29 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import gguf
 import ollama
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 
-from tests.support.ollama import Gateway, gateway
+from tests.support.ollama import CALL, SAID, SCRIPT, Gateway, gateway, install_models
 from tests.support.product import Product, installed
-from tests.support.shared_models import STORIES
-from tests.support.tiny_models import CHATML, make_scripted_llama, make_tiny_bert, make_tiny_llama
 
 pytestmark = pytest.mark.e2e
 
-#: Renders all that a chat can have, so that a model with it has every capability of a template.
-FULL = (
-    "{% for t in tools or [] %}<function>{{ t.function.name }}</function>{% endfor %}"
-    "{% for m in messages %}<{{ m.role }}>"
-    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", '
-    '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "{{ m.content }}</{{ m.role }}>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
-)
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é"}}\n</tool_call>'
 NINE = {"temperature": 0, "seed": 7, "num_predict": 9}
-SCRIPT = (" the", " people", " went", " to", " water")
-SAID = "the people went to water"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """An installation whose daemon runs, with a model of each kind."""
-    files = tmp_path_factory.mktemp("models")
-    shutil.copy(STORIES, files / "stories.gguf")
-    make_tiny_llama(files / "chat.gguf", chat_template=CHATML)
-    make_tiny_llama(files / "full.gguf", chat_template=FULL)
-    make_scripted_llama(files / "script.gguf", SCRIPT, chat_template=CHATML)
-    thoughts = ("<think>", " look", "</think>", " the", " water", CALL)
-    new = ("<think>", "</think>", CALL)
-    make_scripted_llama(files / "thinker.gguf", thoughts, chat_template=FULL, texts=new)
-    make_tiny_bert(files / "encoder.gguf", pooling=gguf.PoolingType.CLS)
-    make_tiny_bert(files / "ranker.gguf", pooling=gguf.PoolingType.RANK, classifier=True)
     with installed(tmp_path_factory.mktemp("h"), LMD_HTTP_LISTEN="127.0.0.1:0") as product:
         product.start()
-        for path in sorted(files.iterdir()):
-            product.lm("pull", str(path))
+        install_models(product, tmp_path_factory.mktemp("models"))
         yield product
 
 
