@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.ollama import Gateway, Reply, gateway, install_models
+from tests.support.ollama import LONG_CTX, Gateway, Reply, gateway, install_models
 from tests.support.product import Product, installed, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -237,46 +237,45 @@ def test_half_a_character_is_none(api: Gateway) -> None:
 # While it runs
 
 
-ENDLESS = {"model": "chat", "prompt": "the people", "options": {"temperature": 0}}
+LONG = {"model": "long", "prompt": "the people", "options": {"num_ctx": LONG_CTX}}
+SHORT = {**LONG, "options": {"num_ctx": LONG_CTX, "num_predict": 2}, "stream": False}
+
+
+def runner_of(product: Product) -> dict[str, Any]:
+    (runner,) = [runner for runner in product.json("ps") if runner["name"] == "long:latest"]
+    return dict(runner)
 
 
 def test_a_full_queue_is_told_at_once(running: Product, api: Gateway) -> None:
-    def queued() -> int:
-        return int(sum(runner["queued"] for runner in running.json("ps")))
-
-    with api.stream("/api/generate", ENDLESS) as first:
+    with api.stream("/api/generate", LONG) as first:
         assert json.loads(first.readline())["response"]
-        waits = threading.Thread(
-            target=lambda: api.post("/api/generate", {**ENDLESS, "options": {"num_predict": 1}, "stream": False})
-        )
+        waits = threading.Thread(target=lambda: api.post("/api/generate", SHORT))
         waits.start()
-        wait_until(lambda: queued() == 1, "one request waits")
-        for path in ANSWERS:
-            refused = api.post(path, {**HI, "model": "chat"})
-            assert told(refused) == (503, BUSY)
-            assert int(refused.headers["retry-after"]) >= 1
+        wait_until(lambda: runner_of(running)["queued"] == 1, "one request waits")
+        refused = api.post("/api/generate", LONG)
+        assert told(refused) == (503, BUSY)
+        assert int(refused.headers["retry-after"]) >= 1
     waits.join(60)
     assert not waits.is_alive()
 
 
 def test_clients_that_leave_take_their_work_with_them(running: Product, api: Gateway) -> None:
-    def busy() -> int:
-        return int(sum(runner["slots_busy"] for runner in running.json("ps")))
-
-    with api.stream("/api/generate", ENDLESS) as answer:
+    with api.stream("/api/generate", LONG) as answer:
         assert answer.readline()
-        assert busy() == 1
-    wait_until(lambda: busy() == 0, "the slot is free")
+        before = runner_of(running)
+        assert before["slots_busy"] == 1
+    wait_until(lambda: runner_of(running)["slots_busy"] == 0, "the slot is free")
+    read = before["stats"]["prompt_tokens"] + api.post("/api/generate", SHORT).json["prompt_eval_count"]
+    wait_until(lambda: runner_of(running)["stats"]["prompt_tokens"] >= read, "the counts are new")
+    assert runner_of(running)["stats"]["generated_tokens"] < 10 * LONG_CTX
 
 
 def test_a_runner_that_dies_ends_the_stream_with_an_error(running: Product, api: Gateway) -> None:
-    with api.stream("/api/generate", ENDLESS) as answer:
+    with api.stream("/api/generate", LONG) as answer:
         assert answer.status == 200
         assert json.loads(answer.readline())["response"]
-        (runner,) = [runner for runner in running.json("ps") if runner["name"] == "chat:latest"]
-        os.kill(runner["pid"], signal.SIGKILL)
+        os.kill(runner_of(running)["pid"], signal.SIGKILL)
         *_, last = answer.read().splitlines()
     assert list(json.loads(last)) == ["error"]
     assert "died" in json.loads(last)["error"]
-    again = api.post("/api/generate", {**ENDLESS, "options": {"num_predict": 2}, "stream": False})
-    assert again.json["eval_count"] == 2
+    assert api.post("/api/generate", SHORT).json["eval_count"] == 2

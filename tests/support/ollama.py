@@ -29,6 +29,8 @@ FULL = (
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
 )
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é"}}\n</tool_call>'
+#: Ten times as many tokens are what Ollama's clients get at most: more than any test waits for.
+LONG_CTX = 1 << 15
 #: What the model `script` says.
 SCRIPT = (" the", " people", " went", " to", " water")
 SAID = "the people went to water"
@@ -37,12 +39,14 @@ SAID = "the people went to water"
 def install_models(product: Product, files: Path) -> None:
     """Give a running product a model of each kind, made in *files*.
 
-    `stories` has no template; `chat` and `full` answer without end, and `full` has all that templates can have;
+    `stories` has no template; `chat`, `full` and `long` never end by themselves; `full` has all that templates can have,
+    and `long` has room for a test to do something while it answers;
     `script` says `SAID`, `thinker` thinks, answers and calls; `encoder` embeds; `ranker` ranks.
     """
     shutil.copy(STORIES, files / "stories.gguf")
     make_tiny_llama(files / "chat.gguf", chat_template=CHATML)
     make_tiny_llama(files / "full.gguf", chat_template=FULL)
+    make_tiny_llama(files / "long.gguf", n_ctx=LONG_CTX)
     make_scripted_llama(files / "script.gguf", SCRIPT, chat_template=CHATML)
     thoughts = ("<think>", " look", "</think>", " the", " water", CALL)
     make_scripted_llama(files / "thinker.gguf", thoughts, chat_template=FULL, texts=("<think>", "</think>", CALL))
