@@ -51,7 +51,7 @@ def clients_closed(made: ChatOllama | OllamaEmbeddings) -> Iterator[None]:
         yield
     finally:
         assert made._client is not None
-        made._client.close()
+        made._client.close()  # type: ignore[no-untyped-call]
 
 
 def resident(product: Product) -> list[str]:
@@ -105,7 +105,7 @@ def test_the_package_generates_and_chats(client: ollama.Client) -> None:
     whole = client.generate("chat", "the people", options=NINE)
     assert (whole.done, whole.done_reason, whole.eval_count) == (True, "length", 9)
     streamed = list(client.generate("chat", "the people", options=NINE, stream=True))
-    assert "".join(piece.response for piece in streamed) == whole.response
+    assert "".join(piece.response or "" for piece in streamed) == whole.response
     assert streamed[-1].prompt_eval_count == whole.prompt_eval_count
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the people"}]
     answer = client.chat("chat", turns, options=NINE)
@@ -123,7 +123,7 @@ def test_the_package_works_asynchronously(api: Gateway, client: ollama.Client) -
             return await asked(there)
 
     async def asked(there: ollama.AsyncClient) -> list[str]:
-        one = (await there.generate("chat", "the people", options=NINE)).response
+        one = (await there.generate("chat", "the people", options=NINE)).response or ""
         two = (await there.chat("chat", turns, options=NINE)).message.content or ""
         pieces = [piece async for piece in await there.chat("chat", turns, options=NINE, stream=True)]
         vectors = (await there.embed("encoder", ["the water"])).embeddings
@@ -143,7 +143,7 @@ def test_answers_have_the_format_that_was_asked_for(client: ollama.Client) -> No
         "additionalProperties": False,
     }
     options = {"temperature": 0, "num_predict": 200}
-    made = json.loads(client.generate("chat", "a cat", format=schema, options=options).response)
+    made = json.loads(client.generate("chat", "a cat", format=schema, options=options).response or "")
     assert set(made) == {"big", "kind"}
     assert made["kind"] in ("cat", "dog")
     told = client.chat("chat", [{"role": "user", "content": "a cat"}], format=schema, options=options)
@@ -196,7 +196,7 @@ def test_thoughts_and_calls_have_fields_of_their_own(client: ollama.Client) -> N
     generated = client.generate("thinker", "hi")
     assert generated.thinking == "look"
     # Nobody asked for calls, so this is text.
-    assert CALL in generated.response
+    assert CALL in (generated.response or "")
 
 
 def test_models_that_think_do_unless_told_not_to(api: Gateway, client: ollama.Client) -> None:
@@ -216,7 +216,7 @@ def test_logprobs_tell_of_every_token(client: ollama.Client) -> None:
     whole = client.generate("chat", "the people", options=NINE, logprobs=True, top_logprobs=2)
     assert whole.logprobs is not None
     assert len(whole.logprobs) == 9
-    assert "".join(token.token for token in whole.logprobs).strip() == whole.response.strip()
+    assert "".join(token.token for token in whole.logprobs).strip() == (whole.response or "").strip()
     for token in whole.logprobs:
         assert token.top_logprobs is not None
         assert len(token.top_logprobs) == 2
@@ -230,7 +230,7 @@ def test_a_conversation_goes_on_with_its_context(api: Gateway, client: ollama.Cl
     assert first.context
     body = {"model": "chat", "prompt": "and then", "context": first.context, "_debug_render_only": True}
     rendered = api.post("/api/generate", body).json["_debug_info"]["rendered_template"]
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "the people"},
         {"role": "assistant", "content": first.response},
@@ -312,7 +312,8 @@ def test_embeddings_are_normalised_and_as_many_as_texts(client: ollama.Client) -
 
 
 def test_what_embeds_nothing_loads(running: Product, api: Gateway) -> None:
-    for nothing in ({}, {"input": None}, {"input": ""}, {"input": []}):
+    empty: list[dict[str, object]] = [{}, {"input": None}, {"input": ""}, {"input": []}]
+    for nothing in empty:
         reply = api.post("/api/embed", {"model": "encoder", **nothing})
         assert (reply.status, reply.json) == (200, {"model": "encoder", "embeddings": []})
     assert api.post("/api/embeddings", {"model": "encoder", "prompt": ""}).json == {"embedding": []}

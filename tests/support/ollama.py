@@ -40,7 +40,8 @@ def install_models(product: Product, files: Path) -> None:
     """Give a running product a model of each kind, made in *files*.
 
     `stories` has no template; `chat`, `full` and `long` never end by themselves; `full` has all that templates can
-    have, and `long` has room for a test to do something while it answers; `script` says `SAID`, `thinker` thinks, answers and calls; `encoder` embeds; `ranker` ranks.
+    have, and `long` has room for a test to do something while it answers; `script` says `SAID`, `thinker` thinks,
+    answers and calls; `encoder` embeds; `ranker` ranks.
     """
     shutil.copy(STORIES, files / "stories.gguf")
     make_tiny_llama(files / "chat.gguf", chat_template=CHATML)

@@ -44,7 +44,7 @@ class Tokenizing:
     async def tokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         text: str,
         add_special: bool = False,
         plain: bool = False,
@@ -72,7 +72,7 @@ class Tokenizing:
     async def detokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         tokens: Sequence[int],
         keep_alive: timedelta | None = None,
         caller: Caller = _EVERYONE,
@@ -94,7 +94,7 @@ class Tokenizing:
     async def apply_template(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         messages: Sequence[Turn],
         tools: Tools | None = None,
         think: Think | None = None,
