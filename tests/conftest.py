@@ -34,6 +34,8 @@ def lmd_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in [*os.environ]:
         if name.startswith(_OF_THE_PRODUCT) and name != "LMD_HOME":
             monkeypatch.delenv(name)
+    # Daemons of several tests run at once, beside one that the user may have.
+    monkeypatch.setenv("LMD_HTTP_LISTEN", "127.0.0.1:0")
     return home
 
 

@@ -128,7 +128,7 @@ def route_problems(rows: Sequence[Row], known: Iterable[Route]) -> Iterator[str]
     said = {row.endpoint: row for row in rows if row.part == "endpoint"}
     served: set[str] = set()
     for route in known:
-        path = template_of(route)
+        path = template_of(route.path)
         verbs = set(route.methods or {"GET"})
         served.update(f"{verb} {path}" for verb in verbs)
         for verb in sorted(verbs - ({"HEAD"} if "GET" in verbs else set())):

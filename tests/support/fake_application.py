@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+from starlette.responses import PlainTextResponse
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
@@ -19,7 +21,11 @@ from lmd.daemon.main import launch
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
 from lmd.registry.errors import DiskFull, StoreLocked
+from tests.support.http_probe import HttpProbe
 from tests.support.shell_daemon import Probe
+
+if TYPE_CHECKING:
+    from lmd.daemon.http.gateway import HttpApplication
 
 
 class FakeApplication:
@@ -54,6 +60,12 @@ class FakeApplication:
         lock.flush()
         self._lock = lock
         self._note("started")
+
+    def http(self) -> HttpApplication:
+        from lmd.daemon.http.gateway import HttpApplication
+
+        probe = HttpProbe()
+        return HttpApplication(probe, lambda path, status, message: PlainTextResponse(message, status_code=status))
 
     async def drain(self) -> None:
         self._note("drained")

@@ -204,7 +204,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 async def asked(metrics: Metrics, path: str, handler: Handler, *, hang_up: bool = False) -> None:
     routes = [Route("/api/show", handler, methods=["POST"]), Route("/v1/models/{model:path}", handler)]
-    app = CountRequests(Router(routes), routes, metrics)
+    app = CountRequests(Router(routes), metrics)
     scope: dict[str, Any] = {
         "type": "http",
         "method": "GET" if path.startswith("/v1") else "POST",

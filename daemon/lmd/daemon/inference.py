@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
-from lmd.daemon.answer_events import ChoiceDone, Done, Event
+from lmd.daemon.answer_events import ChoiceDone, Done, Event, Started
 from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
@@ -21,6 +21,7 @@ from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
+from lmd.registry.parameters import INT32_MAX
 from lmd.runner.v1 import frames_pb2 as frames
 
 
@@ -76,6 +77,7 @@ class Inference:
         suffix: str = "",
         template: str = "",
         think: Think | None = None,
+        tokens: Sequence[int] | None = None,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
         options: AnswerOptions | None = None,
@@ -87,7 +89,8 @@ class Inference:
         With a chat template and without *raw* the prompt is one user turn, after the system prompt and the manifest's
         messages. Without a template a system prompt is put before the prompt, and a blank line between them. *system*
         replaces the manifest's; "" means none. *template* is used instead of the model's. With a *suffix* the answer
-        fills the gap between the two texts, and nothing else is put around them.
+        fills the gap between the two texts, and nothing else is put around them. *tokens* of the model are a raw prompt
+        that is tokenized already; nothing is added to them.
 
         Raises:
             InvalidRef, ModelNotFound, InvalidRequest, CapabilityMissing: the request cannot be served.
@@ -102,6 +105,8 @@ class Inference:
                 field = "template" if template else "suffix"
                 raise InvalidRequest(f"a raw prompt takes no {field}", field=field)
             in_effect = resolved.system if system is None else system
+            if tokens is not None:
+                return frames.Submit(tokens=frames.Tokens(ids=_token_ids(tokens)))
             if raw:
                 return frames.Submit(prompt=prompt)
             if suffix:
@@ -129,11 +134,13 @@ class Inference:
         options: AnswerOptions | None = None,
         caller: str = "",
         time_left_s: float | None = None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer a chat.
 
         The manifest's system prompt is put before the messages unless the first of them is a system message; the
-        manifest's own messages follow the system prompt.
+        manifest's own messages follow the system prompt. *on_started* is called once, before the first `Delta`, for
+        those who must tell the size of the prompt ahead of the answer.
 
         Raises:
             CapabilityMissing: the model has no chat template, or one without a place for *tools*, or which cannot be
@@ -148,7 +155,9 @@ class Inference:
             turns = chat_turns(resolved.system, resolved.messages, messages)
             return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
-        return self._answer("chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer(
+            "chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s, on_started
+        )
 
     async def _answer(
         self,
@@ -160,6 +169,7 @@ class Inference:
         options: AnswerOptions | None,
         caller: str,
         time_left_s: float | None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
@@ -192,6 +202,9 @@ class Inference:
                                 shown = waiting
                                 yield waiting
                             continue
+                        if on_started is not None and answer.started is not None:
+                            on_started(Started(answer.started.prompt_tokens, answer.started.cached_tokens))
+                            on_started = None
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
                         deltas = answer.take()
@@ -222,7 +235,10 @@ class Inference:
     ) -> LoadSettings:
         """Complete a request that has its input, and return the settings to load its model with."""
         parameters = effective(
-            requested, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length
+            requested,
+            {**options.defaults, **model.parameters},
+            num_ctx=self._num_ctx,
+            train_ctx=model.header.context_length,
         )
         submit.sampling.CopyFrom(sampling(parameters))
         options.apply(submit)
@@ -242,6 +258,16 @@ async def _changed(answer: Answer, timeout_s: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _token_ids(tokens: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a prompt; whether the model has them only its runner knows."""
+    if not tokens:
+        raise InvalidRequest("a prompt of tokens needs a token", field="prompt")
+    for token in tokens:
+        if not 0 <= token <= INT32_MAX:
+            raise InvalidRequest(f"{token} is no token; ids are whole numbers from 0", field="prompt")
+    return tokens
 
 
 def require(model: AnswerableModel, capability: str) -> None:

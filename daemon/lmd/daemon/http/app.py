@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: the routes of all adapters, behind one guard."""
+"""The routes of all adapters as one ASGI application."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lmd.daemon.http.adapters import ADAPTERS, RENDERERS, Adapter, renderer_of
+from lmd.daemon.http.adapters import ADAPTERS, RENDERERS, WATCHERS, Adapter, render_plain, renderer_of
 from lmd.daemon.http.endpoint import RenderError
+from lmd.daemon.http.gateway import HttpApplication
 from lmd.daemon.http.services import Services
 
 
@@ -17,9 +18,21 @@ def make_app(
     services: Services,
     adapters: Sequence[Adapter] = ADAPTERS,
     renderers: Mapping[str, RenderError] = RENDERERS,
-) -> ASGIApp:
-    """Return what answers the paths of *adapters*."""
+) -> Routes:
+    """Return what answers the paths of *adapters*; nothing guards it yet."""
     return Routes([route for adapter in adapters for route in adapter(services)], renderers)
+
+
+def make_http(services: Services) -> HttpApplication:
+    """Return what the gateway serves."""
+    app = make_app(services)
+
+    def watch(guarded: ASGIApp) -> ASGIApp:
+        for watcher in WATCHERS:
+            guarded = watcher(services, guarded)
+        return guarded
+
+    return HttpApplication(app, app.failure, watch)
 
 
 class Routes:
@@ -47,10 +60,10 @@ class Routes:
             return
         path: str = scope["path"]
         if allowed:
-            response = self._failure(path, 405, "405 method not allowed")
+            response = self._no_route(path, 405, "405 method not allowed")
             response.headers["allow"] = ", ".join(sorted(allowed))
         else:
-            response = self._redirect(scope) or self._failure(path, 404, "404 page not found")
+            response = self._redirect(scope) or self._no_route(path, 404, "404 page not found")
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> tuple[BaseRoute | None, set[str]]:
@@ -60,6 +73,7 @@ class Routes:
             match, more = route.matches(scope)
             if match == Match.FULL:
                 scope.update(more)
+                scope["route"] = route
                 return route, allowed
             if match == Match.PARTIAL:
                 allowed |= getattr(route, "methods", None) or set()
@@ -75,7 +89,11 @@ class Routes:
         status = 301 if scope["method"] in ("GET", "HEAD") else 307
         return Response(status_code=status, headers={"location": f"{other}?{query}" if query else other})
 
-    def _failure(self, path: str, status: int, text: str) -> Response:
-        """Return the answer in the shape of the path's adapter; Ollama's is plain text."""
+    def failure(self, path: str, status: int, message: str) -> Response:
+        """Return the answer to what failed before any route, in the shape of the path's adapter."""
+        return (renderer_of(path, self._renderers) or render_plain)(status, message, None)
+
+    def _no_route(self, path: str, status: int, text: str) -> Response:
+        """Return the answer to what has no route, which is plain text where no adapter says otherwise."""
         render = renderer_of(path, self._renderers)
         return PlainTextResponse(text, status_code=status) if render is None else render(status, text, None)

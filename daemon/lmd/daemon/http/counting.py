@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmd.daemon.http.services import Services
 from lmd.daemon.metrics import Metrics, Request
 from lmd.daemon.outcomes import CANCELLED, OK
 
+#: Where the route that a request took stands in its scope.
+ROUTE_KEY = "route"
 #: Instead of the route of a request that has none, or was refused before it got to one.
 NO_ROUTE = "none"
 
@@ -38,25 +42,24 @@ _OF_STATUS = {
 _CONVERTOR = re.compile(r"\{(\w+):\w+\}")
 
 
-def template_of(route: Route) -> str:
-    """Return the path of a route as documentation writes it: `/v1/models/{model}`."""
-    return _CONVERTOR.sub(r"{\1}", route.path)
+@functools.cache
+def template_of(path: str) -> str:
+    """Return the path of a route as documentation writes it: `/v1/models/{id}`."""
+    return _CONVERTOR.sub(r"{\1}", path)
 
 
+@functools.cache
 def api_of(template: str) -> str:
     """Return the name of the API that a path belongs to."""
     return _APIS[max((prefix for prefix in _APIS if template.startswith(prefix)), key=len, default="/")]
 
 
 class CountRequests:
-    """Counts and times what *app* answers, by the route that it took of *routes*. Outermost, so that it sees all."""
+    """Counts and times what *app* answers, by the route that it took. Outermost, so that it sees all."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        known = [route for route in routes if isinstance(route, Route)]
-        self._static = {route.path for route in known if not route.param_convertors}
-        self._templates = {route.endpoint: template_of(route) for route in known if route.param_convertors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,13 +88,17 @@ class CountRequests:
 
     def _name(self, request: Request, scope: Scope) -> None:
         """Say which route the request took; the names are those of routes, never what the caller wrote."""
-        endpoint = scope.get("endpoint")
-        path: str = scope["path"]
-        if endpoint is None:
-            request.api, request.route = "none", NO_ROUTE
+        route = scope.get(ROUTE_KEY)
+        if not isinstance(route, Route):
+            request.api, request.route = NO_ROUTE, NO_ROUTE
             return
-        request.route = path if path in self._static else self._templates.get(endpoint, NO_ROUTE)
+        request.route = template_of(route.path)
         request.api = api_of(request.route)
+
+
+def count_requests(services: Services, app: ASGIApp) -> ASGIApp:
+    """Return *app* with its requests counted."""
+    return CountRequests(app, services.metrics)
 
 
 def _outcome(status: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from lmd.daemon.http.adapters import render_plain
+from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.endpoint import endpoint
 from lmd.daemon.http.services import Services
+from lmd.registry.errors import LmdError
 
 
 def routes(services: Services) -> Sequence[BaseRoute]:
@@ -23,4 +24,8 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         body, media_type = await services.pool.run(scrape.render, accept)
         return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
 
-    return [Route("/metrics", endpoint(metrics, render_plain), methods=["GET"])]
+    return [Route("/metrics", endpoint(metrics, _failure), methods=["GET"])]
+
+
+def _failure(status: int, message: str, error: LmdError | BodyError | None) -> Response:
+    return PlainTextResponse(f"{message}\n", status_code=status)
