@@ -109,6 +109,5 @@ class Gateway:
 def gateway(product: Product) -> Gateway:
     """Return the gateway of a product whose daemon runs."""
     url = product.json("status")["http"]
-    if not url:
-        url = (product.home / "run" / "http.url").read_text()
+    assert url, "the gateway does not run"
     return Gateway(url)
