@@ -95,15 +95,20 @@ class Gateway:
             connection.close()
 
     @contextmanager
-    def stream(self, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
-        """Send JSON, and yield the answer to read from; leaving the block hangs up."""
+    def sent(self, path: str, body: object) -> Iterator[http.client.HTTPConnection]:
+        """Send JSON, and yield the connection; leaving the block hangs up."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
         try:
             connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
-            with connection.getresponse() as response:
-                yield response
+            yield connection
         finally:
             connection.close()
+
+    @contextmanager
+    def stream(self, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
+        """Send JSON, and yield the answer to read from; leaving the block hangs up."""
+        with self.sent(path, body) as connection, connection.getresponse() as response:
+            yield response
 
 
 def gateway(product: Product) -> Gateway:
