@@ -7,57 +7,29 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import gguf
 import ollama
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 
-from tests.support.ollama import Gateway, gateway
+from tests.support.ollama import CALL, SAID, SCRIPT, Gateway, gateway, install_models
 from tests.support.product import Product, installed
-from tests.support.shared_models import STORIES
-from tests.support.tiny_models import CHATML, make_scripted_llama, make_tiny_bert, make_tiny_llama
 
 pytestmark = pytest.mark.e2e
 
-#: Renders all that a chat can have, so that a model with it has every capability of a template.
-FULL = (
-    "{% for t in tools or [] %}<function>{{ t.function.name }}</function>{% endfor %}"
-    "{% for m in messages %}<{{ m.role }}>"
-    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", '
-    '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "{{ m.content }}</{{ m.role }}>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
-)
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": "é"}}\n</tool_call>'
 NINE = {"temperature": 0, "seed": 7, "num_predict": 9}
-SCRIPT = (" the", " people", " went", " to", " water")
-SAID = "the people went to water"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """An installation whose daemon runs, with a model of each kind."""
-    files = tmp_path_factory.mktemp("models")
-    shutil.copy(STORIES, files / "stories.gguf")
-    make_tiny_llama(files / "chat.gguf", chat_template=CHATML)
-    make_tiny_llama(files / "full.gguf", chat_template=FULL)
-    make_scripted_llama(files / "script.gguf", SCRIPT, chat_template=CHATML)
-    thoughts = ("<think>", " look", "</think>", " the", " water", CALL)
-    new = ("<think>", "</think>", CALL)
-    make_scripted_llama(files / "thinker.gguf", thoughts, chat_template=FULL, texts=new)
-    make_tiny_bert(files / "encoder.gguf", pooling=gguf.PoolingType.CLS)
-    make_tiny_bert(files / "ranker.gguf", pooling=gguf.PoolingType.RANK, classifier=True)
     with installed(tmp_path_factory.mktemp("h"), LMD_HTTP_LISTEN="127.0.0.1:0") as product:
         product.start()
-        for path in sorted(files.iterdir()):
-            product.lm("pull", str(path))
+        install_models(product, tmp_path_factory.mktemp("models"))
         yield product
 
 
@@ -79,7 +51,7 @@ def clients_closed(made: ChatOllama | OllamaEmbeddings) -> Iterator[None]:
         yield
     finally:
         assert made._client is not None
-        made._client.close()
+        made._client.close()  # type: ignore[no-untyped-call]
 
 
 def resident(product: Product) -> list[str]:
@@ -133,7 +105,7 @@ def test_the_package_generates_and_chats(client: ollama.Client) -> None:
     whole = client.generate("chat", "the people", options=NINE)
     assert (whole.done, whole.done_reason, whole.eval_count) == (True, "length", 9)
     streamed = list(client.generate("chat", "the people", options=NINE, stream=True))
-    assert "".join(piece.response for piece in streamed) == whole.response
+    assert "".join(piece.response or "" for piece in streamed) == whole.response
     assert streamed[-1].prompt_eval_count == whole.prompt_eval_count
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the people"}]
     answer = client.chat("chat", turns, options=NINE)
@@ -151,7 +123,7 @@ def test_the_package_works_asynchronously(api: Gateway, client: ollama.Client) -
             return await asked(there)
 
     async def asked(there: ollama.AsyncClient) -> list[str]:
-        one = (await there.generate("chat", "the people", options=NINE)).response
+        one = (await there.generate("chat", "the people", options=NINE)).response or ""
         two = (await there.chat("chat", turns, options=NINE)).message.content or ""
         pieces = [piece async for piece in await there.chat("chat", turns, options=NINE, stream=True)]
         vectors = (await there.embed("encoder", ["the water"])).embeddings
@@ -171,7 +143,7 @@ def test_answers_have_the_format_that_was_asked_for(client: ollama.Client) -> No
         "additionalProperties": False,
     }
     options = {"temperature": 0, "num_predict": 200}
-    made = json.loads(client.generate("chat", "a cat", format=schema, options=options).response)
+    made = json.loads(client.generate("chat", "a cat", format=schema, options=options).response or "")
     assert set(made) == {"big", "kind"}
     assert made["kind"] in ("cat", "dog")
     told = client.chat("chat", [{"role": "user", "content": "a cat"}], format=schema, options=options)
@@ -224,7 +196,7 @@ def test_thoughts_and_calls_have_fields_of_their_own(client: ollama.Client) -> N
     generated = client.generate("thinker", "hi")
     assert generated.thinking == "look"
     # Nobody asked for calls, so this is text.
-    assert CALL in generated.response
+    assert CALL in (generated.response or "")
 
 
 def test_models_that_think_do_unless_told_not_to(api: Gateway, client: ollama.Client) -> None:
@@ -244,7 +216,7 @@ def test_logprobs_tell_of_every_token(client: ollama.Client) -> None:
     whole = client.generate("chat", "the people", options=NINE, logprobs=True, top_logprobs=2)
     assert whole.logprobs is not None
     assert len(whole.logprobs) == 9
-    assert "".join(token.token for token in whole.logprobs).strip() == whole.response.strip()
+    assert "".join(token.token for token in whole.logprobs).strip() == (whole.response or "").strip()
     for token in whole.logprobs:
         assert token.top_logprobs is not None
         assert len(token.top_logprobs) == 2
@@ -258,7 +230,7 @@ def test_a_conversation_goes_on_with_its_context(api: Gateway, client: ollama.Cl
     assert first.context
     body = {"model": "chat", "prompt": "and then", "context": first.context, "_debug_render_only": True}
     rendered = api.post("/api/generate", body).json["_debug_info"]["rendered_template"]
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "the people"},
         {"role": "assistant", "content": first.response},
@@ -340,7 +312,8 @@ def test_embeddings_are_normalised_and_as_many_as_texts(client: ollama.Client) -
 
 
 def test_what_embeds_nothing_loads(running: Product, api: Gateway) -> None:
-    for nothing in ({}, {"input": None}, {"input": ""}, {"input": []}):
+    empty: list[dict[str, object]] = [{}, {"input": None}, {"input": ""}, {"input": []}]
+    for nothing in empty:
         reply = api.post("/api/embed", {"model": "encoder", **nothing})
         assert (reply.status, reply.json) == (200, {"model": "encoder", "embeddings": []})
     assert api.post("/api/embeddings", {"model": "encoder", "prompt": ""}).json == {"embedding": []}

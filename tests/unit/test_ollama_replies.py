@@ -149,6 +149,7 @@ def test_turns_and_functions_are_read() -> None:
 def test_errors_of_answers(error: LmdError, status: int, said: str) -> None:
     refusal = answer_refusal("M")(error)
     assert refusal.status == status
+    assert (refusal.retry_after_s is not None) == (status == 503 and not isinstance(error, DeviceMemoryShort))
     assert refusal.message.startswith(said)
 
 

@@ -40,8 +40,13 @@ class ModelSource(Protocol):
         """Return the model that a reference means."""
 
 
+async def resolved_model(catalog: ModelSource, asked: str | AnswerableModel) -> AnswerableModel:
+    """Return the model that is asked for: by a reference, or itself, by who has resolved one just now."""
+    return await catalog.resolve(asked) if isinstance(asked, str) else asked
+
+
 class Inference:
-    """Answers prompts and chats.
+    """Answers prompts and chats. A model is asked for by a reference; who has resolved one already gives it instead.
 
     The streams end with exactly one `Done`, or raise. `Waiting` comes before the first text only, when what a request
     waits for changes, at most five times a second. Text that a slow consumer has not taken is merged into its next
@@ -65,7 +70,7 @@ class Inference:
     def generate(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         prompt: str,
         system: str | None = None,
         raw: bool = False,
@@ -120,7 +125,7 @@ class Inference:
     def chat(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         messages: Sequence[Turn | Message],
         tools: Tools | None = None,
         think: Think | None = None,
@@ -157,7 +162,7 @@ class Inference:
     async def _answer(
         self,
         operation: str,
-        ref: str,
+        asked: str | AnswerableModel,
         build: Callable[[AnswerableModel], frames.Submit],
         requested: Mapping[str, object],
         keep_alive: timedelta | None,
@@ -169,7 +174,7 @@ class Inference:
         meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
         deadline = Deadline(shorter(options.timeout_s, time_left_s))
-        model = await self._catalog.resolve(ref)
+        model = await resolved_model(self._catalog, asked)
         submit = build(model)
         settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0

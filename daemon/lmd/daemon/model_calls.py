@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from lmd.daemon.config import Config
 from lmd.daemon.deadline import Deadline
-from lmd.daemon.inference import AnswerableModel, ModelSource
+from lmd.daemon.inference import AnswerableModel, ModelSource, resolved_model
 from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.residency import Residency
@@ -51,7 +51,7 @@ class ModelCalls:
 
     async def call(
         self,
-        ref: str,
+        asked: str | AnswerableModel,
         build: Callable[[AnswerableModel], frames.DaemonFrame],
         *,
         caller: Caller,
@@ -67,7 +67,7 @@ class ModelCalls:
         """
         arrived_ns = time.monotonic_ns()
         deadline = Deadline(caller.time_left_s)
-        model = await self._catalog.resolve(ref)
+        model = await resolved_model(self._catalog, asked)
         frame = build(model)
         settings = load_settings(
             effective(parameters or {}, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from lmd.daemon.http.bodies import read_model
-from lmd.daemon.http.callers import caller_of, http_caller
+from lmd.daemon.http.callers import caller_of
 from lmd.daemon.http.ollama.answers import Telling, answer, chat_content
 from lmd.daemon.http.ollama.failures import Refusal, answer_refusal, refusing
 from lmd.daemon.http.ollama.messages import tools_of, turns_of
@@ -29,6 +29,7 @@ from lmd.daemon.http.ollama.wishes import (
 )
 from lmd.daemon.http.services import Services
 from lmd.daemon.inference import check_template_inputs, require
+from lmd.daemon.model_calls import Caller
 
 
 def routes(services: Services) -> Sequence[BaseRoute]:
@@ -57,26 +58,31 @@ async def _chat(services: Services, request: Request) -> Response:
         check_images(name, [message.images for message in messages])
         tools = tools_of(body.tools)
         require(model, "chat")
-        think = effective_think(model, think)
+        think = effective_think(model, think, options.format)
         check_template_inputs(model, tools, think)
         parameters = parameters_of(body.options)
         if not messages:
             await load(services, model, parameters, keep_alive, caller=caller_of(request))
             return resident_response(name, chat_content("", "", []), "load")
-        turns = turns_of(messages)
+        turns, caller = turns_of(messages), caller_of(request)
         if body.debug_render_only:
             prompt = await services.tokenizing.apply_template(
-                model=name, messages=turns, tools=tools, think=think, keep_alive=keep_alive, caller=http_caller(request)
+                model=model,
+                messages=turns,
+                tools=tools,
+                think=think,
+                keep_alive=keep_alive,
+                caller=Caller(caller),
             )
             return debug_response(name, chat_content("", "", []), prompt.text)
         events = services.inference.chat(
-            model=name,
+            model=model,
             messages=turns,
             tools=tools,
             think=think,
             parameters=parameters,
             keep_alive=keep_alive,
             options=options,
-            caller=caller_of(request),
+            caller=caller,
         )
     return await answer(events, Telling(name, chat_content, translate), stream=body.stream is not False)

@@ -50,7 +50,7 @@ async def _embed(services: Services, request: Request) -> Response:
             await load(services, model, parameters, keep_alive, caller=caller_of(request))
             return json_response({"model": name, "embeddings": []})
         embedded = await services.embedding.embed(
-            model=name,
+            model=model,
             inputs=inputs,
             truncate=body.truncate is not False,
             dimensions=body.dimensions or 0,
@@ -82,7 +82,7 @@ async def _embeddings(services: Services, request: Request) -> Response:
             return json_response({"embedding": []})
         # The vector as the model made it, of whatever length, as ever on this route.
         embedded = await services.embedding.embed(
-            model=name,
+            model=model,
             inputs=[body.prompt],
             truncate=True,
             raw=True,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from lmd.daemon.errors import ContextLengthExceeded, QueueFull, RunnerError, TemplateFailed
-from lmd.daemon.http.errors import status_of
+from lmd.daemon.http.errors import retry_after, status_of
 from lmd.daemon.outcomes import note_failure
 from lmd.registry.errors import CapabilityMissing, InvalidRef, LmdError, ModelNotFound
 
@@ -91,9 +91,9 @@ def told(error: LmdError) -> str:
 def _common(error: LmdError) -> Refusal:
     if isinstance(error, InvalidRef):
         return Refusal(400, "invalid model name")
-    if isinstance(error, QueueFull):
-        return Refusal(503, BUSY, retry_after_s=error.retry_after_s)
-    return Refusal(status_of(error), told(error))
+    after = retry_after(error)
+    said = BUSY if isinstance(error, QueueFull) else told(error)
+    return Refusal(status_of(error), said, retry_after_s=float(after) if after else None)
 
 
 def _missing(model: str, capability: str) -> str:

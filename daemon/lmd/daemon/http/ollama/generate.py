@@ -59,7 +59,7 @@ async def _generate(services: Services, request: Request) -> Response:
             return resident_response(name, generate_content("", "", []), "unload")
         _check_combination(body)
         check_images(name, [body.images])
-        think = effective_think(model, think)
+        think = effective_think(model, think, options.format)
         parameters = parameters_of(body.options)
         if not prompt:
             await load(services, model, parameters, keep_alive, caller=caller_of(request))
@@ -97,10 +97,9 @@ def _events(
     caller: str,
 ) -> AsyncGenerator[Event, None]:
     """Start the answer: a chat when there were turns before, a prompt otherwise."""
-    asked = body.model or ""
     if body.context and "chat" in model.capabilities:
         return services.inference.chat(
-            model=asked,
+            model=model,
             messages=turns,
             think=think,
             parameters=parameters,
@@ -112,7 +111,7 @@ def _events(
     prompt = "".join(turn.content for turn in turns if turn.role != "system")
     systems = [turn.content for turn in turns if turn.role == "system"]
     return services.inference.generate(
-        model=asked,
+        model=model,
         prompt=prompt,
         system=systems[0] if systems else None,
         raw=bool(body.raw),

@@ -10,6 +10,7 @@ Numbers: `_MARK`, the count of bytes, their CRC-32 in two halves of 16 bits, and
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from collections.abc import Sequence
 
@@ -26,9 +27,7 @@ def remembered(turns: Sequence[Turn]) -> list[int]:
     """Return the numbers for turns."""
     data = json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False).encode(errors="replace")
     high, low = divmod(zlib.crc32(data), 1 << 16)
-    padded = data + bytes(-len(data) % _STEP)
-    numbers = [int.from_bytes(padded[start : start + _STEP], "big") for start in range(0, len(padded), _STEP)]
-    return [_MARK, len(data), high, low, *numbers]
+    return [_MARK, len(data), high, low, *_numbers(data)]
 
 
 def recalled(numbers: Sequence[int] | None) -> list[Turn]:
@@ -40,11 +39,8 @@ def recalled(numbers: Sequence[int] | None) -> list[Turn]:
     if not numbers:
         return []
     mark, size, high, low = (*numbers[:_HEAD], *([-1] * _HEAD))[:_HEAD]
-    rest = numbers[_HEAD:]
-    if mark != _MARK or size < 0 or len(rest) != -(-size // _STEP) or not all(0 <= n < 1 << 24 for n in rest):
-        raise _foreign()
-    data = b"".join(number.to_bytes(_STEP, "big") for number in rest)[:size]
-    if divmod(zlib.crc32(data), 1 << 16) != (high, low):
+    data = _bytes(numbers[_HEAD:], size) if mark == _MARK else None
+    if data is None or divmod(zlib.crc32(data), 1 << 16) != (high, low):
         raise _foreign()
     try:
         pairs = json.loads(data)
@@ -61,6 +57,29 @@ def continued(turns: Sequence[Turn], system: str, prompt: str) -> list[Turn]:
     if system:
         turns = [Turn("system", system), *(turn for turn in turns if turn.role != "system")]
     return [*turns, Turn("user", prompt)]
+
+
+def _numbers(data: bytes) -> tuple[int, ...]:
+    """Return bytes as numbers of three each, the first byte the highest; the last number is filled up."""
+    padded = data + bytes(-len(data) % _STEP)
+    words = bytearray(len(padded) // _STEP * 4)
+    for place in range(_STEP):
+        words[_STEP - 1 - place :: 4] = padded[place::_STEP]
+    return struct.unpack(f"<{len(words) // 4}I", words)
+
+
+def _bytes(numbers: Sequence[int], size: int) -> bytes | None:
+    """Return the *size* bytes of numbers; None when they are not what `_numbers` makes."""
+    if size < 0 or len(numbers) != -(-size // _STEP):
+        return None
+    try:
+        words = struct.pack(f"<{len(numbers)}I", *numbers)
+    except struct.error:
+        return None
+    data = bytearray(len(numbers) * _STEP)
+    for place in range(_STEP):
+        data[place::_STEP] = words[_STEP - 1 - place :: 4]
+    return None if any(words[_STEP::4]) else bytes(data[:size])
 
 
 def _foreign() -> Refusal:

@@ -16,13 +16,16 @@ from lmd.daemon.http.progress import EXTRA_KEY, done_extra
 JSON = "application/json; charset=utf-8"
 NDJSON = "application/x-ndjson"
 
+# Made once: it writes a line for every token.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 #: A call of functions ends an answer as everything else does.
 _REASONS = {"stop": "stop", "length": "length", "tool_calls": "stop"}
 
 
 def encoded(value: Mapping[str, object]) -> bytes:
     """Return an object as JSON in UTF-8; what is no Unicode becomes a question mark."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(errors="replace")
+    return _ENCODER.encode(value).encode(errors="replace")
 
 
 def line(value: Mapping[str, object]) -> bytes:
