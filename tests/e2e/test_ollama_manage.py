@@ -108,8 +108,8 @@ def test_models_are_made_of_uploaded_files_and_of_other_models(client: ollama.Cl
         (
             f"{'num_ctx':<30} 64",
             f"{'seed':<30} 7",
-            f"{'stop':<30} \"END\"",
-            f"{'stop':<30} \"\\n\\n\"",
+            f'{"stop":<30} "END"',
+            f'{"stop":<30} "\\n\\n"',
             f"{'temperature':<30} 0.5",
         )
     )

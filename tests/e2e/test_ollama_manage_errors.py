@@ -18,7 +18,18 @@ NOBODY = "0" * 64
 DEEP = b'{"model":' + b"[" * 5000 + b"]" * 5000 + b"}"
 TEMPLATE_REFUSED = "template error: this is a Go template"
 #: Names that would be something else than a name where they are used carelessly.
-HOSTILE = ("../../etc/passwd", "/etc/passwd", "./x.gguf", "a\x00b", "a\nb", "\u202emodel", "x" * 5000, "a//b", "a b", "-")
+HOSTILE = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "./x.gguf",
+    "a\x00b",
+    "a\nb",
+    "\u202emodel",
+    "x" * 5000,
+    "a//b",
+    "a b",
+    "-",
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +75,13 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
     ("POST", "/api/create", {"model": "new", "from": "mine", "quantize": "q4_0"}, 400, "quantize: this daemon"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "adapters: adapters are"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "renderer": "x"}, 400, "renderer: there are no"),
-    ("POST", "/api/create", {"model": "new", "from": "mine", "requires": "99.0.0"}, 400, "the model requires Ollama 99"),
+    (
+        "POST",
+        "/api/create",
+        {"model": "new", "from": "mine", "requires": "99.0.0"},
+        400,
+        "the model requires Ollama 99",
+    ),
     ("POST", "/api/create", {"model": "new", "from": "/etc/passwd"}, 400, "from: files are not read from paths"),
     (
         "POST",

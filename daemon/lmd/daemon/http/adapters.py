@@ -10,13 +10,24 @@ from starlette.types import ASGIApp
 
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.endpoint import RenderError
+from lmd.daemon.http.ollama import blobs, chat, create, embed, generate, listing, manage, pull, show
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import LmdError
 
 Adapter = Callable[[Services], Sequence[BaseRoute]]
 
 #: In the order in which routes are tried.
-ADAPTERS: tuple[Adapter, ...] = ()
+ADAPTERS: tuple[Adapter, ...] = (
+    listing.routes,
+    generate.routes,
+    chat.routes,
+    embed.routes,
+    show.routes,
+    pull.routes,
+    create.routes,
+    blobs.routes,
+    manage.routes,
+)
 
 #: Path prefix → how failures are told below it that no endpoint sees: who may not ask, unknown paths, wrong verbs.
 #: The longest prefix that fits wins; paths without one are Ollama's.
