@@ -37,6 +37,7 @@ class HttpProbe:
             "late": self._late,
             "flood": self._flood,
             "ignore": self._ignore,
+            "release": self._release,
             "defect": self._defect,
         }
         methods = ["GET", "POST", "DELETE"]
@@ -111,6 +112,11 @@ class HttpProbe:
     async def _ignore(self, request: Request) -> Response:
         """Answer without reading the body."""
         return Response("ignored")
+
+    async def _release(self, request: Request) -> Response:
+        """Let what hangs go on."""
+        self.release.set()
+        return Response("released")
 
     async def _defect(self, request: Request) -> Response:
         raise ZeroDivisionError("a defect")

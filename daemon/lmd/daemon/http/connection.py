@@ -31,6 +31,8 @@ CONNECTION_KEY = "lmd.connection"
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
+#: Connections above the limit that are told so; more are closed without a word.
+MAX_REFUSED = 64
 #: What chunks may cost beside their data: every size line counts, and so do the extensions that nobody uses.
 CHUNK_OVERHEAD_BYTES = 16 * 1024
 CHUNK_OVERHEAD_FACTOR = 16
@@ -158,7 +160,10 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.uid = self.server_state.attributor.uid_of_peer(transport.get_extra_info("socket"))
         if not self.server_state.admit(self):
-            self._answer_plainly(503, "too many connections")
+            if len(self.connections) > self._limits.max_connections + MAX_REFUSED:
+                self.transport.abort()
+            else:
+                self._answer_plainly(503, "too many connections")
             return
         self._admitted = True
         self._set_deadline(self.timeout_keep_alive, self.close_gently)
@@ -275,7 +280,10 @@ class Connection(HttpToolsProtocol):
                 self._stop(400, f"the header {name[:40].decode('latin-1')} has a control character in it")
         if size_bytes > MAX_HEADER_BYTES:
             self._stop(431, "the headers are too large")
-        http_1_0 = self.parser.get_http_version() == "1.0"
+        version = self.parser.get_http_version()
+        http_1_0 = version == "1.0"
+        if not (http_1_0 or version == "1.1"):
+            self._stop(400, "the version of HTTP must be 1.1 or 1.0")
         if hosts > 1 or not (hosts or http_1_0):
             self._stop(400, "a request needs exactly one Host header")
         if lengths + encodings > 1:

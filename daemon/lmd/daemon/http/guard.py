@@ -121,13 +121,13 @@ class Guard:
 
     def _check_host(self, scope: Scope, headers: _Headers) -> None:
         # Elsewhere a token is needed anyway, which no page knows.
-        if is_loopback(scope["server"][0]) and headers.host and not self._hosts.allow(headers.host):
+        if is_loopback(scope["server"][0]) and headers.host is not None and not self._hosts.allow(headers.host):
             raise _Refused(403, f"the host {headers.host[:100]!r} is not this machine; see `http.allowed_hosts`")
 
     def _check_origin(self, scope: Scope, headers: _Headers) -> bool:
         """Refuse pages that may not ask; tell whether one asks that may."""
         if headers.origin:
-            if self._origins.allow(headers.origin, headers.host):
+            if self._origins.allow(headers.origin, headers.host or ""):
                 return True
             raise _Refused(403, f"pages of {headers.origin[:100]!r} may not ask; see `http.allowed_origins`")
         # A page can make a browser fetch without an Origin (an image, a form's GET): let only links through.
@@ -160,7 +160,8 @@ class _Headers:
     __slots__ = ("content_type", "fetch_mode", "fetch_site", "forwarded", "host", "origin", "requested", "tokens")
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.host = self.origin = ""
+        self.host: str | None = None
+        self.origin = ""
         self.fetch_site = self.fetch_mode = self.content_type = self.requested = b""
         self.forwarded = False
         self.tokens: list[str] = []
