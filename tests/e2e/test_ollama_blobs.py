@@ -18,16 +18,15 @@ from tests.support.tiny_models import make_tiny_llama
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def daemon(lmd_home: Path) -> Iterator[Managed]:
-    with HubServer() as hub, managed(lmd_home, hub) as made:
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    with HubServer() as hub, managed(tmp_path_factory.mktemp("h"), hub) as made:
         yield made
 
 
 def ingests(daemon: Managed) -> int:
     """Return how many files are on their way in."""
-    count: int = daemon.product.json("du")["ingests"]
-    return count
+    return len(list(next(daemon.product.home.rglob("ingest")).iterdir()))
 
 
 def begin_upload(daemon: Managed, digest: str, announced: int, sent: bytes) -> socket.socket:
@@ -45,9 +44,7 @@ def test_a_file_is_stored_once(daemon: Managed) -> None:
     assert daemon.request("HEAD", path).status_code == 404
     assert daemon.request("POST", path, content=data).status_code == 201
     assert daemon.request("HEAD", path).status_code == 200
-    assert daemon.request(
-        "HEAD", path.replace("sha256:", "sha256-").upper().replace("/API/BLOBS/SHA", "/api/blobs/sha")
-    )
+    assert daemon.request("HEAD", f"/api/blobs/sha256-{Digest.of(data).hex.upper()}").status_code == 200
     assert daemon.request("POST", path, content=data).status_code == 200
     # Nobody who has the digest has to send the bytes.
     assert daemon.request("POST", path, content=b"").status_code == 200
@@ -63,9 +60,7 @@ def test_sizes_need_not_be_announced(daemon: Managed, size: int) -> None:
 
     path = f"/api/blobs/{Digest.of(data)}"
     assert daemon.request("POST", path, content=pieces()).status_code == 201
-    stored = daemon.product.home / "state" / "store" / "blobs" / "sha256" / Digest.of(data).hex
-    found = stored if stored.exists() else next(daemon.product.home.rglob(Digest.of(data).hex))
-    assert found.read_bytes() == data
+    assert next(daemon.product.home.rglob(Digest.of(data).hex)).read_bytes() == data
 
 
 def test_a_file_is_not_limited_by_what_a_request_may_have(daemon: Managed) -> None:
@@ -87,7 +82,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing(daemon: Managed) -> None:
     data = os.urandom(4_000_000)
     digest = str(Digest.of(data))
     connection = begin_upload(daemon, digest, len(data), data[:2_500_000])
-    wait_until(lambda: ingests(daemon) == 1, "the upload has begun")
+    wait_until(lambda: ingests(daemon) > 0, "the upload has begun")
     connection.close()
     wait_until(lambda: ingests(daemon) == 0, "what came of it is gone")
     assert daemon.request("HEAD", f"/api/blobs/{digest}").status_code == 404
@@ -98,9 +93,9 @@ def test_a_daemon_that_is_killed_meanwhile_serves_nothing_of_it(daemon: Managed)
     data = os.urandom(4_000_000)
     digest = str(Digest.of(data))
     with begin_upload(daemon, digest, len(data), data[:2_500_000]):
-        wait_until(lambda: ingests(daemon) == 1, "the upload has begun")
+        wait_until(lambda: ingests(daemon) > 0, "the upload has begun")
         daemon.product.daemons[-1].kill()
-    daemon.product.start()
+    daemon.start()
     assert daemon.request("HEAD", f"/api/blobs/{digest}").status_code == 404
     assert daemon.request("POST", f"/api/blobs/{digest}", content=data).status_code == 201
 
@@ -108,10 +103,10 @@ def test_a_daemon_that_is_killed_meanwhile_serves_nothing_of_it(daemon: Managed)
 def test_a_file_stays_until_a_model_is_made_of_it(daemon: Managed, tmp_path: Path) -> None:
     file = make_tiny_llama(tmp_path / "tiny.gguf")
     digest = daemon.upload(file)
-    daemon.product.lm("gc", "--all", "--yes", code=None)
+    daemon.product.lm("gc", "--grace", "0")
     daemon.product.daemons[-1].stop()
-    daemon.product.start()
-    daemon.product.lm("gc", "--all", "--yes", code=None)
+    daemon.start()
+    daemon.product.lm("gc", "--grace", "0")
     # A client that is told that the file is here does not send it.
     assert daemon.request("HEAD", f"/api/blobs/{digest}").status_code == 200
     body = {"model": "mine", "files": {"tiny.gguf": digest}, "stream": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -159,14 +160,14 @@ def test_errors_reach_the_user_of_the_package(client: ollama.Client, tiny_files:
     assert pushed.value.status_code == 501
     with pytest.raises(ollama.ResponseError, match="cannot push models"):
         list(client.push("mine", stream=True))
-    with pytest.raises(ollama.ResponseError, match="^model 'nope:latest' not found .status code: 404.$"):
+    with pytest.raises(ollama.ResponseError, match=re.escape("model 'nope:latest' not found")):
         client.show("nope")
     for name in ("nope", "hf.co/test/nope"):
-        with pytest.raises(ollama.ResponseError, match="^pull model manifest: file does not exist") as pulled:
+        with pytest.raises(ollama.ResponseError, match=r"^pull model manifest: file does not exist") as pulled:
             client.pull(name)
         assert pulled.value.status_code == 500
         # The stream has begun by then.
-        with pytest.raises(ollama.ResponseError, match="^pull model manifest: file does not exist"):
+        with pytest.raises(ollama.ResponseError, match=r"^pull model manifest: file does not exist"):
             list(client.pull(name, stream=True))
     with pytest.raises(ollama.ResponseError, match="does not quantize yet") as quantized:
         client.create("small", from_="mine", quantize="q4_K_M")

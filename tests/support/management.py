@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,18 @@ from tests.support.hub import HubServer
 from tests.support.product import Product, installed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Managed:
     """A running daemon, and how to reach its gateway."""
 
     product: Product
     hub: HubServer
-    url: str
+    url: str = ""
+
+    def start(self) -> None:
+        """Start the daemon, for the first time or again: its gateway has another port then."""
+        self.product.start()
+        self.url = self.product.http_url
 
     def http(self, **options: Any) -> httpx.Client:
         """Return a client that takes its time; close it, or use it in a with block."""
@@ -63,18 +67,10 @@ class Managed:
         return [model["name"] for model in self.request("GET", "/api/tags").json()["models"]]
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody has at the moment."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def managed(home: Path, hub: HubServer, **env: str) -> Iterator[Managed]:
     """Yield a running daemon on *home* whose Hub is *hub*."""
-    address = f"127.0.0.1:{free_port()}"
-    with installed(home, HF_ENDPOINT=hub.endpoint, LMD_HTTP_LISTEN=address, **env) as product:
-        product.start()
-        yield Managed(product, hub, f"http://{address}")
+    with installed(home, HF_ENDPOINT=hub.endpoint, **env) as product:
+        made = Managed(product, hub)
+        made.start()
+        yield made

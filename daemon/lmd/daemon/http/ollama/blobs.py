@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -17,9 +16,6 @@ from lmd.daemon.uploads import MAX_CHUNK_BYTES
 from lmd.registry.errors import DigestMismatch
 from lmd.registry.manifest import MAX_BLOB_BYTES
 
-#: A client that sends nothing for so long has gone, or wants to keep the place.
-IDLE_S = 60.0
-
 
 def routes(services: Services) -> Sequence[BaseRoute]:
     """Return the routes."""
@@ -33,7 +29,6 @@ def routes(services: Services) -> Sequence[BaseRoute]:
         """Store a file that hashes to the digest of the path: 201, or 200 when it was here."""
         digest = blob_digest(request.path_params["digest"])
         if await services.uploads.keep(digest):
-            await _skip_body(request)
             return Response(status_code=200)
         async with aclosing(_pieces(request)) as pieces:
             try:
@@ -59,41 +54,12 @@ def _announced(request: Request) -> int | None:
 
 
 async def _pieces(request: Request) -> AsyncGenerator[bytes, None]:
-    """Yield the body in pieces that are worth a trip to a thread.
-
-    Raises: ClientDisconnect, Refusal when nothing comes any more.
-    """
+    """Yield the body in pieces that are worth a trip to a thread. Raises: ClientDisconnect."""
     collected = bytearray()
-    async with aclosing(_arriving(request)) as arriving:
-        async for data in arriving:
-            collected += data
-            while len(collected) >= MAX_CHUNK_BYTES:
-                yield bytes(collected[:MAX_CHUNK_BYTES])
-                del collected[:MAX_CHUNK_BYTES]
+    async for data in request.stream():
+        collected += data
+        while len(collected) >= MAX_CHUNK_BYTES:
+            yield bytes(collected[:MAX_CHUNK_BYTES])
+            del collected[:MAX_CHUNK_BYTES]
     if collected:
         yield bytes(collected)
-
-
-async def _arriving(request: Request) -> AsyncGenerator[bytes, None]:
-    stream = aiter(request.stream())
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_S):
-                data = await anext(stream, None)
-        except TimeoutError:
-            raise Refusal(408, f"nothing of the file came for {IDLE_S:g} s") from None
-        if data is None:
-            return
-        yield data
-
-
-async def _skip_body(request: Request) -> None:
-    """Let a client that sends a file again, without having asked, send it to its end: it reads no answer before.
-
-    One that waits for `100 Continue` is spared that.
-    """
-    if request.headers.get("expect", "").lower() == "100-continue":
-        return
-    async with aclosing(_arriving(request)) as arriving:
-        async for _ in arriving:
-            pass
