@@ -405,6 +405,27 @@ def test_stream_that_breaks_raises(client: OpenAI, served: Product) -> None:
     assert chat(client).choices[0].finish_reason == "length"
 
 
+def test_client_that_leaves_frees_its_slots(client: OpenAI, served: Product, base_url: str) -> None:
+    endless: Any = {"ignore_eos": True, "context_policy": "shift"}
+    stream = chat(client, max_tokens=None, stream=True, n=2, extra_body=endless)
+    next(stream)
+    body = json.dumps({"model": "chat", "messages": HELLO, **endless})
+    whole = subprocess.Popen(["curl", "-s", f"{base_url}/chat/completions", "-d", body], stdout=subprocess.DEVNULL)
+    prompts = json.dumps({"model": "chat", "prompt": ["a", "b"], "max_tokens": -1, **endless})
+    several = subprocess.Popen(["curl", "-s", f"{base_url}/completions", "-d", prompts], stdout=subprocess.DEVNULL)
+
+    def busy() -> int:
+        (runner,) = [runner for runner in served.json("ps") if runner["name"] == "chat:latest"]
+        return int(runner["slots_busy"] + runner["queued"])
+
+    wait_until(lambda: busy() >= 4, "all of them are answered, or wait")
+    stream.close()
+    for process in (whole, several):
+        process.kill()
+        process.wait()
+    wait_until(lambda: busy() == 0, "nothing is busy for clients that left")
+
+
 def test_full_queue_says_when_to_come_back(lmd_home: Path, tmp_path: Path) -> None:
     make_tiny_llama(tmp_path / "chat.gguf", chat_template=CHATML)
     settings = {"LMD_HTTP_LISTEN": "127.0.0.1:0", "LMD_RUNTIME_SLOTS": "1", "LMD_RUNTIME_MAX_QUEUE": "4"}

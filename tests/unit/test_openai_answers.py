@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,10 +22,12 @@ from lmd.daemon.http.callers import CALLER_KEY
 from lmd.daemon.http.openai import chat, completions
 from lmd.daemon.http.openai.answers import LegacyLogprobs
 from lmd.daemon.http.openai.errors import error_event, render_error
+from lmd.daemon.http.openai.requests import ChatRequest, CompletionRequest
 from lmd.daemon.http.openai.streaming import TELL_AFTER_S, WaitingComments, told_errors
 from lmd.daemon.http.services import Services
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import CapabilityMissing, LmdError
+from lmd.registry.parameters import PARAMETERS
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 WEATHER: Any = [
@@ -361,3 +364,42 @@ def test_stream_of_an_unknown_error_before_it_begins(caplog: pytest.LogCaptureFi
 
     with pytest.raises(openai.InternalServerError, match="error_id"):
         Played([Odd("secret")]).chats(stream=True)
+
+
+def test_every_setting_of_the_registry_can_be_made() -> None:
+    # The number of tokens has OpenAI's own names.
+    assert PARAMETERS.keys() - ChatRequest.model_fields.keys() == {"num_predict"}
+    assert PARAMETERS.keys() - CompletionRequest.model_fields.keys() == {"num_predict"}
+    played = Played(THOUGHT)
+    settings = {name: setting.default for name, setting in PARAMETERS.items() if setting.default is not None}
+    sent = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    del sent["num_predict"]
+    played.chats(max_completion_tokens=3, extra_body=sent)
+    assert played.calls[0]["parameters"] == {**sent, "num_predict": 3}
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"), [(-1, -1), (0, 0), (2**62, 2**62), (2**63, 0), (-2, 2**63 - 2)], ids=lambda value: str(value)
+)
+def test_seeds_of_any_sign(sent: int, seen: int) -> None:
+    played = Played(THOUGHT)
+    played.chats(seed=sent)
+    assert played.calls[0]["parameters"]["seed"] == seen
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        (300, timedelta(seconds=300)),
+        (0, timedelta()),
+        (-1, timedelta(seconds=-1)),
+        ("5m", timedelta(minutes=5)),
+        ("-5m", timedelta(seconds=-1)),
+        ("-1", timedelta(seconds=-1)),
+        (1e300, timedelta(seconds=-1)),
+    ],
+)
+def test_how_long_a_model_stays(sent: object, seen: timedelta) -> None:
+    played = Played(THOUGHT)
+    played.chats(extra_body={"keep_alive": sent})
+    assert played.calls[0]["keep_alive"] == seen

@@ -15,6 +15,7 @@ from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.counting import count_requests
 from lmd.daemon.http.endpoint import RenderError
 from lmd.daemon.http.llama_server import errors as llama_server_errors
+from lmd.daemon.http.llama_server import requests as llama_server_requests
 from lmd.daemon.http.llama_server import rerank, tokens
 from lmd.daemon.http.ollama import blobs, create, embed, generate, listing, manage, pull, show
 from lmd.daemon.http.ollama import chat as ollama_chat
@@ -41,11 +42,7 @@ ADAPTERS: tuple[Adapter, ...] = (
 RENDERERS: dict[str, RenderError] = {
     "/v1/": openai_errors.render_error,
     "/v1/messages": anthropic_errors.render_error,
-    "/v1/rerank": llama_server_errors.render_error,
-    "/rerank": llama_server_errors.render_error,
-    "/tokenize": llama_server_errors.render_error,
-    "/detokenize": llama_server_errors.render_error,
-    "/apply-template": llama_server_errors.render_error,
+    **dict.fromkeys(llama_server_requests.REQUESTS, llama_server_errors.render_error),
 }
 
 #: What sees every request, also those that the guard refuses: ASGI middleware, the last one outermost.
