@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def exercised() -> Metrics:
         pass
     metrics.work.note_first_token("chat", 1)
     metrics.work.note_finished("chat", total_ns=1, load_ns=1, queue_ns=1)
-    stats = EngineStats(*[0] * 10)
+    stats = EngineStats(**{field.name: 0 for field in fields(EngineStats)})
     runner = RunnerStatus(
         name="m:latest",
         digest=Digest.of(b""),

@@ -148,7 +148,19 @@ def test_a_reason_that_the_api_does_not_have_is_a_defect() -> None:
 
 def test_residents_are_labels_and_two_manifests_may_have_one_name() -> None:
     metrics = Metrics()
-    stats = EngineStats(100, 40, 50, 3, 2, 7, 600, 4096, 20, 10)
+    stats = EngineStats(
+        prompt_tokens=100,
+        cached_tokens=40,
+        generated_tokens=50,
+        cache_hits=3,
+        cache_misses=2,
+        prefixes=7,
+        kv_used=600,
+        kv_size=4096,
+        drafted_tokens=20,
+        accepted_tokens=10,
+        parked_bytes=9000,
+    )
     metrics.look = lambda: Holdings(
         runners=[runner("m:latest", "new", stats=stats), runner("m:latest", "old")], tasks=5
     )
@@ -160,6 +172,7 @@ def test_residents_are_labels_and_two_manifests_may_have_one_name() -> None:
     assert found("lmd_model_slots_busy", **new) == 3
     assert found("lmd_model_queue_length", **new) == 2
     assert found("lmd_model_kv_used_tokens", **new) == 600
+    assert found("lmd_model_parked_bytes", **new) == 9000
     assert found("lmd_model_prefix_cache_hits_total", **new) == 3
     assert found("lmd_model_prefix_cache_misses_total", **new) == 2
     assert found("lmd_model_cached_prompt_tokens_total", **new) == 40

@@ -46,6 +46,7 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("kv_used_tokens", "Tokens that the KV cache holds, of running requests and of prefixes.", lambda s: s.kv_used),
     ("kv_size_tokens", "Tokens that the KV cache can hold.", lambda s: s.kv_size),
     ("prefixes", "Prefixes that the cache keeps.", lambda s: s.prefixes),
+    ("parked_bytes", "Memory of prefixes that wait outside of the KV cache.", lambda s: s.parked_bytes),
 )
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prompt_tokens", "Tokens of prompts since the model was loaded.", lambda s: s.prompt_tokens),
