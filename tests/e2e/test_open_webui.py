@@ -21,6 +21,7 @@ import gguf
 import pytest
 
 from lmd.registry.digest import Digest
+from tests.support.compatibility import parts, read, response_problems
 from tests.support.hub import HubServer
 from tests.support.ollama import Reply
 from tests.support.product import Product, installed, wait_until
@@ -133,13 +134,19 @@ def test_a_day_of_open_webui(product: Product, tmp_path: Path) -> None:
         headers = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, headers.get("content-type", ""), headers, response.read())
 
+    rows = read(parts()).rows
+    untold: set[str] = set()
     for one in requests:
         if one["expect"].get("until"):
             wait_until(lambda one=one: not judged(one["expect"], ask(one)), one["what"])  # type: ignore[misc]
             continue
-        problem = judged(one["expect"], ask(one))
+        reply = ask(one)
+        problem = judged(one["expect"], reply)
         assert not problem, f"{one['what']}: {one['method']} {one['path']} {one.get('body')}\n{problem}"
+        if reply.status < 400 and reply.body:
+            untold.update(response_problems(rows, f"{one['method']} {one['path']}", objects_of(reply)))
     connection.close()
+    assert not untold, "\n".join(sorted(untold))
     left = {model["name"] for model in product.json("ls")}
     assert left == {"chat:latest", "encoder:latest"}
 

@@ -234,6 +234,39 @@ def _is_mapping(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
+# Fields of answers
+
+
+def response_problems(rows: Sequence[Row], endpoint: str, answer: object) -> Iterator[str]:
+    """Yield what an answer has and the tables do not say.
+
+    A field whose parts have rows needs none itself; below one whose parts have none, anything may stand.
+    """
+    said = {row.field: row for row in rows if row.part in ("response", "event") and row.endpoint == endpoint}
+    parents = {name[: match.start()] for name in said for match in re.finditer(r"\.", name)}
+    for name in sorted(_names_in(answer)):
+        row = said.get(name)
+        above = name.rpartition(".")[0]
+        while above and above not in said and above not in parents:
+            above = above.rpartition(".")[0]
+        if row is None and name not in parents and (not above or above in parents):
+            yield f"`{endpoint}` answers with `{name}`, and no `response` or `event` row says so"
+        if row is not None and row.supported == "no":
+            yield f"{row.where}: `{endpoint}` answers with `{name}`"
+
+
+def _names_in(value: object, prefix: str = "") -> set[str]:
+    if isinstance(value, list):
+        return {name for item in value for name in _names_in(item, prefix)}
+    if not isinstance(value, dict):
+        return set()
+    names: set[str] = set()
+    for key, inner in value.items():
+        name = f"{prefix}.{key}" if prefix else key
+        names |= {name} | _names_in(inner, name)
+    return names
+
+
 # The page
 
 

@@ -13,7 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tests.support import compatibility
-from tests.support.compatibility import Fields, Table, read, request_problems, route_problems, updated
+from tests.support.compatibility import (
+    Fields,
+    Table,
+    read,
+    request_problems,
+    response_problems,
+    route_problems,
+    updated,
+)
 
 HEAD = "| endpoint | part | field | supported | notes |\n|---|---|---|---|---|\n"
 
@@ -153,3 +161,23 @@ def test_fields_that_differ_from_the_models_are_told(tmp_path: Path) -> None:
     assert "takes `y`" in told(good[0])
     assert "takes no `z`" in told(*good, "| `POST /a` | request | `z` | yes | |")
     assert "no REQUESTS" in told(*good, "| `POST /b` | request | `x` | yes | |")
+
+
+def test_fields_of_answers_that_the_tables_do_not_have_are_told(tmp_path: Path) -> None:
+    rows = table(
+        tmp_path,
+        "| `POST /a` | response | `model` | yes | |",
+        "| `POST /a` | response | `info` | yes | |",
+        "| `POST /a` | response | `message` | yes | |",
+        "| `POST /a` | response | `message.content` | yes | |",
+        "| `POST /a` | response | `message.refusal` | no | never |",
+    ).rows
+
+    def told(answer: object) -> str:
+        return "\n".join(response_problems(rows, "POST /a", answer))
+
+    assert told([{"model": "x", "info": {"any": {"thing": 1}}, "message": {"content": ""}}]) == ""
+    assert "`seed`" in told({"seed": 1})
+    assert "`message.role`" in told({"message": {"role": "x"}})
+    assert "part.md:9" in told({"message": {"refusal": "x"}})
+    assert "`model`" in "\n".join(response_problems(rows, "POST /b", {"model": "x"}))
