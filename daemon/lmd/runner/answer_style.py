@@ -99,6 +99,37 @@ class AnswerStyle:
         return self.thoughts is not None and prompt.rstrip().endswith(self.thoughts.opener.rstrip())
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What comes before the text that a constraint is for.
+
+    Attributes:
+        opener: what begins thoughts.
+        closer: what ends them.
+        lead: what comes first where there are no thoughts.
+        lead_after: what comes first after thoughts.
+    """
+
+    opener: str
+    closer: str
+    lead: str = ""
+    lead_after: str = ""
+
+
+def gate_of(style: AnswerStyle, *, calls: bool) -> Gate | None:
+    """Return the gate before an answer in *style*; None where the answer begins at once.
+
+    *calls*: what is behind it are calls, and not text.
+    """
+    if style.thoughts is None:
+        return None
+    opener, closer = style.thoughts.opener, style.thoughts.closer
+    if not style.in_channels:
+        return Gate(opener, closer)
+    lead = "" if calls else style.final
+    return Gate(opener, closer, lead, "<|start|>assistant" + lead)
+
+
 #: What messages in channels are made of. `<|call|>` and `<|return|>` end an answer.
 CHANNEL_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _CHANNELS = AnswerStyle(

@@ -14,9 +14,9 @@ from lmd.runner.answer_parser import Part
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
+from lmd.runner.constraints import Refusal, make_constraint, needs_constraint
 from lmd.runner.embedder import Embedder
 from lmd.runner.failures import failure
-from lmd.runner.format_error import FormatError
 from lmd.runner.formats import Formats
 from lmd.runner.generation import Generation
 from lmd.runner.job import Constraint, Request
@@ -54,7 +54,6 @@ class Engine:
         saved: SavedPrefixes | None = None,
     ) -> None:
         self._channel = channel
-        self._saved = saved
         self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
@@ -108,8 +107,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
-        if self._saved is not None and self._save_s > 0:
-            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
+        if self._save_s > 0:
+            self._generation.slots.save(self._save_s)
 
     # What requests are told: see `Outbox`.
 
@@ -269,31 +268,35 @@ class Engine:
             self.failed(request, Failed.KIND_CAPABILITY, "the model only embeds", "completion")
         elif problem is not None:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
-        elif message.HasField("format"):
-            self._background.run(
-                lambda: self._formats.compile(message.format), lambda made: self._format(request, made)
-            )
         else:
             self._prepared(self._prompts.submit(request))
-
-    def _format(self, request: Request, made: Constraint | FormatError) -> list[frames_pb2.RunnerFrame]:
-        """Go on with a request whose format was compiled, unless it was taken back meanwhile."""
-        if self._requests.get(request.request_id) is request:
-            if isinstance(made, FormatError):
-                self.failed(request, Failed.KIND_INVALID, str(made), "format")
-            else:
-                request.constraint = made
-                self._prepared(self._prompts.submit(request))
-        return []
 
     def _prepared(self, outcomes: list[Prepared]) -> None:
         if self._prompts.manifest and not self._generation.slots.manifest:
             self._generation.slots.manifest = self._prompts.manifest
         for outcome in outcomes:
-            if outcome.failed is None:
-                self._generation.submit(outcome.request)
-            else:
+            if outcome.failed is not None:
                 self._send_failed(outcome.failed)
+            elif needs_constraint(outcome.request.message):
+                self._constrain(outcome.request)
+            else:
+                self._generation.submit(outcome.request)
+
+    def _constrain(self, request: Request) -> None:
+        """Have made in the background what the answers are held to."""
+        self._background.run(
+            lambda: make_constraint(self._formats, request), lambda made: self._constrained(request, made)
+        )
+
+    def _constrained(self, request: Request, made: Constraint | Refusal) -> list[frames_pb2.RunnerFrame]:
+        """Go on with a request, unless it was taken back meanwhile."""
+        if self._requests.get(request.request_id) is request:
+            if isinstance(made, Refusal):
+                self.failed(request, Failed.KIND_INVALID, made.message, made.field)
+            else:
+                request.constraint = made
+                self._generation.submit(request)
+        return []
 
     def _end_expired(self) -> None:
         now_ns = time.monotonic_ns()
