@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from lmd.runner.v1 import frames_pb2
 from tests.support.families import CHANNEL_TOKENS, CHANNELS, HERMES, LLAMA3, MISTRAL, OPENED, THINKING
 from tests.support.runner_client import Answer, RunnerProcess
-from tests.support.tiny_models import CHATML, make_scripted_llama
+from tests.support.tiny_models import CHATML, make_scripted_llama, make_tiny_llama, tiny_vocab
 
 STOP = frames_pb2.Finished.REASON_STOP
 LENGTH = frames_pb2.Finished.REASON_LENGTH
@@ -20,10 +21,17 @@ TOOL_CALLS = frames_pb2.Finished.REASON_TOOL_CALLS
 WEATHER = frames_pb2.Tool(
     name="weather",
     description="The weather in a city",
-    parameters=json.dumps({"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}),
+    parameters=json.dumps(
+        {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        }
+    ),
 )
-CALL = '{"name": "weather", "arguments": {"city": "Rome"}}'
-ROME = [("weather", '{"city": "Rome"}')]
+ROME = '{"city": "Rome"}'
+CALL = f'{{"name": "weather", "arguments": {ROME}}}'
 Say = Callable[..., RunnerProcess]
 
 
@@ -43,7 +51,9 @@ def say(tmp_path: Path) -> Iterator[Say]:
     started: list[RunnerProcess] = []
 
     def start(template: str, script: Sequence[str], *, specials: Sequence[str] = ()) -> RunnerProcess:
-        texts = [piece for piece in script if piece not in specials and piece not in ("</s>", " one")]
+        texts = [
+            piece for piece in script if piece not in specials and len(piece) > 1 and piece not in ("</s>", " one")
+        ]
         path = make_scripted_llama(
             tmp_path / f"{len(started)}.gguf",
             script,
@@ -78,8 +88,7 @@ FAMILIES = {
     "mistral": (MISTRAL, ["[TOOL_CALLS]", f"[{CALL}]"], ("[TOOL_CALLS]",)),
     "gpt-oss": (
         CHANNELS,
-        ["<|channel|>", "commentary to=functions.weather ", "<|constrain|>", "json", "<|message|>", '{"city": "Rome"}']
-        + ["<|call|>"],
+        ["<|channel|>", "commentary to=functions.weather ", "<|constrain|>", "json", "<|message|>", ROME, "<|call|>"],
         CHANNEL_TOKENS,
     ),
 }
@@ -175,6 +184,86 @@ def test_log_probabilities_come_with_thoughts_and_calls(say: Say) -> None:
     assert len(answer.logprobs) == answer.done.generated_tokens == len(script)
 
 
+TIME = frames_pb2.Tool(
+    name="time",
+    parameters=json.dumps(
+        {
+            "type": "object",
+            "properties": {"zone": {"type": "string", "maxLength": 6}, "offset": {"type": "integer", "maximum": 99}},
+            "required": ["zone"],
+            "additionalProperties": False,
+        }
+    ),
+)
+REQUIRED = frames_pb2.TOOL_CHOICE_REQUIRED
+FORCED = {
+    "hermes": (HERMES, ()),
+    "hermes, special": (HERMES, ("<tool_call>", "</tool_call>")),
+    "thinking": (THINKING, ("<think>", "</think>")),
+    "llama 3": (LLAMA3, ("<|python_tag|>", "<|eom_id|>")),
+    "mistral": (MISTRAL, ("[TOOL_CALLS]",)),
+    "gpt-oss": (CHANNELS, CHANNEL_TOKENS),
+    "none of its own": ("{{ tools | tojson }}{{ messages[0].content }}", ()),
+}
+
+
+@pytest.mark.parametrize(("template", "specials"), FORCED.values(), ids=FORCED)
+def test_a_call_that_must_come_comes_and_fits_its_schema(
+    tmp_path: Path, template: str, specials: Sequence[str]
+) -> None:
+    """The model's weights are random: nothing but the grammar makes it call."""
+    # A tokenizer that puts spaces before texts also puts them after the markers of channels.
+    spaces = template != CHANNELS
+    path = make_tiny_llama(
+        tmp_path / "m.gguf", chat_template=template, specials=specials, n_ctx=2048, space_prefix=spaces
+    )
+    # A model of random weights that begins to think would do that to its last token.
+    ends = {tiny_vocab(specials=specials).id_of(token): 40.0 for token in ("</think>", "<|end|>") if token in specials}
+    with RunnerProcess() as runner:
+        runner.load(path, num_ctx=2048, num_batch=512)
+        for seed in range(3):
+            wanted = chat(WEATHER, TIME, tool_choice=REQUIRED)
+            answer = runner.ask(chat=wanted, temperature=1.0, seed=seed, num_predict=1500, logit_bias=ends)
+            assert answer.done.reason == TOOL_CALLS, answer
+            assert answer.text == ""
+            for name, arguments in arguments_of(answer):
+                assert isinstance(arguments, dict)
+                if name == "weather":
+                    assert arguments["city"] in ("Rome", "Oslo")
+                else:
+                    assert (name, len(arguments["zone"]) <= 6, arguments.get("offset", 0) <= 99) == ("time", True, True)
+        for tool in (WEATHER, TIME):
+            wanted = chat(WEATHER, TIME, tool_name=tool.name)
+            answer = runner.ask(chat=wanted, temperature=1.0, seed=5, num_predict=1500, logit_bias=ends)
+            assert {name for name, _ in arguments_of(answer)} == {tool.name}
+
+
+def test_what_cannot_be_enforced_is_refused(say: Say) -> None:
+    runner = say(HERMES, ["sure"])
+    odd = frames_pb2.Tool(name="odd", parameters='{"type": "object", "properties": {"a": {"uniqueItems": true}}}')
+    failure = runner.ask(chat=chat(odd, tool_choice=REQUIRED)).failure
+    assert (failure.kind, failure.field) == (frames_pb2.Failed.KIND_INVALID, "tools")
+    assert "odd" in failure.message
+    assert "uniqueItems" in failure.message
+    assert runner.ask(chat=chat(odd)).text == "sure"
+
+
+def test_thoughts_come_before_what_a_format_is_for(say: Say) -> None:
+    format_ = {"format": frames_pb2.Format(regex="[a-c]{3}")}
+    opened = say(OPENED, ["maybe", " yes\n", "</think>"])
+    answer = opened.ask(chat=chat(), options=format_)
+    assert answer.thinking == "maybe yes"
+    assert re.fullmatch("[a-c]{3}", answer.text)
+    assert answer.done.reason == STOP
+    answer = opened.ask(chat=chat(WEATHER, tool_choice=REQUIRED))
+    assert answer.thinking == "maybe yes"
+    assert [name for name, _ in arguments_of(answer)] == ["weather"]
+    # Where the model opens them itself, and where it does not think at all.
+    assert say(THINKING, ["<think>", "maybe", "</think>"]).ask(chat=chat(), options=format_).thinking == "maybe"
+    answer = say(THINKING, ["c", "a", "b"]).ask(chat=chat(), options=format_)
+    assert (answer.thinking, answer.text) == ("", "cab")
+
+
 def test_special_tokens_that_mark_nothing_stay_hidden(say: Say) -> None:
     runner = say(
         MISTRAL, ["sure", "<|other|>", " one", "[TOOL_CALLS]", f"[{CALL}]"], specials=("<|other|>", "[TOOL_CALLS]")
@@ -188,11 +277,11 @@ def test_special_tokens_that_mark_nothing_stay_hidden(say: Say) -> None:
 def test_a_request_can_bring_its_own_template(say: Say) -> None:
     runner = say(CHATML, ["<think>", "maybe", "</think>", "sure"])
     assert runner.ask(chat=chat()).text == "<think>maybe</think>sure"
-    own = chat(template="<think> so: {{ messages[0].content }}\n")
+    own = chat(template="<think> so: {{ messages[0].content }}")
     answer = runner.ask(chat=own)
     assert (answer.thinking, answer.text) == ("maybe", "sure")
     rendered = runner.call(render=frames_pb2.Render(chat=own)).rendered
-    assert rendered.prompt == "<think> so: what now\n"
+    assert rendered.prompt == "<think> so: what now"
     failures = {
         "{% if %}": "line 1",
         "{{ raise_exception('not so') }}": "not so",

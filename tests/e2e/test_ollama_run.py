@@ -16,6 +16,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_ollama import ChatOllama, OllamaEmbeddings
 
+from tests.support.compatibility import parts, read
 from tests.support.ollama import CALL, SAID, SCRIPT, Gateway, gateway, install_models
 from tests.support.product import Product, installed
 
@@ -453,3 +454,40 @@ def test_the_same_as_over_the_other_api(running: Product, client: ollama.Client)
 @pytest.mark.parametrize("name", ["chat", "chat:latest", "CHAT", "Chat:Latest"])
 def test_names_are_as_clients_write_them(client: ollama.Client, name: str) -> None:
     assert client.generate(name, "the people", options=NINE).model == name
+
+
+def test_every_field_of_an_answer_is_in_the_table_of_compatibility(api: Gateway) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    add = {"type": "function", "function": {"name": "add"}}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/api/generate", {"model": "thinker", "prompt": "hi", "logprobs": True, "top_logprobs": 1}),
+        ("/api/generate", {"model": "chat", "prompt": "hi", "_debug_render_only": True}),
+        ("/api/generate", {"model": "none", "prompt": "hi"}),
+        ("/api/generate", {"model": "chat"}),
+        ("/api/chat", {"model": "thinker", "messages": turns, "tools": [add], "logprobs": True, "top_logprobs": 1}),
+        ("/api/chat", {"model": "chat", "messages": turns, "_debug_render_only": True}),
+        ("/api/chat", {"model": "none", "messages": turns}),
+        ("/api/embed", {"model": "encoder", "input": "hi"}),
+        ("/api/embed", {"model": "none", "input": "hi"}),
+        ("/api/embeddings", {"model": "encoder", "prompt": "hi"}),
+        ("/api/embeddings", {"model": "none", "prompt": "hi"}),
+    ]
+    rows = [row for row in read(parts()).rows if row.part == "response"]
+    for path in {path for path, _ in asked}:
+        for model in ("thinker", "encoder"):
+            # Loading takes time, and only then there is a field for it.
+            api.post("/api/generate", {"model": model, "keep_alive": 0})
+        replies = [api.post(path, {**body, "stream": False}).json for where, body in asked if where == path]
+        seen = {name for reply in replies for name in dotted(reply)}
+        said = {row.field for row in rows if row.path == path and row.supported != "no"}
+        assert seen == said | {name.rpartition(".")[0] for name in said if name.rpartition(".")[0] in seen}, path
+
+
+def dotted(value: object, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all fields, as the table of compatibility writes them."""
+    for item in value if isinstance(value, list) else [value]:
+        for name, inner in item.items() if isinstance(item, dict) else ():
+            yield prefix + name
+            # Arguments are the function's own, and alternatives have what tokens have.
+            if name not in ("arguments", "top_logprobs"):
+                yield from dotted(inner, f"{prefix}{name}.")

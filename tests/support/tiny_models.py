@@ -96,8 +96,11 @@ def make_tiny_llama(
     causal: bool = True,
     rerank_template: str | None = None,
     specials: Sequence[str] = (),
+    space_prefix: bool = True,
 ) -> Path:
     """Write a llama of random weights to *path*, with *specials* as more special tokens.
+
+    Without *space_prefix* the tokenizer puts no space before texts, as those of newer models do not.
 
     With *pooling* it is a model made for embedding; with `RANK` it has a classifier of one score.
 
@@ -115,7 +118,7 @@ def make_tiny_llama(
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer + n_idle, n_ff=n_ff, n_head=n_head)
     writer.add_rope_dimension_count(n_embd // n_head)
-    _add_vocab(writer, vocab, chat_template, add_bos=add_bos)
+    _add_vocab(writer, vocab, chat_template, add_bos=add_bos, space_prefix=space_prefix)
     if pooling is not None:
         writer.add_pooling_type(pooling)
     if not causal:
@@ -366,7 +369,14 @@ def _describe(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocab(writer: gguf.GGUFWriter, vocab: Vocab, chat_template: str | None, *, add_bos: bool = True) -> None:
+def _add_vocab(
+    writer: gguf.GGUFWriter,
+    vocab: Vocab,
+    chat_template: str | None,
+    *,
+    add_bos: bool = True,
+    space_prefix: bool = True,
+) -> None:
     kinds = [gguf.TokenType.NORMAL] * len(vocab.pieces)
     kinds[0] = gguf.TokenType.UNKNOWN
     kinds[1:_BYTE_0] = [gguf.TokenType.CONTROL] * (_BYTE_0 - 1)
@@ -385,7 +395,7 @@ def _add_vocab(writer: gguf.GGUFWriter, vocab: Vocab, chat_template: str | None,
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(add_bos)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(True)
+    writer.add_add_space_prefix(space_prefix)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 

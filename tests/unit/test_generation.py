@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lmd.runner.answer_parser import Part
 from lmd.runner.generation import Generation
 from lmd.runner.job import LENGTH, Request
 from lmd.runner.v1 import frames_pb2
@@ -44,7 +45,15 @@ class Outbox:
     def started(self, request: Request) -> None:
         self.told.on_started(request)
 
-    def text(self, request: Request, number: int, text: str, generated_tokens: int, logprobs: Sequence[Any]) -> None:
+    def text(
+        self,
+        request: Request,
+        number: int,
+        text: str | Sequence[Part],
+        generated_tokens: int,
+        logprobs: Sequence[Any],
+    ) -> None:
+        assert isinstance(text, str), "nothing here takes answers apart"
         assert request.request_id in self.told.started
         assert request.request_id not in self.told.ended
         key = request.request_id, number

@@ -7,102 +7,21 @@ call (an unknown function, broken JSON, no end) is text, as the model wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from lmd.runner.answer_parts import SPACE, Edges, Part, Parts
 from lmd.runner.answer_style import AnswerStyle, Calls, Thoughts
-from lmd.runner.tool_bodies import BareBody, Body, State, make_body
-from lmd.runner.tool_calls import Call
+from lmd.runner.channels import ChannelAnswer
+from lmd.runner.marker_search import held_from
+from lmd.runner.tool_bodies import BareBody, Body, make_body
+from lmd.runner.tool_calls import Call, State
 from lmd.runner.v1 import frames_pb2
 
 __all__ = ["AnswerParser", "Call", "Part"]
 
-_SPACE = " \t\r\n"
 # Models write several calls without markers like this.
 _GAP = " \t\r\n,;"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of an answer: one of these."""
-
-    thinking: str = ""
-    text: str = ""
-    call: Call | None = None
-
-
-class Parts:
-    """Collects parts; neighbours of the same kind become one."""
-
-    def __init__(self) -> None:
-        self._parts: list[Part] = []
-        self._open: list[str] = []
-        self._thinking = False
-
-    def think(self, text: str) -> None:
-        """Add thoughts."""
-        self._add(text, thinking=True)
-
-    def say(self, text: str) -> None:
-        """Add text."""
-        self._add(text, thinking=False)
-
-    def call(self, call: Call) -> None:
-        """Add a call."""
-        self._close()
-        self._parts.append(Part(call=call))
-
-    def take(self) -> list[Part]:
-        """Return what was added since the last time."""
-        self._close()
-        parts, self._parts = self._parts, []
-        return parts
-
-    def _add(self, text: str, *, thinking: bool) -> None:
-        if not text:
-            return
-        if thinking != self._thinking:
-            self._close()
-            self._thinking = thinking
-        self._open.append(text)
-
-    def _close(self) -> None:
-        if self._open:
-            text = "".join(self._open)
-            self._parts.append(Part(thinking=text) if self._thinking else Part(text=text))
-            self._open.clear()
-
-
-class Edges:
-    """Holds back whitespace at the end of a text, and drops it at the beginning if told to."""
-
-    def __init__(self, *, strips_start: bool) -> None:
-        self.strips_start = strips_start
-        self.space = _SPACE
-        self._held: list[str] = []
-
-    def feed(self, text: str) -> str:
-        """Return what can go on."""
-        if self.strips_start:
-            text = text.lstrip(self.space)
-        if not text.strip(self.space):
-            self._held.append(text)
-            return ""
-        self.strips_start, self.space = False, _SPACE
-        body = text.rstrip(_SPACE)
-        out = "".join([*self._held, body])
-        self._held = [text[len(body) :]]
-        return out
-
-    def drop(self) -> None:
-        """Forget the whitespace that is held back."""
-        self._held.clear()
-
-    def flush(self) -> str:
-        """Return it."""
-        held, self._held = "".join(self._held), []
-        return held
 
 
 class _Parser(Protocol):
@@ -136,10 +55,14 @@ class AnswerParser:
         thoughts are text, with their markers; without *parses_calls*, or without *tools*, calls are text.
         """
         self._parts = Parts()
-        names = frozenset(tool.name for tool in tools) if parses_calls else frozenset[str]()
-        self._parser: _Parser = _MarkedAnswer(
-            self._parts, style, names, opened_thinking=opened_thinking, parses_thinking=parses_thinking
-        )
+        functions = {tool.name: tool.parameters for tool in tools} if parses_calls else {}
+        self._parser: _Parser
+        if style.in_channels:
+            self._parser = ChannelAnswer(self._parts, functions, opened_thinking=opened_thinking)
+        else:
+            self._parser = _MarkedAnswer(
+                self._parts, style, functions, opened_thinking=opened_thinking, parses_thinking=parses_thinking
+            )
 
     @property
     def called(self) -> bool:
@@ -158,14 +81,6 @@ class AnswerParser:
         return self._parts.take()
 
 
-def held_from(text: str, at: int, marker: str) -> int:
-    """Return where text after *at* may be the beginning of a marker that goes on later; its length where none is."""
-    for size in range(min(len(marker) - 1, len(text) - at), 0, -1):
-        if text.endswith(marker[:size]):
-            return len(text) - size
-    return len(text)
-
-
 def _end_of_space(text: str, at: int, space: str) -> int:
     while at < len(text) and text[at] in space:
         at += 1
@@ -179,16 +94,16 @@ class _MarkedAnswer:
         self,
         parts: Parts,
         style: AnswerStyle,
-        names: frozenset[str],
+        functions: Mapping[str, str],
         *,
         opened_thinking: bool,
         parses_thinking: bool,
     ) -> None:
         self._parts = parts
-        self._answer = _CallsInText(parts, style.calls if names else None, names)
+        self._answer = _CallsInText(parts, style.calls if functions else None, functions)
         self._thoughts: _ThoughtsFirst | None = None
         # Where nothing is looked for, thoughts need not be told from the rest.
-        if style.thoughts is not None and (parses_thinking or (style.calls is not None and names)):
+        if style.thoughts is not None and (parses_thinking or (style.calls is not None and functions)):
             self._thoughts = _ThoughtsFirst(
                 parts, self._answer, style.thoughts, opened=opened_thinking, shows=not parses_thinking
             )
@@ -248,7 +163,7 @@ class _ThoughtsFirst:
     def _begin(self, text: str) -> str | None:
         """Look for the opener; return what to go on with, or None while it cannot be told whether it is there."""
         if not self._held:
-            body = text.lstrip(_SPACE)
+            body = text.lstrip(SPACE)
             self._space.append(text[: len(text) - len(body)])
             text = body
         text, self._held = self._held + text, ""
@@ -294,11 +209,11 @@ class _ThoughtsFirst:
 class _CallsInText:
     """Reads text with calls in it."""
 
-    def __init__(self, parts: Parts, style: Calls | None, names: frozenset[str]) -> None:
+    def __init__(self, parts: Parts, style: Calls | None, functions: Mapping[str, str]) -> None:
         self.called = False
         self._parts = parts
         self._style = style
-        self._names = names
+        self._functions = functions
         self._edges = Edges(strips_start=False)
         self._said = False
         self._after_call = False
@@ -339,8 +254,9 @@ class _CallsInText:
                 self._call(self._body.calls)
             elif self._body.state is State.REFUSED:
                 if self._read:
-                    text, begin = "".join([*self._read, text]), 0
-                at = self._refuse(text, begin)
+                    read = "".join(self._read)
+                    text, begin, at = read + text, 0, at + len(read)
+                at = self._refuse(self._body, text, begin, at)
         if self._body is not None:
             self._read.append(text[begin:])
 
@@ -352,7 +268,7 @@ class _CallsInText:
                 self._call(self._body.calls)
                 break
             text = "".join(self._read)
-            at = self._refuse(text, 0)
+            at = self._refuse(self._body, text, 0, len(text))
             self.feed(text[at:])
         self._say(self._held)
         self._held = ""
@@ -368,7 +284,7 @@ class _CallsInText:
             if at == len(text):
                 return at, at
             if text[at] == "{" or (text[at] == "[" and not style.opener):
-                self._body, self._opener_size = BareBody(self._names, lists=not style.opener), 0
+                self._body, self._opener_size = BareBody(self._functions, lists=not style.opener), 0
                 return at, at
             self._bare = False
         if not style.opener:
@@ -381,7 +297,7 @@ class _CallsInText:
             self._held = text[cut:]
             return cut, len(text)
         self._say(text[at:begin])
-        self._body, self._opener_size = make_body(style, self._names), len(style.opener)
+        self._body, self._opener_size = make_body(style, self._functions), len(style.opener)
         return begin, begin + len(style.opener)
 
     def _call(self, calls: Sequence[Call]) -> None:
@@ -394,12 +310,12 @@ class _CallsInText:
         self._bare = self._style.bare
         self._edges.drop()
         self._edges.strips_start = not self._said
-        self._edges.space = _GAP if self._bare else _SPACE
+        self._edges.space = _GAP if self._bare else SPACE
         self._after_call = True
 
-    def _refuse(self, text: str, begin: int) -> int:
-        """Take what looked like a call as text; return where to look on."""
-        at = begin + self._opener_size
+    def _refuse(self, body: Body, text: str, begin: int, end: int) -> int:
+        """Take what looked like a call, up to *end*, as text; return where to look on."""
+        at = begin + self._opener_size if body.rescans else end
         self._body = None
         self._read.clear()
         self._bare = False

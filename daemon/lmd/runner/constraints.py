@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lmd.runner.answer_style import gate_of
 from lmd.runner.format_error import FormatError
@@ -13,6 +13,14 @@ from lmd.runner.v1 import frames_pb2
 
 if TYPE_CHECKING:
     from lmd.runner.forced_calls import CallGrammar
+
+
+@runtime_checkable
+class ThinksFirst(Protocol):
+    """What `AfterThinking` is; that is loaded only when it is needed."""
+
+    def opened(self) -> Constraint:
+        """Return the same for an answer whose prompt ends inside thoughts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,8 @@ def make_constraint(formats: Formats, request: Request) -> Constraint | Refusal:
     made = formats.compile(format_, gate)
     if isinstance(made, FormatError):
         return Refusal(str(made), field)
+    if request.opens_thoughts and isinstance(made, ThinksFirst):
+        return made.opened()
     return made
 
 

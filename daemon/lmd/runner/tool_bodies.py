@@ -6,25 +6,17 @@ it has refused is the answer's text.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from lmd.runner.answer_style import Calls
+from lmd.runner.answer_style import Calls, Form
 from lmd.runner.json_scanner import JsonScanner, NotJson
-from lmd.runner.tool_calls import ARGUMENTS_KEYS, NAME_KEYS, Call, NoCall, read_arguments, read_calls
+from lmd.runner.tagged_body import TaggedBody
+from lmd.runner.tool_calls import ARGUMENTS_KEYS, NAME_KEYS, Call, NoCall, State, read_arguments, read_calls
 
 _SPACE = " \t\r\n"
 _GAP = " \t\r\n,;"
 _MAX_NAME_CHARACTERS = 256
-
-
-class State(enum.Enum):
-    """How far a body has come."""
-
-    OPEN = enum.auto()
-    DONE = enum.auto()
-    REFUSED = enum.auto()
 
 
 class Body(Protocol):
@@ -33,10 +25,12 @@ class Body(Protocol):
     Attributes:
         state: how far it is.
         calls: the calls, once it is done.
+        rescans: there may be calls in what it has refused.
     """
 
     state: State
     calls: list[Call]
+    rescans: bool
 
     def feed(self, text: str, at: int) -> int:
         """Go on from *at*; return where it is done, or the end of the text."""
@@ -45,11 +39,13 @@ class Body(Protocol):
         """Decide: nothing more will come."""
 
 
-def make_body(style: Calls, names: Collection[str]) -> Body:
-    """Return what reads after the opener."""
+def make_body(style: Calls, functions: Mapping[str, str]) -> Body:
+    """Return what reads after the opener; *functions* has the schema of each function's parameters by its name."""
     if style.opener == "[TOOL_CALLS]":
-        return NamedBody(names)
-    return ObjectsBody(names, style.closer)
+        return NamedBody(functions)
+    if style.form is Form.TAGGED:
+        return TaggedBody(functions, style.closer)
+    return ObjectsBody(functions, style.closer)
 
 
 class _CallScanner(JsonScanner):
@@ -93,6 +89,7 @@ class ObjectsBody:
     def __init__(self, names: Collection[str], closer: str) -> None:
         self.state = State.OPEN
         self.calls: list[Call] = []
+        self.rescans = True
         self._names = names
         self._closer = closer
         self._closed = 0
@@ -147,6 +144,7 @@ class BareBody:
     def __init__(self, names: Collection[str], *, lists: bool) -> None:
         self.state = State.OPEN
         self.calls: list[Call] = []
+        self.rescans = True
         self._names = names
         self._parts: list[str] = []
         self._scanner = _CallScanner(names, lists=lists)
@@ -175,6 +173,7 @@ class NamedBody:
     def __init__(self, names: Collection[str]) -> None:
         self.state = State.OPEN
         self.calls: list[Call] = []
+        self.rescans = True
         self._names = names
         self._head = ""
         self._list: ObjectsBody | None = None

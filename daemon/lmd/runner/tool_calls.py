@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -23,6 +24,14 @@ class Call:
 
     name: str
     arguments: str
+
+
+class State(enum.Enum):
+    """How far the reading of calls has come."""
+
+    OPEN = enum.auto()
+    DONE = enum.auto()
+    REFUSED = enum.auto()
 
 
 class NoCall(Exception):
@@ -87,8 +96,19 @@ def _object_text(value: _Value) -> str:
         json.loads(value.text)
     except ValueError:
         # The decoder is more patient than other readers of JSON.
-        return json.dumps(value.value)
-    return json.dumps(value.value) if _SURROGATE.search(value.text) else value.text
+        return write_arguments(value.value)
+    return write_arguments(value.value) if _SURROGATE.search(value.text) else value.text
+
+
+def write_arguments(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as JSON that any reader takes.
+
+    Raises:
+        ValueError: a number has no JSON.
+    """
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    # Halves of characters can only be written as escapes.
+    return json.dumps(arguments) if _SURROGATE.search(text) else text
 
 
 def _refuse(name: str) -> NoReturn:
