@@ -131,6 +131,7 @@ class RunnerProcess:
         manifest_chat: frames_pb2.Chat | None = None,
         kv_dir: Path | None = None,
         kv_dir_bytes: int = 1 << 30,
+        kv_ram_bytes: int = 1 << 30,
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -146,6 +147,7 @@ class RunnerProcess:
             manifest_chat=manifest_chat,
             kv_dir=str(kv_dir or ""),
             kv_dir_bytes=kv_dir_bytes,
+            kv_ram_bytes=kv_ram_bytes,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)

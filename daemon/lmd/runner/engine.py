@@ -52,7 +52,6 @@ class Engine:
         saved: SavedPrefixes | None = None,
     ) -> None:
         self._channel = channel
-        self._saved = saved
         self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
@@ -105,8 +104,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
-        if self._saved is not None and self._save_s > 0:
-            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
+        if self._save_s > 0:
+            self._generation.slots.save(self._save_s)
 
     # What requests are told: see `Outbox`.
 

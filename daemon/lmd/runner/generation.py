@@ -112,6 +112,9 @@ class Generation:
             sequences=backend.sequences,
             budget_tokens=backend.cells if budget_tokens is None else budget_tokens,
             saved=saved,
+            states=backend.states,
+            parked_bytes=backend.parked_bytes,
+            idle_tokens=backend.idle_tokens,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
@@ -136,6 +139,7 @@ class Generation:
     def stats(self) -> frames_pb2.Stats:
         """Return what was done so far and what is held."""
         self._totals.prefixes = self.slots.cached_count
+        self._totals.parked_bytes = self.slots.parked_bytes
         self._totals.kv_used = min(self.slots.used_tokens, self._backend.cells)
         return self._totals
 
@@ -167,6 +171,7 @@ class Generation:
 
     def step(self) -> None:
         """Decode once for all jobs, and once for each that is to be alone."""
+        self.slots.clear_the_way()
         for job in [job for job in self._jobs() if job.request.alone]:
             if job in self._reading:
                 self._decode_step([], [(job, min(job.unread, self._backend.batch.capacity))])
