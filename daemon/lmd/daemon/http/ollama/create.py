@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from lmd.daemon.creating import make
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.ollama.failures import Refusal
-from lmd.daemon.http.ollama.manage_replies import Step, as_it_is, managing, progress_reply
+from lmd.daemon.http.ollama.manage_replies import Step, as_it_is, cut, managing, progress_reply
 from lmd.daemon.http.ollama.manage_requests import CreateBody
 from lmd.daemon.http.ollama.pull import SUCCESS, WRITING, PullProgress, pull_refusal
 from lmd.daemon.http.ollama.recipes import Recipe, recipe_of
@@ -74,4 +74,4 @@ async def _check_uploaded(services: Services, files: Mapping[str, Digest]) -> No
     """
     for name, digest in files.items():
         if not await services.uploads.keep(digest):
-            raise Refusal(400, f'the blob {digest} of the file "{name}" is not here; send it to /api/blobs first')
+            raise Refusal(400, f'the blob {digest} of the file "{cut(name)}" is not here; send it to /api/blobs first')

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.ollama.failures import Refusal
-from lmd.daemon.http.ollama.manage_replies import as_it_is, managing, model_ref
+from lmd.daemon.http.ollama.manage_replies import as_it_is, cut, managing, model_ref
 from lmd.daemon.http.ollama.manage_requests import CopyBody, DeleteBody, PushBody
 from lmd.daemon.http.services import Services
 from lmd.daemon.names import new_name
@@ -40,11 +40,11 @@ class Manager:
         try:
             model_ref(source)
         except InvalidRef as error:
-            raise Refusal(400, f'source "{source}" is invalid') from error
+            raise Refusal(400, f'source "{cut(source)}" is invalid') from error
         try:
             new_name(destination, "destination")
         except (InvalidRef, InvalidRequest) as error:
-            raise Refusal(400, f'destination "{destination}" is invalid') from error
+            raise Refusal(400, f'destination "{cut(destination)}" is invalid') from error
         try:
             await self._catalog.copy(source, destination)
         except ModelNotFound as error:
@@ -58,7 +58,7 @@ class Manager:
             model_ref(name)
             await self._catalog.delete(name)
         except InvalidRef as error:
-            raise Refusal(400, f'name "{name}" is invalid') from error
+            raise Refusal(400, f'name "{cut(name)}" is invalid') from error
         except ModelNotFound as error:
             raise Refusal(404, f"model '{name}' not found") from error
         return Response(status_code=200)

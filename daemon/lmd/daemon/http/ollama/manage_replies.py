@@ -41,6 +41,11 @@ def as_it_is(error: LmdError) -> Refusal:
     return Refusal(status_of(error), told(error), retry_after_s=getattr(error, "retry_after_s", None))
 
 
+def cut(text: str) -> str:
+    """Return what a client sent in a length that is worth sending back."""
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def model_ref(text: str) -> ModelRef:
     """Return the reference to a model that a client names.
 

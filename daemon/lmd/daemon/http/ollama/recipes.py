@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmd.daemon.http.ollama.failures import Refusal, told
 from lmd.daemon.http.ollama.level import API_LEVEL, is_met
-from lmd.daemon.http.ollama.manage_replies import blob_digest
+from lmd.daemon.http.ollama.manage_replies import blob_digest, cut
 from lmd.daemon.http.ollama.manage_requests import CreateBody, MessageBody
 from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest
@@ -45,7 +45,7 @@ def recipe_of(body: CreateBody) -> Recipe:
     files, drafts = _files(body.files, "files"), _files(body.draft_files, "draft_files")
     twice = files.keys() & drafts.keys()
     if twice:
-        raise Refusal(400, f'the file "{min(twice)}" is in files and in draft_files; give one of them another name')
+        raise Refusal(400, f'the file "{cut(min(twice))}" is in files and in draft_files; rename one')
     if not body.from_ and not files:
         raise Refusal(400, "neither 'from' or 'files' was specified")
     sources = list(files)
