@@ -175,6 +175,21 @@ def test_a_client_that_leaves_is_counted_with_what_it_got(slow: Product) -> None
     wait_until(lambda: scraped(slow)("lmd_model_slots_busy", **labels) == 0, "the slot is free")
 
 
+def test_a_client_of_the_api_that_is_killed_is_counted_so(slow: Product) -> None:
+    client = slow.spawn_lm("run", "slow", "x", "-o", "num_predict=3000")
+    wait_until(lambda: sum(v for _, v in scraped(slow).labelled("lmd_model_slots_busy")) == 1, "the answer runs")
+    client.kill()
+    client.communicate(timeout=30)
+
+    def left() -> bool:
+        ended = scraped(slow).labelled("lmd_requests_total")
+        found = {(labels["route"], labels["outcome"]): value for labels, value in ended if labels["api"] == "grpc"}
+        return any(found.get((f"InferenceService/{name}", "cancelled")) == 1 for name in ("Chat", "Generate"))
+
+    wait_until(left, "the request has ended")
+    wait_until(lambda: sum(v for _, v in scraped(slow).labelled("lmd_model_slots_busy")) == 0, "the slot is free")
+
+
 def test_both_formats_and_everything_that_is_documented(product: Product, hub: HubServer) -> None:
     product.start()
     plain = get(product.http_url, "/metrics")
