@@ -6,7 +6,8 @@ PYTHON ?= python3
 PROTO_FILES := $(shell find protos/lmd -name '*.proto' | sort)
 SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
-.PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean bench bench-serving bench-gateway
+.PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean
+.PHONY: bench bench-serving bench-gateway
 .DEFAULT_GOAL := help
 
 help: ## list the commands
