@@ -14,6 +14,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
+from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
@@ -39,8 +40,13 @@ class ModelSource(Protocol):
         """Return the model that a reference means."""
 
 
+async def resolved_model(catalog: ModelSource, asked: str | AnswerableModel) -> AnswerableModel:
+    """Return the model that is asked for: by a reference, or itself, by who has resolved one just now."""
+    return await catalog.resolve(asked) if isinstance(asked, str) else asked
+
+
 class Inference:
-    """Answers prompts and chats.
+    """Answers prompts and chats. A model is asked for by a reference; who has resolved one already gives it instead.
 
     The streams end with exactly one `Done`, or raise. `Waiting` comes before the first text only, when what a request
     waits for changes, at most five times a second. Text that a slow consumer has not taken is merged into its next
@@ -52,16 +58,19 @@ class Inference:
     options, or *time_left_s*, what the call itself may take, has passed, wherever it is then.
     """
 
-    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+    def __init__(
+        self, catalog: ModelSource, residency: Residency, config: Config, work: ModelWork | None = None
+    ) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
         self._weights = config.runtime.caller_weights
+        self._work = work or Metrics().work
 
     def generate(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         prompt: str,
         system: str | None = None,
         raw: bool = False,
@@ -111,12 +120,12 @@ class Inference:
                 require(resolved, "thinking")
             return frames.Submit(prompt=f"{in_effect}\n\n{prompt}" if in_effect else prompt)
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer("generate", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     def chat(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         messages: Sequence[Turn | Message],
         tools: Tools | None = None,
         think: Think | None = None,
@@ -146,11 +155,14 @@ class Inference:
             turns = chat_turns(resolved.system, resolved.messages, messages)
             return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s, on_started)
+        return self._answer(
+            "chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s, on_started
+        )
 
     async def _answer(
         self,
-        ref: str,
+        operation: str,
+        asked: str | AnswerableModel,
         build: Callable[[AnswerableModel], frames.Submit],
         requested: Mapping[str, object],
         keep_alive: timedelta | None,
@@ -159,17 +171,17 @@ class Inference:
         time_left_s: float | None,
         on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        arrived_ns = time.monotonic_ns()
+        meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
         deadline = Deadline(shorter(options.timeout_s, time_left_s))
-        model = await self._catalog.resolve(ref)
+        model = await resolved_model(self._catalog, asked)
         submit = build(model)
         settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0
         shown: Waiting | None = None
         for last_try in (False, True):
             answer = None
-            with self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()
@@ -179,7 +191,7 @@ class Inference:
                 if shown is not None:
                     load_ns += time.monotonic_ns() - queued_ns
                 try:
-                    answer = await ticket.runner.submit(submit, deadline)
+                    answer = meter.answer = await ticket.runner.submit(submit, deadline)
                     # A client that takes its time with the last text keeps the model from nobody.
                     answer.when_ended(ticket.close)
                     while True:
@@ -195,12 +207,15 @@ class Inference:
                             on_started = None
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
-                        for delta in answer.take():
+                        deltas = answer.take()
+                        meter.note(deltas)
+                        for delta in deltas:
                             yield delta
                         if error is not None:
                             raise error
                         if finished is not None:
-                            yield _done(finished, submit.sampling.seed, load_ns, arrived_ns)
+                            meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
+                            yield meter.done
                             return
                 except (RunnerCrashed, RunnerHung):
                     # A request that never got a slot was not what broke the runner, and has lost nothing yet.
