@@ -18,6 +18,7 @@ from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
 from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.support.chat_models import ENDLESS_CTX, chatting
+from tests.support.compatibility import parts, read, response_problems
 from tests.support.product import Product, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -198,6 +199,15 @@ def test_errors_are_typed(client: Anthropic) -> None:
         assert long.value.type == "invalid_request_error"
     with pytest.raises(anthropic.BadRequestError, match="image"):
         client.messages.create(**ask("chat", [{"type": "image", "source": {"type": "url", "url": "x"}}]))
+
+
+def test_fields_of_answers_are_in_the_table(client: Anthropic) -> None:
+    rows = read(parts()).rows
+    for model, fields in (("caller", {"tools": [WEATHER]}), ("thinker", {"thinking": {"type": "adaptive"}})):
+        body: Any = ask(model, **fields)
+        answer = client.messages.with_raw_response.create(**body).http_response.json()
+        assert len(answer["content"]) == 2
+        assert not list(response_problems(rows, "POST /v1/messages", answer))
 
 
 def test_client_that_leaves_frees_its_slots(daemon: Product, client: Anthropic, base_url: str) -> None:

@@ -18,6 +18,7 @@ from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
 from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
 from tests.support.chat_models import ENDLESS_CTX, chatting
+from tests.support.compatibility import parts, read, response_problems
 from tests.support.product import Product, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -169,6 +170,19 @@ def test_errors_are_typed(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as state:
         client.responses.create(model="chat", input="x", previous_response_id="resp_1")
     assert state.value.param == "previous_response_id"
+
+
+def test_fields_of_answers_are_in_the_table(client: OpenAI) -> None:
+    rows = read(parts()).rows
+    for fields in (
+        {"model": "caller", "tools": [WEATHER]},
+        {"model": "thinker", "reasoning": {"effort": "high"}},
+        {"model": "chat", "max_output_tokens": 3, "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    ):
+        body: Any = {"input": "what now", **fields}
+        answer = client.responses.with_raw_response.create(**body).http_response.json()
+        assert not list(response_problems(rows, "POST /v1/responses", answer))
+        assert len(answer["output"]) == (1 if fields["model"] == "chat" else 2)
 
 
 def test_truncation_drops_the_oldest_turns_and_says_so(client: OpenAI) -> None:

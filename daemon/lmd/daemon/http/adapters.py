@@ -41,7 +41,7 @@ ADAPTERS: tuple[Adapter, ...] = (
 #: The longest prefix that fits wins; paths without one are Ollama's.
 RENDERERS: dict[str, RenderError] = {
     "/v1/": openai_errors.render_error,
-    "/v1/messages": anthropic_errors.render_error,
+    "/v1/messages/": anthropic_errors.render_error,
     **dict.fromkeys(llama_server_requests.REQUESTS, llama_server_errors.render_error),
 }
 
