@@ -258,6 +258,12 @@ async def test_what_cannot_be_done_is_refused(client: anthropic.AsyncAnthropic, 
     }
 
 
+async def test_thread_is_refused_so_that_clients_go_on_without(client: anthropic.AsyncAnthropic) -> None:
+    with pytest.raises(anthropic.types.ThreadUnsupportedRequestError) as caught:
+        await client.beta.messages.create(**ASK, thread={"type": "create"})
+    assert caught.value.error_code == "thread_unsupported_request"
+
+
 async def test_errors_are_typed(gateway: Gateway, client: anthropic.AsyncAnthropic) -> None:
     cases: list[tuple[Exception, type[anthropic.APIStatusError], str]] = [
         (ModelNotFound("m"), anthropic.NotFoundError, "not_found_error"),

@@ -130,6 +130,27 @@ def test_tool_is_used_and_answered(client: Anthropic) -> None:
     assert without.input_tokens < counted.input_tokens
 
 
+def test_tool_runner_sends_whole_conversations(client: Anthropic) -> None:
+    """It would rather have the conversation held by the server, and is told that this one does not."""
+    asked: list[str] = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        asked.append(city)
+        return "rain"
+
+    messages: Any = [{"role": "user", "content": "what now"}]
+    runner = client.beta.messages.tool_runner(
+        model="caller", max_tokens=64, tools=[weather], messages=messages, max_iterations=3
+    )
+    sizes = [reply.usage.input_tokens + (reply.usage.cache_read_input_tokens or 0) for reply in runner]
+    # The model does nothing but call.
+    assert asked[:2] == ["Rome", "Rome"]
+    assert len(sizes) == 3
+    assert sizes == sorted(set(sizes))
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_tool_that_must_be_used_is_used(client: Anthropic, choice: Any) -> None:
     """The model is random: only the grammar makes it call."""

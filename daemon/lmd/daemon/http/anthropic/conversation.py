@@ -9,6 +9,7 @@ from typing import NoReturn
 from lmd.daemon import conversations
 from lmd.daemon.answer_options import AnswerOptions, Format, FormatKind
 from lmd.daemon.conversations import Think, Tool, ToolCall, Tools, Turn
+from lmd.daemon.http.anthropic.errors import ThreadUnsupported
 from lmd.daemon.http.anthropic.requests import Block, CountRequest, Message, MessageRequest, ResultBlock
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.parameters import ParameterValue
@@ -38,8 +39,11 @@ def turns_of(request: CountRequest) -> list[Turn]:
     newlines.
 
     Raises:
+        ThreadUnsupported: it is the continuation of one that was to be held here, or the beginning.
         InvalidRequest: a block cannot be read, lacks a field, or is the result of a call that nobody made.
     """
+    if request.thread is not None:
+        raise ThreadUnsupported
     turns: list[Turn] = []
     if request.system:
         turns.append(Turn("system", _texts(request.system, "system")))

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from lmd.daemon.errors import QueueFull
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.errors import status_of
-from lmd.registry.errors import LmdError
+from lmd.registry.errors import InvalidRequest, LmdError
 
 #: What Anthropic answers when its servers have too much to do.
 OVERLOADED = 529
@@ -23,6 +23,17 @@ _TYPES = {
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
+
+
+class ThreadUnsupported(InvalidRequest):
+    """Raised when a request wants its conversation held here; Anthropic's client then sends it whole by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "`thread` is not supported: conversations are not stored",
+            field="thread",
+            hint="send the whole conversation in `messages`",
+        )
 
 
 def new_request_id() -> str:
@@ -50,7 +61,10 @@ def error_object(status: int, message: str, error: LmdError | BodyError | None, 
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     if isinstance(error, LmdError) and error.hint:
         message = f"{message}; {error.hint}"
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    told: dict[str, object] = {"type": kind, "message": message}
+    if isinstance(error, ThreadUnsupported):
+        told["details"] = {"error_code": "thread_unsupported_request"}
+    return {"type": "error", "error": told, "request_id": request_id}
 
 
 def _status(status: int, error: LmdError | BodyError | None) -> int:

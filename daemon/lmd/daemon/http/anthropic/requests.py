@@ -97,6 +97,8 @@ class CountRequest(_Body):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    # Read only to be refused: conversations are not stored.
+    thread: object = None
     # Beyond the standard.
     keep_alive: float | str | None = None
 
