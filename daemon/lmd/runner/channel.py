@@ -71,8 +71,8 @@ class Channel:
     what waits here is bounded by the requests that run, and `congested` tells the engine to start no more of them.
     Frames of one request keep their order. Not thread-safe.
 
-    Texts after the first of an answer are also held back for up to 25 milliseconds to share a frame with the next ones: a
-    fast engine would otherwise spend more on messages than on tokens. Everything else goes out at the next `flush`.
+    Texts after the first of an answer are also held back for up to 25 milliseconds to share a frame with the next ones:
+    a fast engine would otherwise spend more on messages than on tokens. Everything else goes out at the next `flush`.
     """
 
     def __init__(self, connection: socket.socket) -> None:
