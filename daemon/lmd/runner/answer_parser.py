@@ -310,7 +310,7 @@ class _CallsInText:
         self._bare = self._style.bare
         self._edges.drop()
         self._edges.strips_start = not self._said
-        self._edges.space = _GAP if self._bare else SPACE
+        self._edges.space = _GAP if self._style.unmarked else SPACE
         self._after_call = True
 
     def _refuse(self, body: Body, text: str, begin: int, end: int) -> int:
