@@ -34,6 +34,8 @@ def lmd_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in [*os.environ]:
         if name.startswith(_OF_THE_PRODUCT) and name != "LMD_HOME":
             monkeypatch.delenv(name)
+    # Daemons of several tests run at once, beside one that the user may have.
+    monkeypatch.setenv("LMD_HTTP_LISTEN", "127.0.0.1:0")
     return home
 
 
@@ -45,7 +47,7 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(self: socket.socket, address: object) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6):
             host = str(address[0])  # type: ignore[index]
-            if not host.startswith("127.") and host not in ("::1", "localhost"):
+            if not host.startswith("127.") and host not in ("::1", "::ffff:127.0.0.1", "localhost"):
                 pytest.fail(f"test tried to reach {host}")
         real_connect(self, address)  # type: ignore[arg-type]
 

@@ -56,7 +56,7 @@ def hub_server() -> Iterator[str]:
 def main() -> int:
     """Run the tour."""
     with tempfile.TemporaryDirectory(prefix="lm-demo-") as home, hub_server() as endpoint:
-        env = dict(os.environ) | {"LMD_HOME": home, "HF_ENDPOINT": endpoint}
+        env = dict(os.environ) | {"LMD_HOME": home, "HF_ENDPOINT": endpoint, "LMD_HTTP_LISTEN": "127.0.0.1:0"}
         env.pop("HF_TOKEN", None)
         say(f"A private home ({home}) and a Hub server on loopback ({endpoint}).")
         try:

@@ -117,8 +117,8 @@ async def test_it_tells_about_itself(lmd_home: Path) -> None:
     assert status.store == f"{lmd_home}/store"
     assert status.config_file == f"{lmd_home}/config.toml"
     assert status.dropin == ""
-    assert status.http == ""
-    assert status.http_detail
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]+", status.http)
+    assert status.http_detail == ""
     assert status.engine_version
     assert status.devices[0].id == "cpu"
     assert not status.draining
@@ -291,7 +291,7 @@ async def test_a_client_starts_it_through_systemds_socket(lmd_home: Path) -> Non
     manager = await asyncio.create_subprocess_exec(
         "systemd-socket-activate",
         f"--listen={path}",
-        *[f"--setenv={name}" for name in ("LMD_HOME", "PYTHONPATH", "PATH")],
+        *[f"--setenv={name}" for name in ("LMD_HOME", "LMD_HTTP_LISTEN", "PYTHONPATH", "PATH")],
         sys.executable,
         "-m",
         "tests.support.fake_application",

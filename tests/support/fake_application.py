@@ -11,18 +11,25 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+from starlette.responses import PlainTextResponse
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.main import launch
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
 from lmd.registry.errors import DiskFull, StoreLocked
+from tests.support.http_probe import HttpProbe
 from tests.support.shell_daemon import Probe
+
+if TYPE_CHECKING:
+    from lmd.daemon.http.gateway import HttpApplication
 
 
 class FakeApplication:
-    def __init__(self, config: Config, pool: BlockingPool) -> None:
+    def __init__(self, config: Config, pool: BlockingPool, metrics: Metrics) -> None:
         self._state = config.dirs.state
         self._probe = Probe()
         self._lock: IO[str] | None = None
@@ -53,6 +60,12 @@ class FakeApplication:
         lock.flush()
         self._lock = lock
         self._note("started")
+
+    def http(self) -> HttpApplication:
+        from lmd.daemon.http.gateway import HttpApplication
+
+        probe = HttpProbe()
+        return HttpApplication(probe, lambda path, status, message: PlainTextResponse(message, status_code=status))
 
     async def drain(self) -> None:
         self._note("drained")

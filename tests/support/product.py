@@ -77,11 +77,20 @@ class Product:
         keep = ("PATH", "HOME", "LANG", "TMPDIR", "USER", "PYTHONPATH", "VIRTUAL_ENV")
         env = {name: os.environ[name] for name in keep if name in os.environ}
         env |= {"LMD_HOME": str(self.home), "LANG": "C.UTF-8", "TERM": "dumb"}
+        # Daemons of several tests run at once; `http_url` tells the port.
+        env |= {"LMD_HTTP_LISTEN": "127.0.0.1:0"}
         return env | self.env | dict(extra or {})
 
     @property
     def socket(self) -> Path:
         return self.home / "run" / "lmd.sock"
+
+    @property
+    def http_url(self) -> str:
+        """Where the running daemon's HTTP gateway answers: "http://127.0.0.1:PORT"."""
+        url: str = self.json("status")["http"]
+        assert url, "the daemon has no HTTP gateway"
+        return url
 
     def lm(
         self,

@@ -325,6 +325,7 @@ def test_the_sample_with_every_default_switched_on_changes_nothing(home: Path) -
         ("store", "path"),
         ("pull", "token_file"),
         ("dropin", "path"),
+        ("http", "tokens_file"),
         ("log", "file"),
     ]
     kept = "\n".join(line for line in toml.splitlines() if "/path/to/" not in line)

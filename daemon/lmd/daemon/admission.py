@@ -62,8 +62,13 @@ class Admission:
             task.cancel()
 
     @asynccontextmanager
-    async def _admit(self, method: str, context: Any) -> AsyncIterator[None]:
-        if method.startswith(_LOOKING):
+    async def admit(self, *, looks: bool) -> AsyncIterator[None]:
+        """Count a call while it runs; one that only *looks* is let through always, and not counted.
+
+        Raises:
+            Draining: at once, when new work is refused; later, when the time of running calls is over.
+        """
+        if looks:
             yield
             return
         if self.draining:
@@ -84,6 +89,11 @@ class Admission:
             if not self._running:
                 self._idle.set()
 
+    @asynccontextmanager
+    async def _admit_rpc(self, method: str, context: Any) -> AsyncIterator[None]:
+        async with self.admit(looks=method.startswith(_LOOKING)):
+            yield
+
     def interceptor(self) -> AroundInterceptor:
         """Return the interceptor that counts and refuses calls; the error interceptor belongs outside of it."""
-        return AroundInterceptor(self._admit)
+        return AroundInterceptor(self._admit_rpc)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -16,10 +17,13 @@ from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.embedding import Embedding
+from lmd.daemon.http.services import Services
 from lmd.daemon.inference import Inference
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.residency.residency import Residency
+from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.calls import InferenceCallsServicer
@@ -41,6 +45,9 @@ from lmd.v1.runtime_service_pb2_grpc import add_RuntimeServiceServicer_to_server
 from lmd.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from lmd.v1.version import __version__
 
+if TYPE_CHECKING:
+    from lmd.daemon.http.gateway import HttpApplication
+
 log = structlog.get_logger(__name__)
 
 #: A daemon that was told to stop closes its socket first and its store last; the next one waits that long for it.
@@ -50,17 +57,24 @@ STORE_WAIT_S = 2.0
 class Application:
     """Everything the daemon does, in the order in which it is built; it is taken down in the opposite one."""
 
-    def __init__(self, config: Config, pool: BlockingPool) -> None:
+    def __init__(self, config: Config, pool: BlockingPool, metrics: Metrics) -> None:
         self._config = config
         self._pool = pool
+        self._metrics = metrics
         self._servicers: list[AddServicer] = []
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
+        self._make_http: Callable[[], HttpApplication] | None = None
 
     @property
     def servicers(self) -> Sequence[AddServicer]:
         """Return what adds each service to the server."""
         return self._servicers
+
+    def http(self) -> HttpApplication:
+        """Return what the HTTP gateway serves; asked after `start`, and only when there is a gateway."""
+        assert self._make_http is not None, "http() before start()"
+        return self._make_http()
 
     async def start(self) -> None:
         """Open the store and build what works on it.
@@ -69,7 +83,7 @@ class Application:
             StoreLocked: when another daemon has the store.
             LmdError: when the store or the aliases cannot be read.
         """
-        config, pool = self._config, self._pool
+        config, pool, started_at = self._config, self._pool, time.time()
         aliases = await pool.run(AliasTable.load, config.aliases_file)
         store = await self._open_store()
         self._exit.callback(store.close)
@@ -97,8 +111,10 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
-        calls = ModelCalls(catalog, residency, config)
-        inference = InferenceCallsServicer(Inference(catalog, residency, config), Embedding(calls), Tokenizing(calls))
+        work = self._metrics.work
+        calls = ModelCalls(catalog, residency, config, work)
+        inference = Inference(catalog, residency, config, work)
+        embedding, tokenizing = Embedding(calls), Tokenizing(calls)
 
         hub_env.prepare(config.dirs.state)
         puller = Puller(
@@ -116,6 +132,13 @@ class Application:
         token = config.pull.token
         pulls = Pulls(_OwnToken(puller, token.get_secret_value()) if token else puller)
         self._draining.push_async_callback(pulls.stop)
+        self._metrics.look = lambda: Holdings(
+            runners=residency.list(),
+            pulls_running=pulls.running,
+            pulls_ended=dict(pulls.ended),
+            pull_received_bytes=pulls.received_bytes,
+            tasks=len(asyncio.all_tasks()),
+        )
 
         if config.dropin.enabled:
             # Imports take as long as the files are large; they get a thread of their own.
@@ -131,8 +154,29 @@ class Application:
             adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool, saved_kv)),
             adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
-            adder("InferenceService", add_InferenceServiceServicer_to_server, inference),
+            adder(
+                "InferenceService",
+                add_InferenceServiceServicer_to_server,
+                InferenceCallsServicer(inference, embedding, tokenizing),
+            ),
         ]
+        self._make_http = lambda: _http_application(
+            Services(
+                config=config,
+                catalog=catalog,
+                pulls=pulls,
+                residency=residency,
+                inference=inference,
+                embedding=embedding,
+                tokenizing=tokenizing,
+                store=store,
+                saved_kv=saved_kv,
+                pool=pool,
+                version=__version__,
+                started_at=started_at,
+                metrics=self._metrics,
+            )
+        )
 
     async def drain(self) -> None:
         """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
@@ -152,6 +196,13 @@ class Application:
             if time.monotonic() > deadline:
                 return await self._pool.run(Store.open, self._config.store.path, grace_s=grace_s)
             await asyncio.sleep(0.1)
+
+
+def _http_application(services: Services) -> HttpApplication:
+    # Imported only when there is a gateway: it costs time and memory.
+    from lmd.daemon.http.app import make_http
+
+    return make_http(services)
 
 
 class _OwnToken:

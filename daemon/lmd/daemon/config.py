@@ -12,63 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
-from pydantic.config import JsonDict
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr
 
+from lmd.daemon.config_fields import ABSOLUTE_PATH, TRUTH, AnyPath, Section, SizeBytes, duration_between, setting
+from lmd.daemon.http.config import HttpConfig
 from lmd.daemon.places import Dirs
-from lmd.daemon.quantities import DURATION_FORM, FOR_EVER, SIZE_FORM, format_duration, parse_duration, parse_size
+from lmd.daemon.quantities import SIZE_FORM, format_duration
 
 LOOPBACK_NAMES = ("localhost", "::1")
-
-
-def setting(default: Any, doc: str, legal: str, *, shown: str | None = None, **bounds: Any) -> Any:
-    """Declare a field: its default, what it does, what may be written; *shown* replaces a default nobody can type."""
-    extra: JsonDict = {"legal": legal}
-    if shown is not None:
-        extra["shown"] = shown
-    return Field(default, description=doc, json_schema_extra=extra, **bounds)
-
-
-def duration_between(minimum: str, maximum: str, *, for_ever: bool = False) -> tuple[BeforeValidator, str]:
-    """Return a validator of durations, and the words for what it takes."""
-    low, high = parse_duration(minimum), parse_duration(maximum)
-
-    def check(value: object) -> timedelta:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if not isinstance(value, str):
-            raise ValueError(f"a duration is text, not {type(value).__name__}")
-        duration = parse_duration(value)
-        if duration == FOR_EVER and for_ever:
-            return duration
-        if not low <= duration <= high:
-            raise ValueError(f"out of range {minimum} to {maximum}")
-        return duration
-
-    endless = ', or "-1" for ever' if for_ever else ""
-    return BeforeValidator(check), f"{DURATION_FORM}, from {minimum} to {maximum}{endless}"
-
-
-def check_size(value: object) -> int:
-    """Read a size given as text, or as a number of bytes."""
-    if isinstance(value, str):
-        return parse_size(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"a size is text or a whole number of bytes, not {type(value).__name__}")
-
-
-def check_path(value: object, info: ValidationInfo) -> Path:
-    """Read an absolute path; a leading `~/` is the home directory of the daemon's user."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("not a path")
-    if value.startswith("~/") and info.context:
-        return Path(info.context["user_home"]) / value[2:]
-    if not value.startswith("/"):
-        raise ValueError("not an absolute path")
-    return Path(value)
 
 
 def check_endpoint(value: object) -> str:
@@ -97,8 +48,8 @@ def check_weights(value: object) -> dict[str, float]:
         raise ValueError(f"shares are a table, not {type(value).__name__}")
     weights: dict[str, float] = {}
     for caller, weight in value.items():
-        if not re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})", str(caller)):
-            raise ValueError(f"{caller!r} is no caller; write uid: and the number of a user")
+        if not re.fullmatch(r"uid:(0|[1-9][0-9]{0,9})|token:[A-Za-z0-9_.-]{1,64}", str(caller)):
+            raise ValueError(f"{caller!r} is no caller; write uid: and the number of a user, or token: and a name")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.01 <= weight <= 100:
             raise ValueError(f"the share of {caller} must be a number from 0.01 to 100, not {weight!r}")
         weights[caller] = float(weight)
@@ -112,11 +63,7 @@ def _number(text: str) -> float | str:
         return text  # refused with the caller's name
 
 
-ABSOLUTE_PATH = 'an absolute path; a leading "~/" is the home directory'
-TRUTH = "true or false"
-AnyPath = Annotated[Path, BeforeValidator(check_path)]
 Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
-SizeBytes = Annotated[int, BeforeValidator(check_size)]
 Weights = Annotated[dict[str, float], BeforeValidator(check_weights)]
 
 _grace, GRACE = duration_between("0s", "365d")
@@ -124,12 +71,6 @@ _stall, STALL = duration_between("1s", "1h")
 _keep, KEEP = duration_between("0s", "365d", for_ever=True)
 _load, LOAD = duration_between("1s", "24h")
 _drain, DRAIN = duration_between("0s", "1h")
-
-
-class Section(BaseModel):
-    """A table of the configuration file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ServerConfig(Section):
@@ -289,6 +230,7 @@ class Config(Section):
     pull: PullConfig
     runtime: RuntimeConfig
     dropin: DropinConfig
+    http: HttpConfig
     log: LogConfig
     aliases_file: AnyPath | None = setting(
         None,
@@ -308,6 +250,7 @@ SECTIONS: dict[str, type[Section]] = {
     "pull": PullConfig,
     "runtime": RuntimeConfig,
     "dropin": DropinConfig,
+    "http": HttpConfig,
     "log": LogConfig,
 }
 
@@ -338,6 +281,7 @@ def _toml(value: object) -> str:
         bool: lambda truth: "true" if truth else "false",
         timedelta: lambda duration: f'"{format_duration(duration)}"',
         str: lambda text: f'"{text}"',
+        tuple: lambda items: "[" + ", ".join(map(_toml, items)) + "]",
         dict: lambda table: (
             "{ " + ", ".join(f'"{key}" = {item}' for key, item in table.items()) + " }" if table else "{}"
         ),

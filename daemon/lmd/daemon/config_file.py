@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from lmd.daemon.config import SECTIONS, Config, describe, settable_keys
+from lmd.daemon.http.tokens import TokensUnusable, read_tokens
 from lmd.daemon.places import resolve_dirs
 
 #: Far above any sensible file; finding the line of a key takes quadratic time.
@@ -92,6 +93,12 @@ def load_config(
         raise ConfigError([_explain(problem, origins) for problem in found]) from None
     if config.aliases_file is not None and not config.aliases_file.is_file():
         raise ConfigError([_at(("aliases_file",), origins, f"{config.aliases_file} is not a file")])
+    if config.http.tokens_file is not None:
+        try:
+            read_tokens(config.http.tokens_file)
+        except TokensUnusable as error:
+            hint = f"; {error.hint}" if error.hint else ""
+            raise ConfigError([_at(("http", "tokens_file"), origins, f"{error.message}{hint}")]) from None
     token = _token(env, config.pull.token_file, origins)
     pull = config.pull.model_copy(update={"token": token, "proxies": _proxies(env)})
     return config.model_copy(update={"pull": pull})

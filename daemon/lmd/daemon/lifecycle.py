@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -27,15 +27,20 @@ from lmd.daemon.admission import Admission
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.front import Front
+from lmd.daemon.http.listening import open_sockets, url_of
 from lmd.daemon.listener import Listener, check_path_length, open_listener, prepare_directory
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.places import Dirs
 from lmd.daemon.residency.values import SAVE_S
 from lmd.daemon.sd_notify import Notifier
 from lmd.daemon.server import AddServicer, RpcServer, adder
-from lmd.daemon.services.system import SystemServiceServicer
+from lmd.daemon.services.system import HttpGateway, SystemServiceServicer, engine_version
 from lmd.v1.endpoint import SYSTEM_SOCKET
 from lmd.v1.system_service_pb2_grpc import add_SystemServiceServicer_to_server
 from lmd.v1.version import __version__
+
+if TYPE_CHECKING:
+    from lmd.daemon.http.gateway import HttpApplication
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +53,9 @@ FORCED_EXIT_S = 3 * STOP_GRACE_S
 #: Descriptors for the store, runners, pulls and logs, beside those of connections.
 RESERVED_FDS = 256
 MAX_FDS = 65536
-#: A connection takes one descriptor at the front, one to the private server, and one in it.
-FDS_PER_CONNECTION = 3
+#: A connection takes one descriptor at the front, one to the private server, and one in it; and there may be as many to
+#: the HTTP gateway, of one each.
+FDS_PER_CONNECTION = 4
 
 
 class Application(Protocol):
@@ -64,6 +70,10 @@ class Application(Protocol):
         """Open the store and whatever works on it; afterwards requests can be served."""
         ...
 
+    def http(self) -> HttpApplication:
+        """Return what the HTTP gateway serves; asked after `start`, and only when there is a gateway."""
+        ...
+
     async def drain(self) -> None:
         """Refuse what only waits, and stop what goes on without a request; called when the daemon begins to stop."""
         ...
@@ -73,7 +83,7 @@ class Application(Protocol):
         ...
 
 
-MakeApplication = Callable[[Config, BlockingPool], Application]
+MakeApplication = Callable[[Config, BlockingPool, Metrics], Application]
 
 
 class Lifecycle:
@@ -85,6 +95,7 @@ class Lifecycle:
         self._make_application = make_application
         self._notifier = Notifier(env)
         self._admission = Admission()
+        self._metrics = Metrics(engine_version=engine_version())
         self._stop_now = asyncio.Event()
         self._started_at = time.time()
 
@@ -98,7 +109,7 @@ class Lifecycle:
         pool = BlockingPool(POOL_WORKERS)
         max_total = _connections_that_fit(_raise_descriptor_limit())
         prepare_places(self._config.dirs)
-        application = self._make_application(self._config, pool)
+        application = self._make_application(self._config, pool, self._metrics)
         try:
             if not await self._start(application):
                 return
@@ -130,16 +141,48 @@ class Lifecycle:
     async def _serving(
         self, application: Application, pool: BlockingPool, listener: Listener, max_total: int
     ) -> AsyncIterator[None]:
-        system = SystemServiceServicer(
-            self._config,
-            socket=str(listener.path),
-            started_at=self._started_at,
-            admission=self._admission,
-            pool=pool,
-            shut_down=self._admission.drain,
-        )
+        async with self._gateway(application, max_total) as http:
+            system = SystemServiceServicer(
+                self._config,
+                socket=str(listener.path),
+                started_at=self._started_at,
+                admission=self._admission,
+                pool=pool,
+                shut_down=self._admission.drain,
+                http=http,
+            )
+            async with self._serving_rpc(application, system, listener, max_total):
+                yield
+
+    @asynccontextmanager
+    async def _gateway(self, application: Application, max_total: int) -> AsyncIterator[HttpGateway]:
+        """Serve HTTP where it can be served, and yield where that is."""
+        config = self._config.http
+        if not config.enabled:
+            yield HttpGateway(detail="switched off by `http.enabled`")
+            return
+        sockets, problem = open_sockets(config.listen)
+        if not sockets:
+            yield HttpGateway(detail=problem)
+            return
+        # Imported only now: it costs time and memory.
+        from lmd.daemon.http.gateway import Gateway
+
+        gateway = Gateway(application.http(), config, self._admission, max_connections=max_total)
+        urls = [url_of(sock) for sock in sockets]
+        await gateway.start(sockets)
+        log.info("http_ready", urls=urls)
+        try:
+            yield HttpGateway(url=" ".join(urls), detail=problem)
+        finally:
+            await gateway.stop()
+
+    @asynccontextmanager
+    async def _serving_rpc(
+        self, application: Application, system: SystemServiceServicer, listener: Listener, max_total: int
+    ) -> AsyncIterator[None]:
         servicers = [adder("SystemService", add_SystemServiceServicer_to_server, system), *application.servicers]
-        rpc = RpcServer(self._config.dirs.private / "grpc.sock", self._admission, servicers)
+        rpc = RpcServer(self._config.dirs.private / "grpc.sock", self._admission, self._metrics, servicers)
         await rpc.start()
         front = Front(
             listener.sock,
@@ -172,7 +215,7 @@ class Lifecycle:
     async def _drain(self, application: Application) -> None:
         allowed_s = self._config.runtime.drain_timeout.total_seconds()
         log.info("draining", running=self._admission.running, timeout_s=allowed_s)
-        self._notifier.stopping("draining", within_s=allowed_s + SAVE_S + 3 * STOP_GRACE_S)
+        self._notifier.stopping("draining", within_s=allowed_s + SAVE_S + 4 * STOP_GRACE_S)
         async with asyncio.TaskGroup() as tasks:
             # What goes on without a request must not hold up the answers that finish meanwhile, nor the reverse.
             winding_down = tasks.create_task(application.drain())

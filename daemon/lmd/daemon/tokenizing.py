@@ -45,7 +45,7 @@ class Tokenizing:
     async def tokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         text: str,
         add_special: bool = False,
         plain: bool = False,
@@ -73,7 +73,7 @@ class Tokenizing:
     async def detokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         tokens: Sequence[int],
         keep_alive: timedelta | None = None,
         caller: Caller = _EVERYONE,
@@ -95,7 +95,7 @@ class Tokenizing:
     async def apply_template(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         messages: Sequence[Turn | Message],
         tools: Tools | None = None,
         think: Think | None = None,

@@ -493,11 +493,11 @@ def _scalar_text(value: Scalar) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return _float_text(value)
+        return float_text(value)
     return str(value)
 
 
-def _float_text(value: float) -> str:
+def float_text(value: float) -> str:
     """The shortest text that reads back as the same number, in single precision when the number is one."""
     if value != value or value in (float("inf"), float("-inf")):
         return str(value)
