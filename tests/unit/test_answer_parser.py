@@ -224,6 +224,14 @@ def test_thoughts_that_the_prompt_has_opened() -> None:
     ]
 
 
+def test_half_a_marker_says_nothing_where_the_answer_was_cut() -> None:
+    assert read(HERMES, ["<think>hm</thi"], cut=True) == [thinking("hm")]
+    assert read(CHANNELS, ["<|channel|>analysis<|message|>hm<|end|><|start|>assist"], cut=True) == [thinking("hm")]
+    # Where no marker must come, it may be what it looks like.
+    assert read(HERMES, ["the <tool_ca"], cut=True) == [text("the <tool_ca")]
+    assert read(CHANNELS, ["assist"], cut=True) == [text("assist")]
+
+
 def test_thoughts_are_text_where_they_are_not_asked_for() -> None:
     answer = f"\n<think>\n{F}\n</think>\n\nHello\n{F}"
     assert read(HERMES, [answer], thinking=False) == [text(f"\n<think>\n{F}\n</think>\n\nHello"), CALL_F]
