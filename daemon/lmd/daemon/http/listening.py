@@ -39,7 +39,8 @@ def url_of(sock: socket.socket) -> str:
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    # The protocol is named because asyncio looks at it before it switches off Nagle's algorithm (40 ms an answer).
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     with contextlib.ExitStack() as stack:
         stack.callback(sock.close)
         # Only so that a restart need not wait for the connections of the last run; nobody can share the address.
