@@ -6,7 +6,8 @@ PYTHON ?= python3
 PROTO_FILES := $(shell find protos/lmd -name '*.proto' | sort)
 SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
-.PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean bench bench-serving
+.PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean
+.PHONY: bench bench-serving bench-gateway
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -66,6 +67,8 @@ protos: $(VENV)/.dev ## regenerate the stubs from protos/lmd
 docs: $(VENV)/.test ## regenerate the references that come from the code
 	@$(BIN)/python -m tests.support.cli_docs
 	@$(BIN)/python -m tests.support.parameter_docs
+	@$(BIN)/python -m tests.support.metric_docs
+	@$(BIN)/python -m tests.support.compatibility
 	@$(BIN)/python -m lmd.daemon.config_docs reference > docs/reference/configuration.md
 	@$(BIN)/python -m lmd.daemon.config_docs example > docs/reference/config.example.toml
 
@@ -85,10 +88,14 @@ bench: $(VENV)/.test ## measure against the named peers; run on an idle machine
 	@$(BIN)/python -m bench.engine tests/data/stories260K.gguf
 	@$(BIN)/python -m bench.memory
 	@$(MAKE) --no-print-directory bench-serving
+	@$(MAKE) --no-print-directory bench-gateway
 
 bench-serving: $(VENV)/.test ## measure serving against llama-server, which is built first: 10 minutes, then 15
 	@PYTHON=$(BIN)/python tools/build_llama_server.sh
 	@$(BIN)/python -m bench.serving
+
+bench-gateway: $(VENV)/.test ## measure the HTTP gateway against gRPC and llama-cpp-python's server: 5 minutes
+	@$(BIN)/python -m bench.gateway
 
 clean: ## remove what the other commands made, the environment too
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

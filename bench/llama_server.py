@@ -33,7 +33,7 @@ class LlamaServer:
     def __init__(
         self, program: Path, model: Path, *, slots: int, num_ctx: int, threads: int = 0, options: tuple[str, ...] = ()
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._log = tempfile.TemporaryFile()
         command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["-np", str(slots), "-c", str(slots * num_ctx), *options]
@@ -145,7 +145,8 @@ def _finish(answer: Answer, event: dict[str, object]) -> None:
     answer.cached_tokens = int(cached)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

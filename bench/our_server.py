@@ -20,7 +20,8 @@ from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
 from lmd.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from tests.support.product import Product, installed
 
-_MODEL = "bench"
+#: The name of the model.
+MODEL = "bench"
 _FOR_EVER = Duration(seconds=-1)
 
 
@@ -41,6 +42,7 @@ class OurServer:
         threads: int = 0,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        self.num_ctx = num_ctx
         self._parameters = model_pb2.Parameters(temperature=0, num_ctx=num_ctx)
         if threads:
             self._parameters.num_thread = threads
@@ -55,7 +57,7 @@ class OurServer:
             self.start()
             modelfile = home / "Modelfile"
             modelfile.write_text(f"FROM {model}\n")
-            self.product.lm("create", _MODEL, "-f", str(modelfile), timeout_s=600)
+            self.product.lm("create", MODEL, "-f", str(modelfile), timeout_s=600)
             self.load()
         except BaseException:
             self.close()
@@ -115,7 +117,7 @@ class OurServer:
         on_text: Callable[[], None] | None = None,
     ) -> Answer:
         request = pb.GenerateRequest(
-            model=_MODEL, prompt=prompt, raw=True, parameters=self._parameters, keep_alive=_FOR_EVER
+            model=MODEL, prompt=prompt, raw=True, parameters=self._parameters, keep_alive=_FOR_EVER
         )
         request.parameters.num_predict = tokens
         answer = Answer(now_s())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmd.daemon import uploads as uploads_module
 from lmd.daemon.access import pull_ref
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
@@ -21,6 +22,7 @@ from lmd.registry.digest import Digest
 from lmd.registry.errors import (
     BlobCorrupt,
     BlobMissing,
+    DigestMismatch,
     DiskFull,
     FileInvalid,
     GgufInvalid,
@@ -433,6 +435,65 @@ async def test_an_upload_becomes_a_blob_that_survives_a_collection(catalog: Cata
     assert list(store.collect(grace_s=0)) == []
     catalog.uploads.release([stored.digest])
     assert [item.digest_or_name for item in store.collect(grace_s=0)] == [str(stored.digest)]
+
+
+async def pieces_of(data: bytes, piece: int = 1 << 16) -> AsyncIterator[bytes]:
+    for offset in range(0, len(data), piece):
+        yield data[offset : offset + piece]
+
+
+async def test_an_upload_need_not_tell_its_size(
+    catalog: Catalog, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "RESERVED_STEP_BYTES", 100_000)
+    data = os.urandom(300_000)
+    stored = await catalog.uploads.store(pieces_of(data), size_bytes=None)
+    assert stored == StoredBlob(Digest.of(data), len(data))
+    assert store.blob_path(stored.digest).read_bytes() == data
+    assert list(store.collect(grace_s=0)) == []
+    assert (await catalog.uploads.store(pieces_of(b""), size_bytes=None)).size_bytes == 0
+
+
+async def test_space_is_set_aside_while_an_upload_of_unknown_size_goes_on(
+    catalog: Catalog, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "RESERVED_STEP_BYTES", 1 << 60)
+    with pytest.raises(DiskFull):
+        await catalog.uploads.store(pieces_of(b"x"), size_bytes=None)
+    assert store.usage().ingests == 0
+
+
+async def test_an_upload_of_other_bytes_than_expected_leaves_nothing(catalog: Catalog, store: Store) -> None:
+    with pytest.raises(DigestMismatch) as caught:
+        await catalog.uploads.store(pieces_of(b"sent"), size_bytes=4, expected=Digest.of(b"wanted"))
+    assert caught.value.metadata == {"expected": str(Digest.of(b"wanted")), "actual": str(Digest.of(b"sent"))}
+    usage = store.usage()
+    assert (usage.blobs, usage.ingests) == (0, 0)
+
+
+async def test_a_blob_that_was_found_is_kept_like_an_uploaded_one(catalog: Catalog, store: Store) -> None:
+    digest = store.put_bytes(b"somebody's")
+    assert not await catalog.uploads.keep(Digest.of(b"never stored"))
+    for _ in range(3):
+        assert await catalog.uploads.keep(digest)
+    assert list(store.collect(grace_s=0)) == []
+    catalog.uploads.release([digest])
+    assert [item.digest_or_name for item in store.collect(grace_s=0)] == [str(digest)]
+
+
+async def test_the_generation_grows_with_every_change_of_a_name(catalog: Catalog, store: Store, tmp_path: Path) -> None:
+    seen = [catalog.generation]
+    tag = add_model(store, tmp_path, "one")
+    seen.append(catalog.generation)
+    await catalog.copy("one", "two")
+    seen.append(catalog.generation)
+    await catalog.delete("two")
+    seen.append(catalog.generation)
+    assert seen == sorted(set(seen))
+    with pytest.raises(ModelNotFound):
+        await catalog.delete("two")
+    assert [listed.tag for listed in await catalog.models()] == [tag]
+    assert catalog.generation == seen[-1]
 
 
 async def test_the_same_upload_twice_is_one_blob(catalog: Catalog, store: Store) -> None:

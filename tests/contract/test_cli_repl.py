@@ -314,3 +314,23 @@ def test_ctrl_c_ends_a_session_without_a_terminal(daemon: FakeDaemon) -> None:
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=30)
     assert running.returncode == 130
+
+
+def test_thinking_is_set_and_remembered(daemon: FakeDaemon, chat: Terminal) -> None:
+    def answer(*_: Any) -> Iterator[pb.ChatResponse]:
+        yield pb.ChatResponse(delta=pb.TextDelta(thinking="Is it?"))
+        yield from text_events(pb.ChatResponse, "It is.")
+
+    daemon.chat = answer
+    _say(chat, "/set think", "answers begin with thoughts")
+    _say(chat, "one", r"Is it\?\s+--- answer ---[\s\S]+It is\.")
+    _say(chat, "/set think high", "answers begin with thoughts")
+    _say(chat, "/set nothoughts", "thoughts are not printed")
+    _say(chat, "two", r"It is\.")
+    _say(chat, "/set nothink", "answers begin at once")
+    _say(chat, "/set think much", r"cannot think `much`\s+hint: one of on, low")
+    _say(chat, "three", r"It is\.")
+    requests = daemon.requests("Chat")
+    assert [request.think for request in requests] == [pb.THINK_ON, pb.THINK_HIGH, pb.THINK_OFF]
+    assert [message.thinking for message in requests[1].messages] == ["", "Is it?", ""]
+    assert chat.raw.count("--- thinking ---") == 1

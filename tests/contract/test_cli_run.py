@@ -362,7 +362,9 @@ def test_several_answers_as_json(daemon: FakeDaemon) -> None:
         "top": [{"id": 6, "token": "b", "bytes": [98], "logprob": None}],
     }
     plain = json.loads(lm_process("run", "--json", "llama3", "hi").out)
-    assert plain["choices"] == [{"text": "You said: hi", "finish_reason": "stop", "generated_tokens": 3, "stop": ""}]
+    assert plain["choices"] == [
+        {"text": "You said: hi", "thinking": "", "finish_reason": "stop", "generated_tokens": 3, "stop": ""}
+    ]
 
 
 def test_what_was_left_out_is_said(daemon: FakeDaemon) -> None:
@@ -404,3 +406,60 @@ def test_place_in_the_queue_is_shown(daemon: FakeDaemon) -> None:
         gate.opened.set()
         screen.expect("at last")
         assert screen.wait() == 0
+
+
+def _thoughtful(*_: Any) -> Iterator[pb.ChatResponse]:
+    for thinking in ("Is ice ", "wet?"):
+        yield pb.ChatResponse(delta=pb.TextDelta(thinking=thinking))
+    yield from text_events(pb.ChatResponse, "It is.")
+
+
+def test_thoughts_go_to_stderr(daemon: FakeDaemon) -> None:
+    daemon.chat = _thoughtful
+    result = lm_process("run", "llama3", "hi")
+    assert (result.code, result.out) == (0, "It is.\n")
+    assert result.err == "--- thinking ---\nIs ice wet?\n--- answer ---\n"
+    result = lm_process("run", "--hide-thinking", "llama3", "hi")
+    assert (result.out, result.err) == ("It is.\n", "")
+    answer = json.loads(lm_process("run", "--json", "llama3", "hi").out)
+    assert (answer["thinking"], answer["response"]) == ("Is ice wet?", "It is.")
+
+
+def test_thoughts_are_faint_on_a_terminal(daemon: FakeDaemon) -> None:
+    daemon.chat = _thoughtful
+    with terminal("run", "llama3", "hi") as screen:
+        screen.expect("It is.")
+        assert screen.wait() == 0
+        assert re.search(r"\x1b\[2m--- thinking ---\x1b\[0m\s+\x1b\[2mIs", screen.raw)
+        assert re.search(r"\x1b\[2mwet\?\x1b\[0m", screen.raw)
+        assert re.search(r"\x1b\[2m--- answer ---\x1b\[0m\r\n", screen.raw)
+        assert "\x1b[2mIt" not in screen.raw
+
+
+@pytest.mark.parametrize(
+    ("arguments", "think"),
+    [
+        (("llama3", "hi"), pb.THINK_UNSPECIFIED),
+        (("--think", "llama3", "hi"), pb.THINK_ON),
+        (("llama3", "hi", "--think"), pb.THINK_ON),
+        (("--think", "high", "llama3", "hi"), pb.THINK_HIGH),
+        (("--think=low", "llama3", "hi"), pb.THINK_LOW),
+        (("--no-think", "llama3", "hi"), pb.THINK_OFF),
+        (("llama3", "--", "--think"), pb.THINK_UNSPECIFIED),
+    ],
+)
+def test_whether_to_think_reaches_the_daemon(
+    daemon: FakeDaemon, arguments: tuple[str, ...], think: pb.Think.ValueType
+) -> None:
+    assert lm_process("run", *arguments).code == 0
+    [request] = daemon.requests("Chat")
+    assert request.think == think
+    assert [message.content for message in request.messages] == [arguments[-1] if "hi" not in arguments else "hi"]
+
+
+def test_to_think_and_not_to_think_is_refused(daemon: FakeDaemon) -> None:
+    result = lm_process("run", "--think", "--no-think", "llama3", "hi")
+    assert result.code == 2
+    assert "do not go together" in result.err
+    assert lm_process("run", "--think=much", "llama3", "hi").code == 2
+    assert not daemon.requests("Chat")

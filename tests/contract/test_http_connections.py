@@ -103,15 +103,6 @@ async def test_what_is_well_formed_is_read_as_it_is_meant() -> None:
         assert rig.gateway.connections == 1
 
 
-async def test_answers_do_not_wait_for_each_other_in_the_kernel() -> None:
-    async with gateway() as rig:
-        client = await rig.connect()
-        assert (await client.request("GET", "/who")).status == 200
-        (connection,) = rig.gateway._state.connections
-        sock = connection.transport.get_extra_info("socket")
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 async def test_headers_after_the_body_change_nothing() -> None:
     async with gateway() as rig:
         client = await rig.connect()

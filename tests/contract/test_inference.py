@@ -10,7 +10,7 @@ from datetime import timedelta
 import grpc.aio
 import pytest
 
-from lmd.daemon.answer_events import Delta, Done
+from lmd.daemon.answer_events import Delta, Done, Started
 from lmd.daemon.errors import QueueFull, RunnerCrashed
 from lmd.daemon.residency.values import RunnerState, Waiting
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, ModelNotFound
@@ -63,6 +63,19 @@ async def test_prompt_with_a_template_is_one_user_turn(bench: Bench) -> None:
     assert text_of(await bench.generate("hi", raw=True)) == "hi "
     chat = await bench.chat(("system", "verbose"), ("user", "hi"))
     assert text_of(chat).split() == ["system=verbose", "user=1", "assistant=2", "user=hi"]
+
+
+async def test_size_of_the_prompt_is_told_before_the_answer(bench: Bench) -> None:
+    bench.model(chat=True)
+    told: list[Started] = []
+    turns = [Message("user", "hold on please")]
+    events = bench.inference.chat(model="m", messages=turns, on_started=told.append)
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+            assert told == []
+    assert told == [Started(prompt_tokens=3, cached_tokens=0)]
 
 
 async def test_requests_that_make_no_sense(bench: Bench) -> None:

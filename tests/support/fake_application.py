@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.main import launch
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
 from lmd.registry.errors import DiskFull, StoreLocked
 from tests.support.http_probe import HttpProbe
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FakeApplication:
-    def __init__(self, config: Config, pool: BlockingPool) -> None:
+    def __init__(self, config: Config, pool: BlockingPool, metrics: Metrics) -> None:
         self._state = config.dirs.state
         self._probe = Probe()
         self._lock: IO[str] | None = None

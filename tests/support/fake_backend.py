@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmd.runner.seams import DONE, NO_ROOM
+from lmd.runner.seams import DONE, NO_ROOM, SequenceStates
 from lmd.runner.v1 import frames_pb2
 
 VOCAB = 50
@@ -106,6 +106,15 @@ class FakeMemory:
             cell.sequences.add(target)
         return True
 
+    def extend(self, source: int, target: int, begin: int, end: int) -> bool:
+        assert self.shares_freely
+        assert source != target
+        assert not self.of(target) or self.of(target)[-1].position < begin or begin == 0
+        for cell in self.of(source):
+            if begin <= cell.position < end:
+                cell.sequences.add(target)
+        return bool(self.of(target)) and self.of(target)[-1].position == end - 1
+
     def clear(self, sequence: int) -> None:
         assert 0 <= sequence < self.sequences
         self._leave(sequence, self.of(sequence))
@@ -123,6 +132,32 @@ class FakeMemory:
         for cell in cells:
             cell.sequences.discard(sequence)
         self.cells = [cell for cell in self.cells if cell.sequences]
+
+
+class FakeStates:
+    """Copies of sequences: positions and tokens, eight bytes for each cell."""
+
+    def __init__(self, memory: FakeMemory) -> None:
+        self._memory = memory
+
+    def size(self, sequence: int) -> int:
+        return 8 * len(self._memory.of(sequence))
+
+    def save(self, sequence: int, length: int, into: memoryview) -> bool:
+        cells = self._memory.of(sequence)
+        assert cells[-1].position == length - 1, "not what is to be saved"
+        into[:] = array("i", [number for cell in cells for number in (cell.position, cell.token)]).tobytes()
+        return True
+
+    def restore(self, sequence: int, state: memoryview, length: int) -> bool:
+        assert not self._memory.of(sequence), "a sequence that is not empty"
+        numbers = array("i", state.tobytes())
+        if len(self._memory.cells) + len(numbers) // 2 > self._memory.size:
+            return False
+        for position, token in zip(numbers[::2], numbers[1::2], strict=True):
+            self._memory.cells.append(Cell(position, token, {sequence}))
+        assert numbers[-2] == length - 1
+        return True
 
 
 class FakeSampler:
@@ -151,6 +186,8 @@ class FakeBackend:
         capacity: int = 8,
         plain: bool = True,
         can_shift: bool = True,
+        parked_bytes: int = 0,
+        idle_tokens: int | None = None,
     ) -> None:
         self.num_ctx = num_ctx
         self.slots = slots
@@ -159,6 +196,9 @@ class FakeBackend:
         self.rows = slots + 4
         self.batch = FakeBatch(max(capacity, slots))
         self.memory = FakeMemory(self.cells, self.sequences, plain=plain, can_shift=can_shift)
+        self.states: SequenceStates | None = FakeStates(self.memory) if plain and parked_bytes else None
+        self.parked_bytes = parked_bytes
+        self.idle_tokens = self.cells if idle_tokens is None else idle_tokens
         self.seen: dict[int, list[int]] = {}
         self.samplers: list[FakeSampler] = []
         self.decoded = 0

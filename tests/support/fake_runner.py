@@ -204,6 +204,7 @@ class Fake:
             slots=self.load.slots,
             num_thread=self.load.num_thread or 3,
             num_thread_batch=self.load.num_thread_batch or self.load.num_thread or 4,
+            threads_lasting=True,
             has_template=self.script.has_template,
         )
         self.send(frames.RunnerFrame(ready=ready))

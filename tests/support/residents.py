@@ -120,6 +120,7 @@ class World:
             num_ctx=4096,
             max_queue=100,
             memory_reserve_bytes=0,
+            kv_ram_bytes=0,
             caller_weights={"uid:2": 2.5},
         )
         return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))

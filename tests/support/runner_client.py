@@ -43,6 +43,15 @@ class Answer:
     failed: frames_pb2.Failed | None = None
     terminals: int = 0
     delta_tokens: list[int] = field(default_factory=list)
+    thoughts: dict[int, str] = field(default_factory=dict)
+    calls: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    #: What came, in order, of the first answer: "thinking", "text", "call".
+    kinds: list[str] = field(default_factory=list)
+
+    @property
+    def thinking(self) -> str:
+        """The thoughts of the first answer."""
+        return self.thoughts.get(0, "")
 
     @property
     def text(self) -> str:
@@ -131,6 +140,7 @@ class RunnerProcess:
         manifest_chat: frames_pb2.Chat | None = None,
         kv_dir: Path | None = None,
         kv_dir_bytes: int = 1 << 30,
+        kv_ram_bytes: int = 1 << 30,
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -146,6 +156,7 @@ class RunnerProcess:
             manifest_chat=manifest_chat,
             kv_dir=str(kv_dir or ""),
             kv_dir_bytes=kv_dir_bytes,
+            kv_ram_bytes=kv_ram_bytes,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)
@@ -169,7 +180,7 @@ class RunnerProcess:
         self,
         prompt: str | None = None,
         *,
-        chat: Sequence[tuple[str, str]] | None = None,
+        chat: Sequence[tuple[str, str]] | frames_pb2.Chat | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
@@ -183,7 +194,9 @@ class RunnerProcess:
             sampling=frames_pb2.Sampling(stop=stop, **{**_GREEDY, **sampling}),
             **(options or {}),
         )
-        if chat is not None:
+        if isinstance(chat, frames_pb2.Chat):
+            submit.chat.CopyFrom(chat)
+        elif chat is not None:
             submit.chat.messages.extend(frames_pb2.ChatMessage(role=role, content=content) for role, content in chat)
         if prompt is not None:
             submit.prompt = prompt
@@ -269,13 +282,14 @@ class RunnerProcess:
         self,
         prompt: str | None = None,
         *,
-        chat: Sequence[tuple[str, str]] | None = None,
+        chat: Sequence[tuple[str, str]] | frames_pb2.Chat | None = None,
         scope: str = "",
         stop: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Answer:
         """Submit a request and wait for it to end."""
-        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, options=None, **sampling))
+        return self.answer(self.submit(prompt, chat=chat, scope=scope, stop=stop, options=options, **sampling))
 
     def wait(self) -> int:
         """Wait for the process to end."""
@@ -292,7 +306,13 @@ class RunnerProcess:
             answer = self.answers[frame.delta.request_id]
             assert answer.started is not None, "text before `started`"
             assert answer.terminals == 0, "text after the end"
-            assert frame.delta.text or frame.delta.logprobs, "empty text"
+            delta = frame.delta
+            assert delta.text or delta.logprobs or delta.thinking or delta.tool_calls, "an empty delta"
+            answer.thoughts[delta.choice] = answer.thoughts.get(delta.choice, "") + delta.thinking
+            answer.calls.setdefault(delta.choice, []).extend((call.name, call.arguments) for call in delta.tool_calls)
+            if delta.choice == 0:
+                there = (("thinking", delta.thinking), ("text", delta.text), ("call", delta.tool_calls))
+                answer.kinds += [kind for kind, value in there if value]
             answer.texts.append(frame.delta.text)
             answer.choices.setdefault(frame.delta.choice, []).append(frame.delta.text)
             answer.logprobs.extend(frame.delta.logprobs)

@@ -16,6 +16,7 @@ from lmd.daemon.admission import Admission
 from lmd.daemon.callers import caller_of
 from lmd.daemon.front import Front
 from lmd.daemon.listener import Listener, open_listener
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer, RpcServer
 
 
@@ -99,7 +100,7 @@ async def shell(
     private = directory / "private"
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
     probe, admission = Probe(), Admission()
-    rpc = RpcServer(private / "grpc.sock", admission, [probe.add, *servicers])
+    rpc = RpcServer(private / "grpc.sock", admission, Metrics(), [probe.add, *servicers])
     await rpc.start()
     await rpc.set_serving(True)
     listener = listener or open_listener(directory / "lmd.sock", {}, pid=0)

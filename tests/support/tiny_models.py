@@ -57,6 +57,8 @@ class Vocab:
     """A sentencepiece-like vocabulary: specials, 256 byte tokens, characters, words with all their beginnings."""
 
     pieces: tuple[str, ...]
+    #: How many of the last pieces are special tokens.
+    more_specials: int = 0
 
     def id_of(self, piece: str | int) -> int:
         """Return the id of a piece (`" the"` and `"▁the"` are the same) or of a raw byte."""
@@ -65,14 +67,15 @@ class Vocab:
         return self.pieces.index(piece.replace(" ", "▁"))
 
 
-def tiny_vocab() -> Vocab:
-    """Return the vocabulary all tiny models share."""
+def tiny_vocab(*, texts: Sequence[str] = (), specials: Sequence[str] = ()) -> Vocab:
+    """Return the vocabulary all tiny models share, with more *texts* and *specials* at the end."""
     ordered: dict[str, None] = dict.fromkeys(_SPECIALS)
     ordered.update(dict.fromkeys(f"<0x{byte:02X}>" for byte in range(256)))
     ordered.update(dict.fromkeys("▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?:;'\"()-"))
     for word in WORDS:
         ordered.update(dict.fromkeys("▁" + word[:length] for length in range(1, len(word) + 1)))
-    return Vocab(tuple(ordered))
+    more = [text.replace(" ", "▁") for text in texts] + list(specials)
+    return Vocab((*ordered, *more), len(specials))
 
 
 def make_tiny_llama(
@@ -92,8 +95,12 @@ def make_tiny_llama(
     pooling: gguf.PoolingType | None = None,
     causal: bool = True,
     rerank_template: str | None = None,
+    specials: Sequence[str] = (),
+    space_prefix: bool = True,
 ) -> Path:
-    """Write a llama of random weights to *path*.
+    """Write a llama of random weights to *path*, with *specials* as more special tokens.
+
+    Without *space_prefix* the tokenizer puts no space before texts, as those of newer models do not.
 
     With *pooling* it is a model made for embedding; with `RANK` it has a classifier of one score.
 
@@ -101,7 +108,7 @@ def make_tiny_llama(
 
     *byte_output* makes it say single bytes instead of words: mostly invalid UTF-8.
     """
-    vocab = tiny_vocab()
+    vocab = tiny_vocab(specials=specials)
     random = np.random.default_rng(seed)
     tensors = _llama_tensors(random, len(vocab.pieces), n_layer, n_embd, n_ff)
     _silence(tensors["output.weight"], vocab, byte_output=byte_output)
@@ -111,7 +118,7 @@ def make_tiny_llama(
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, name, n_ctx=n_ctx, n_embd=n_embd, n_layer=n_layer + n_idle, n_ff=n_ff, n_head=n_head)
     writer.add_rope_dimension_count(n_embd // n_head)
-    _add_vocab(writer, vocab, chat_template, add_bos=add_bos)
+    _add_vocab(writer, vocab, chat_template, add_bos=add_bos, space_prefix=space_prefix)
     if pooling is not None:
         writer.add_pooling_type(pooling)
     if not causal:
@@ -196,14 +203,19 @@ def make_scripted_llama(
     n_ctx: int = 256,
     chat_template: str | None = None,
     name: str = "scripted",
+    texts: Sequence[str] = (),
+    specials: Sequence[str] = (),
 ) -> Path:
     """Write a model that answers any prompt with *script*, then ends, or with *loop* begins again.
 
     A str is a piece of the vocabulary (`" the"`), an int a raw byte. The next token depends only on the last one, so no
     piece may occur twice, and a prompt must not end with a piece of the script. The weights: embeddings are unit
     vectors, the layers add nothing, and the output matrix maps each unit vector to the next token's row.
+
+    *texts* and *specials* are more pieces for the vocabulary, of any length; those with other names of special tokens
+    that llama.cpp knows, such as `<|call|>`, get their meaning, too.
     """
-    vocab = tiny_vocab()
+    vocab = tiny_vocab(texts=texts, specials=specials)
     size = len(vocab.pieces)
     ids = [vocab.id_of(piece) for piece in script]
     if len(set(ids)) != len(ids):
@@ -357,11 +369,20 @@ def _describe(
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocab(writer: gguf.GGUFWriter, vocab: Vocab, chat_template: str | None, *, add_bos: bool = True) -> None:
+def _add_vocab(
+    writer: gguf.GGUFWriter,
+    vocab: Vocab,
+    chat_template: str | None,
+    *,
+    add_bos: bool = True,
+    space_prefix: bool = True,
+) -> None:
     kinds = [gguf.TokenType.NORMAL] * len(vocab.pieces)
     kinds[0] = gguf.TokenType.UNKNOWN
     kinds[1:_BYTE_0] = [gguf.TokenType.CONTROL] * (_BYTE_0 - 1)
     kinds[_BYTE_0 : _BYTE_0 + 256] = [gguf.TokenType.BYTE] * 256
+    for place in range(len(kinds) - vocab.more_specials, len(kinds)):
+        kinds[place] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("llama")
     writer.add_token_list(list(vocab.pieces))
     # Longer pieces win, so that a known word becomes one token.
@@ -374,7 +395,7 @@ def _add_vocab(writer: gguf.GGUFWriter, vocab: Vocab, chat_template: str | None,
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(add_bos)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(True)
+    writer.add_add_space_prefix(space_prefix)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 

@@ -128,7 +128,7 @@ class TestLiveRegion:
 class TestBodies:
     def test_a_pipe_gets_the_text_as_it_is_and_a_last_line_feed(self) -> None:
         screen = Screen(200)
-        body = RawBody(screen)  # type: ignore[arg-type]
+        body = RawBody(screen)
         for piece in ("  a\n\n", "b", " c"):
             body.feed(piece)
         body.close()
@@ -137,7 +137,7 @@ class TestBodies:
 
     def test_no_answer_is_no_line(self) -> None:
         screen = Screen()
-        RawBody(screen).close()  # type: ignore[arg-type]
+        RawBody(screen).close()
         assert screen._row == 0
 
     @settings(deadline=None)
@@ -145,7 +145,7 @@ class TestBodies:
     def test_lines_break_between_words_wherever_the_pieces_end(self, pieces: list[str]) -> None:
         def shown(parts: list[str]) -> str:
             screen = Screen(1000)
-            body = WrappedBody(screen, lambda: 10)  # type: ignore[arg-type]
+            body = WrappedBody(screen, lambda: 10)
             for part in parts:
                 body.feed(part)
             body.close()
@@ -158,6 +158,6 @@ class TestBodies:
 
     def test_words_without_spaces_do_not_wait_for_ever(self) -> None:
         screen = Screen(10)
-        body = WrappedBody(screen, lambda: 10)  # type: ignore[arg-type]
+        body = WrappedBody(screen, lambda: 10)
         body.feed("漢字漢字漢字")
         assert screen.text.startswith("漢字漢字漢")

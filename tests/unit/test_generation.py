@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lmd.runner.answer_parser import Part
 from lmd.runner.generation import Generation
 from lmd.runner.job import LENGTH, Request
 from lmd.runner.v1 import frames_pb2
@@ -44,7 +45,15 @@ class Outbox:
     def started(self, request: Request) -> None:
         self.told.on_started(request)
 
-    def text(self, request: Request, number: int, text: str, generated_tokens: int, logprobs: Sequence[Any]) -> None:
+    def text(
+        self,
+        request: Request,
+        number: int,
+        text: str | Sequence[Part],
+        generated_tokens: int,
+        logprobs: Sequence[Any],
+    ) -> None:
+        assert isinstance(text, str), "nothing here takes answers apart"
         assert request.request_id in self.told.started
         assert request.request_id not in self.told.ended
         key = request.request_id, number
@@ -170,6 +179,8 @@ class EngineMachine(RuleBasedStateMachine):
         capacity=st.integers(3, 9),
         manifest=st.sampled_from([[], [1] * 17]),
         drafts=st.booleans(),
+        parked=st.sampled_from([0, 400, 1500, 10**6]),
+        idle=st.sampled_from([None, 0, 20]),
     )
     def make(
         self,
@@ -181,9 +192,20 @@ class EngineMachine(RuleBasedStateMachine):
         capacity: int,
         manifest: list[int],
         drafts: bool,
+        parked: int,
+        idle: int | None,
     ) -> None:
         self.rig = Rig(
-            plain=plain, can_shift=can_shift, slots=slots, spare=spare, budget=budget, capacity=capacity, drafts=drafts
+            num_ctx=80,
+            plain=plain,
+            can_shift=can_shift,
+            slots=slots,
+            spare=spare,
+            budget=budget,
+            capacity=capacity,
+            drafts=drafts,
+            parked_bytes=parked,
+            idle_tokens=idle,
         )
         self.rig.generation.slots.manifest = array("i", manifest)
         self.cancelled: set[int] = set()
@@ -191,7 +213,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(
         prompt=prompts,
-        begins=st.sampled_from([0, 5, 17]),
+        begins=st.sampled_from([0, 5, 17, 40]),
         limit=st.integers(-1, 12),
         seed=st.integers(0, 2),
         who=st.sampled_from("ab"),
@@ -428,3 +450,95 @@ def test_where_more_wait_for_their_first_token_prompts_get_more_of_a_step() -> N
     # Two are read in the first step; then six wait and two answer.
     assert prompts[0] > 120
     assert prompts[1] > 80
+
+
+def conversation(start: int, length: int) -> list[int]:
+    return [start + index % 3 for index in range(length)]
+
+
+def test_what_nobody_decodes_is_out_of_the_way_while_others_are_answered_and_comes_back() -> None:
+    rig = Rig(num_ctx=200, slots=2, capacity=200, parked_bytes=10**6, idle_tokens=0)
+    first = rig.submit(conversation(1, 100), limit=1)
+    rig.run()
+    rig.submit(conversation(10, 50), limit=1, scope="other")
+    rig.step()
+    assert {cell.token for cell in rig.backend.memory.cells}.isdisjoint(first.prompt)
+    rig.run()
+    decoded = rig.backend.decoded
+    again = rig.submit([*first.prompt, 7, 7], limit=1)
+    rig.run()
+    assert again.cached_tokens == 100
+    assert rig.text(again) == rig.expected(again)
+    assert rig.backend.decoded == decoded + 2
+
+
+def test_a_few_idle_tokens_may_stay_where_they_are() -> None:
+    rig = Rig(num_ctx=200, slots=2, capacity=200, parked_bytes=10**6, idle_tokens=60)
+    rig.submit(conversation(1, 50), limit=1)
+    rig.run()
+    rig.submit(conversation(10, 50), limit=1)
+    rig.run()
+    assert rig.generation.slots.parked_bytes == 0
+    rig.submit(conversation(20, 50), limit=1)
+    rig.run()
+    assert rig.generation.slots.parked_bytes == 50 * 8
+
+
+def test_what_prefixes_share_is_parked_once_and_a_conversation_piece_by_piece() -> None:
+    rig = Rig(num_ctx=300, slots=1, spare=8, capacity=300, parked_bytes=10**6, idle_tokens=0)
+    common = conversation(1, 100)
+    for start in (10, 20, 30):
+        rig.submit([*common, *conversation(start, 40)], limit=1)
+        rig.run()
+    rig.submit([9] * 40, limit=1)
+    rig.run()
+    assert rig.generation.slots.parked_bytes == (100 + 3 * 40) * 8
+    longer = rig.submit([*common, *conversation(20, 40), *conversation(40, 50)], limit=1)
+    rig.run()
+    assert longer.cached_tokens == 140
+    rig.submit([9] * 41, limit=1)
+    rig.run()
+    assert rig.generation.slots.parked_bytes == (100 + 3 * 40 + 50 + 40) * 8
+
+
+def test_only_what_was_used_least_recently_leaves_ram_and_never_what_others_build_on() -> None:
+    rig = Rig(num_ctx=300, slots=1, spare=8, capacity=300, parked_bytes=8 * 210, idle_tokens=0)
+    common = conversation(1, 100)
+    for start in (10, 20, 30, 40):
+        rig.submit([*common, *conversation(start, 40)], limit=1)
+        rig.run()
+    rig.submit([9], limit=1, scope="other")
+    rig.run()
+    assert rig.generation.slots.parked_bytes <= 8 * 210
+    old = rig.submit([*common, *conversation(20, 40), 5], limit=1)
+    new = rig.submit([*common, *conversation(40, 40), 5], limit=1)
+    rig.run()
+    assert (old.cached_tokens, new.cached_tokens) == (100, 140)
+
+
+def test_manifest_content_stays_in_memory_and_is_not_parked_with_what_follows_it() -> None:
+    rig = Rig(num_ctx=300, slots=1, spare=8, capacity=300, parked_bytes=10**6, idle_tokens=0)
+    manifest = [1] * 60
+    rig.generation.slots.manifest = array("i", manifest)
+    for scope in "ab":
+        rig.submit([*manifest, *conversation(10, 40)], limit=1, scope=scope)
+        rig.run()
+    rig.submit([9] * 5, limit=1)
+    rig.run()
+    assert rig.generation.slots.parked_bytes == 2 * 40 * 8
+    again = rig.submit([*manifest, *conversation(10, 40), 5], limit=1, scope="a")
+    other = rig.submit([*manifest, *conversation(10, 40), 5], limit=1, scope="c")
+    rig.run()
+    assert (again.cached_tokens, other.cached_tokens) == (100, 60)
+    assert rig.text(again) == rig.expected(again)
+
+
+def test_a_memory_that_is_short_parks_what_it_drops() -> None:
+    rig = Rig(num_ctx=100, slots=1, spare=8, capacity=100, parked_bytes=10**6)
+    first = rig.submit(conversation(1, 90), limit=1)
+    rig.run()
+    rig.submit(conversation(10, 90), limit=1)
+    rig.run()
+    again = rig.submit([*first.prompt, 7], limit=1)
+    rig.run()
+    assert again.cached_tokens == 90

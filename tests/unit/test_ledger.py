@@ -106,6 +106,19 @@ async def test_loads_at_the_same_moment_do_not_share_bytes() -> None:
             await task
 
 
+async def test_memory_that_a_resident_has_grown_into_is_not_counted_twice() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    # It holds 60 that the machine has shown since it was loaded, and may take 40 more.
+    machine.ledger.settle("a", held_bytes=100, unseen_bytes=40)
+    machine.free_bytes = 130
+    machine.usages["a"] = Usage(busy=True, last_used=0, pinned=False, leaving=False)
+    with pytest.raises(DeviceMemoryShort):
+        await machine.admit("b", timeout_s=0.05)
+    machine.usages["a"] = Usage(busy=True, last_used=0, pinned=False, leaving=False, grown_bytes=40)
+    assert await machine.admit("b") == "cuda0"
+
+
 async def test_the_wait_ends_with_numbers() -> None:
     machine = Machine(100)
     await machine.resident("a")

@@ -26,7 +26,7 @@ def beginnings(texts: list[list[int]]) -> int:
 def test_it_agrees_with_a_search_of_everything(
     added: list[tuple[list[int], str | None]], removed: list[int], prompt: list[int], scope: str | None, limit: int
 ) -> None:
-    cache = PrefixCache()
+    cache: PrefixCache[Entry] = PrefixCache()
     kept: list[Entry] = []
     for number, (text, owner) in enumerate(added):
         kept.append(Entry(number, array("i", text), owner))
@@ -53,7 +53,7 @@ def test_it_agrees_with_a_search_of_everything(
 
 
 def test_the_one_used_longest_ago_goes_first_and_pinned_ones_last() -> None:
-    cache = PrefixCache()
+    cache: PrefixCache[Entry] = PrefixCache()
     one, two = Entry(1, array("i", [1]), "a"), Entry(2, array("i", [2]), "a")
     pinned = Entry(3, array("i", [3]), None, pinned=True)
     for entry in (pinned, one, two):

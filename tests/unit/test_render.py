@@ -22,7 +22,8 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 
 def render(template: str, messages: list[dict[str, str]] | None = None, *, max_bytes: int = 10_000) -> str:
     renderer = Renderer(template, bos_token="<s>", eos_token="</s>", max_bytes=max_bytes)
-    return renderer.render(TURNS if messages is None else messages)
+    turns = TURNS if messages is None else messages
+    return renderer.render({"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True})
 
 
 def test_chatml() -> None:

@@ -38,7 +38,9 @@ def test_the_fewest_turns_go(systems: list[int], said: list[tuple[str, int]], ro
     trim, renders = search(whole, room)
     first = len(systems)
     cuts = [
-        i for i in range(first + 1, first + len(said)) if i == first + len(said) - 1 or said[i - first][0] == "user"
+        i
+        for i in range(first + 1, first + len(said))
+        if said[i - first][0] == "user" or (i == first + len(said) - 1 and said[i - first][0] != "tool")
     ]
     fitting = [
         cut for cut in cuts if sum(len(m.content) + 1 for m in [*whole.messages[:first], *whole.messages[cut:]]) <= room
@@ -50,6 +52,17 @@ def test_the_fewest_turns_go(systems: list[int], said: list[tuple[str, int]], ro
     else:
         assert trim.best is None
     assert renders <= 2 + len(cuts).bit_length()
+
+
+def test_what_else_a_chat_says_stays() -> None:
+    whole = chat([("user", 5), ("assistant", 5), ("user", 5)])
+    whole.tools.add(name="f")
+    whole.think, whole.template = frames_pb2.THINK_LOW, "{{ messages }}"
+    shorter = Trim(whole).next_chat()
+    assert shorter is not None
+    assert [len(message.content) for message in shorter.messages] == [5]
+    del whole.messages[:2]
+    assert shorter == whole
 
 
 @pytest.mark.parametrize(

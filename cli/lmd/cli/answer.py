@@ -12,6 +12,7 @@ from lmd.cli.context import note
 from lmd.cli.errors import ClientError
 from lmd.cli.spinner import Spinner, waiting_text
 from lmd.cli.terminal import can_redraw, is_terminal, quiet_keyboard
+from lmd.cli.thoughts import HiddenThoughts, ShownThoughts, Thoughts
 from lmd.cli.ticking import with_ticks
 from lmd.v1 import inference_service_pb2 as pb
 from lmd.v1 import model_pb2
@@ -35,6 +36,8 @@ class Request:
     keep_alive: Duration | None = None
     raw: bool = False
     options: pb.AnswerOptions | None = None
+    think: pb.Think.ValueType = pb.THINK_UNSPECIFIED
+    hides_thoughts: bool = False
 
     @property
     def chats(self) -> bool:
@@ -52,6 +55,7 @@ class Request:
                 parameters=self.parameters,
                 keep_alive=self.keep_alive,
                 options=self.options,
+                think=self.think,
             )
             return client.stream(client.inference.Chat, chat)
         generate = pb.GenerateRequest(
@@ -62,6 +66,7 @@ class Request:
             parameters=self.parameters,
             keep_alive=self.keep_alive,
             options=self.options,
+            think=self.think,
         )
         return client.stream(client.inference.Generate, generate)
 
@@ -78,6 +83,7 @@ class Choice:
     """One of the answers that were asked for."""
 
     text: str = ""
+    thinking: str = ""
     logprobs: list[pb.TokenLogprob] = field(default_factory=list)
 
 
@@ -117,15 +123,18 @@ def receive(client: Client, request: Request, body: Body) -> Answer:
     """
     answer, interrupted = Answer(), False
     spinner = Spinner()
+    shown = not request.hides_thoughts and not isinstance(body, HeldBody)
+    thoughts: Thoughts = ShownThoughts(sys.stderr) if shown else HiddenThoughts()
     beating = spinner.visible or not isinstance(body, RawBody | HeldBody)
     try:
         with quiet_keyboard(), request.send(client) as events:
             for event in with_ticks(events) if beating else events:
-                _take(event, answer, request, body, spinner)
+                _take(event, answer, request, body, thoughts, spinner)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         spinner.clear()
+        thoughts.end(answered=False)
         body.close()
     if answer.done is None and not interrupted:
         raise ClientError("the daemon ended the answer without a result", reason="INTERNAL")
@@ -154,7 +163,9 @@ def _is_cut(request: Request, done: pb.AnswerDone | pb.ChoiceDone) -> bool:
     return done.finish_reason == pb.AnswerDone.FINISH_REASON_LENGTH and not request.asked_for(done.generated_tokens)
 
 
-def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Body, spinner: Spinner) -> None:
+def _take(
+    event: AnswerEvent | None, answer: Answer, request: Request, body: Body, thoughts: Thoughts, spinner: Spinner
+) -> None:
     if event is None:
         if answer.text:
             body.refresh()
@@ -164,13 +175,25 @@ def _take(event: AnswerEvent | None, answer: Answer, request: Request, body: Bod
         delta = event.delta
         choice = answer.choice(delta.choice)
         choice.logprobs.extend(delta.logprobs)
-        if not delta.text:
-            return
+        choice.thinking += delta.thinking
         choice.text += delta.text
         if delta.choice == 0:
-            spinner.clear()
-            body.feed(delta.text)
+            _show(delta, body, thoughts, spinner)
     elif event.HasField("waiting"):
         spinner.say(waiting_text(request.model.model.name, event.waiting))
     elif event.HasField("done"):
         answer.done = event.done
+
+
+def _show(delta: pb.TextDelta, body: Body, thoughts: Thoughts, spinner: Spinner) -> None:
+    """Show a piece of the first choice."""
+    if delta.thinking:
+        if thoughts.visible:
+            spinner.clear()
+            thoughts.feed(delta.thinking)
+        else:
+            spinner.say("thinking")
+    if delta.text:
+        spinner.clear()
+        thoughts.end(answered=True)
+        body.feed(delta.text)

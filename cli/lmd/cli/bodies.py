@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from lmd.cli.terminal import cell_width, printable, terminal_size
 
 _WORDS = re.compile(r"\n|[^\S\n]+|\S+")
+
+
+class Sink(Protocol):
+    """Where text is written: a stream, or what stands before one."""
+
+    def write(self, text: str, /) -> object:
+        """Write *text*."""
+
+    def flush(self) -> object:
+        """Let it out."""
 
 
 class Body(Protocol):
@@ -27,7 +37,7 @@ class Body(Protocol):
 class RawBody:
     """Writes every piece as it comes; for pipes, and for people who want it so."""
 
-    def __init__(self, stream: TextIO, *, clean: bool = False) -> None:
+    def __init__(self, stream: Sink, *, clean: bool = False) -> None:
         self._stream = stream
         self._clean = clean
         self._last = "\n"
@@ -52,7 +62,7 @@ class RawBody:
 class WrappedBody:
     """Breaks lines between words at the edge of the terminal. Holds back the word that is being written."""
 
-    def __init__(self, stream: TextIO, columns: Callable[[], int] = lambda: terminal_size().columns) -> None:
+    def __init__(self, stream: Sink, columns: Callable[[], int] = lambda: terminal_size().columns) -> None:
         self._stream = stream
         self._columns = columns
         self._column = 0
@@ -109,7 +119,7 @@ class WrappedBody:
 class TitledBody:
     """Puts a line before a text, also before one that stays empty."""
 
-    def __init__(self, body: Body, stream: TextIO, title: str) -> None:
+    def __init__(self, body: Body, stream: Sink, title: str) -> None:
         self._body = body
         self._stream = stream
         self._title: str | None = title

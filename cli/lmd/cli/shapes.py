@@ -214,6 +214,7 @@ def answer_json(model: str, answer: Answer, done: inference_pb.AnswerDone) -> Js
     return {
         "model": model,
         "response": answer.text,
+        "thinking": answer.choice(0).thinking,
         "finish_reason": enum_text(done, "finish_reason"),
         "prompt_tokens": done.prompt_tokens,
         "cached_tokens": done.cached_tokens,
@@ -237,6 +238,7 @@ def answer_json(model: str, answer: Answer, done: inference_pb.AnswerDone) -> Js
 def _choice_json(choice: Choice, end: inference_pb.AnswerDone | inference_pb.ChoiceDone) -> Json:
     shape: Json = {
         "text": choice.text,
+        "thinking": choice.thinking,
         "finish_reason": enum_text(end, "finish_reason"),
         "generated_tokens": end.generated_tokens,
         "stop": end.stop,

@@ -39,6 +39,14 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """What is known when a request gets its slot, before its first text: the same counts as in its `Done`."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDone:
     """How one of several answers ended; *finish_reason* is "stop", "length" or "tool_calls"."""
 

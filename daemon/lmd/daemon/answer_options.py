@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from lmd.daemon.parameters import check_logit_bias, check_stop_tokens
 from lmd.registry.errors import InvalidRequest
+from lmd.registry.parameters import ParameterValue
 from lmd.runner.v1 import frames_pb2 as frames
 
 MAX_CHOICES = 16
@@ -61,6 +62,8 @@ class AnswerOptions:
     context_policy: ContextPolicy = ContextPolicy.ERROR
     #: Seconds, from the arrival of the request to its end.
     timeout_s: float | None = None
+    #: Settings, by the registry's names, that an API promises where neither the request nor the manifest makes them.
+    defaults: Mapping[str, ParameterValue] = field(default_factory=dict)
 
     def checked(self) -> AnswerOptions:
         """Return this when everything is in its range.

@@ -19,9 +19,11 @@ from lmd.daemon.dropin import DropIn
 from lmd.daemon.embedding import Embedding
 from lmd.daemon.http.services import Services
 from lmd.daemon.inference import Inference
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.residency.residency import Residency
+from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.calls import InferenceCallsServicer
@@ -55,9 +57,10 @@ STORE_WAIT_S = 2.0
 class Application:
     """Everything the daemon does, in the order in which it is built; it is taken down in the opposite one."""
 
-    def __init__(self, config: Config, pool: BlockingPool) -> None:
+    def __init__(self, config: Config, pool: BlockingPool, metrics: Metrics) -> None:
         self._config = config
         self._pool = pool
+        self._metrics = metrics
         self._servicers: list[AddServicer] = []
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
@@ -108,8 +111,10 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
-        calls = ModelCalls(catalog, residency, config)
-        inference, embedding, tokenizing = Inference(catalog, residency, config), Embedding(calls), Tokenizing(calls)
+        work = self._metrics.work
+        calls = ModelCalls(catalog, residency, config, work)
+        inference = Inference(catalog, residency, config, work)
+        embedding, tokenizing = Embedding(calls), Tokenizing(calls)
 
         hub_env.prepare(config.dirs.state)
         puller = Puller(
@@ -127,6 +132,13 @@ class Application:
         token = config.pull.token
         pulls = Pulls(_OwnToken(puller, token.get_secret_value()) if token else puller)
         self._draining.push_async_callback(pulls.stop)
+        self._metrics.look = lambda: Holdings(
+            runners=residency.list(),
+            pulls_running=pulls.running,
+            pulls_ended=dict(pulls.ended),
+            pull_received_bytes=pulls.received_bytes,
+            tasks=len(asyncio.all_tasks()),
+        )
 
         if config.dropin.enabled:
             # Imports take as long as the files are large; they get a thread of their own.
@@ -162,6 +174,7 @@ class Application:
                 pool=pool,
                 version=__version__,
                 started_at=started_at,
+                metrics=self._metrics,
             )
         )
 

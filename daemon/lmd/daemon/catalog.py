@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from lmd.registry.create import create_model
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError
 from lmd.registry.gguf import GgufHeader
-from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info
-from lmd.registry.lm_config import Message
+from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info, read_whole_header
+from lmd.registry.lm_config import FileRole, Message
 from lmd.registry.manifest import Manifest
 from lmd.registry.modelfile import Modelfile, parse_modelfile
 from lmd.registry.parameters import ParameterValue
@@ -107,6 +108,15 @@ class Catalog:
         after = _parse_token(page_token) if page_token else None
         return await self._pool.run(self._page, prefix, min(page_size or MAX_PAGE, MAX_PAGE), after)
 
+    @property
+    def generation(self) -> int:
+        """A number that grows with every change of a name; see `Store.generation`."""
+        return self._store.generation
+
+    async def models(self) -> tuple[ListedModel, ...]:
+        """Return all models, most recently modified first."""
+        return await self._pool.run(lambda: self._page("", sys.maxsize, None).models)
+
     async def describe(self, tag: TagRecord) -> ListedModel:
         """Return the headline facts of a tag."""
         return await self._pool.run(self._summaries.of, tag)
@@ -114,6 +124,20 @@ class Catalog:
     async def info(self, text: str) -> ModelFacts:
         """Return everything about a model. Raises: as `resolve`."""
         return await self._pool.run(lambda: model_info(self._store, self.names.find(text), self._headers))
+
+    async def header(self, facts: ModelFacts, role: FileRole, *, whole: bool = False) -> GgufHeader | None:
+        """Return the header of the files of a model that have this role; None when there are none.
+
+        Long arrays are cut short unless *whole* (a tokenizer makes that tens of megabytes).
+
+        Raises: BlobMissing, BlobCorrupt, GgufInvalid.
+        """
+        digests = tuple(layer.digest for layer in facts.files if layer.role == role)
+        if not digests:
+            return None
+        if whole:
+            return await self._pool.run(read_whole_header, self._store, digests)
+        return await self._pool.run(self._headers.of_files, self._store, digests)
 
     async def delete(self, text: str) -> Removal:
         """Remove a name, and what only it needed.

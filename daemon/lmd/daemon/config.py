@@ -170,6 +170,15 @@ class RuntimeConfig(Section):
         ge=0,
         le=1 << 40,
     )
+    kv_ram_bytes: SizeBytes = setting(
+        1 << 30,
+        "RAM that each model may take for what it has read and nobody is using now, beside the memory of its context "
+        "and never more than that. It keeps long conversations at hand without slowing those that run. 0 keeps none.",
+        f"{SIZE_FORM}, up to 16TiB",
+        shown='"1GiB"',
+        ge=0,
+        le=16 << 40,
+    )
     kv_disk_bytes: SizeBytes = setting(
         4 << 30,
         "Disk space for saved KV: what models have read is kept when they are unloaded, so that it need not be read "

@@ -12,6 +12,7 @@ from lmd.daemon.names import new_name
 from lmd.daemon.pulls import Pulls
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
+from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
 from lmd.registry.ref import FileRef, parse_ref
 from lmd.registry.store import TagRecord
@@ -28,17 +29,33 @@ async def create(
     files: Mapping[str, Digest],
     token: str | None = None,
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
+    """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
+    target = new_name(name, "name")
+    yield "reading the Modelfile"
+    recipe = await catalog.parse(modelfile)
+    async with aclosing(make(catalog, pulls, name=target, recipe=recipe, files=files, token=token)) as steps:
+        async for step in steps:
+            yield step
+
+
+async def make(
+    catalog: Catalog,
+    pulls: Pulls,
+    *,
+    name: str,
+    recipe: Modelfile,
+    files: Mapping[str, Digest],
+    token: str | None = None,
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
     *files* holds, for each FROM or DRAFT that is a file, its argument as written and the blob that was stored for it.
     A model that is not here is pulled; closing the iterator is leaving that pull.
 
-    Raises: InvalidRef, InvalidRequest, ModelfileSyntax, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises,
-    DiskFull, StoreError.
+    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, DiskFull,
+    StoreError.
     """
     target = new_name(name, "name")
-    yield "reading the Modelfile"
-    recipe = await catalog.parse(modelfile)
     unused = files.keys() - {source.value for source in recipe.sources}
     if unused:
         raise InvalidRequest(f"no FROM or DRAFT names the file `{min(unused)[:200]}`", field="files")

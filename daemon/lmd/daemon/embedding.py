@@ -55,7 +55,7 @@ class Embedding:
     async def embed(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         inputs: Sequence[str],
         truncate: bool = False,
         dimensions: int = 0,
@@ -101,7 +101,7 @@ class Embedding:
     async def rerank(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         query: str,
         documents: Sequence[str],
         top_n: int = 0,

@@ -67,6 +67,7 @@ class QueueFull(LmdError):
             metadata={"limit": str(limit)},
         )
         self.retry_after_s = retry_after_s
+        self.own = own
 
 
 class DeadlineExceeded(LmdError):

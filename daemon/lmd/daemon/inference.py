@@ -8,18 +8,20 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
-from lmd.daemon.answer_events import ChoiceDone, Done, Event
+from lmd.daemon.answer_events import ChoiceDone, Done, Event, Started
 from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import RunnerCrashed, RunnerHung
+from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
+from lmd.registry.parameters import INT32_MAX
 from lmd.runner.v1 import frames_pb2 as frames
 
 
@@ -38,8 +40,13 @@ class ModelSource(Protocol):
         """Return the model that a reference means."""
 
 
+async def resolved_model(catalog: ModelSource, asked: str | AnswerableModel) -> AnswerableModel:
+    """Return the model that is asked for: by a reference, or itself, by who has resolved one just now."""
+    return await catalog.resolve(asked) if isinstance(asked, str) else asked
+
+
 class Inference:
-    """Answers prompts and chats.
+    """Answers prompts and chats. A model is asked for by a reference; who has resolved one already gives it instead.
 
     The streams end with exactly one `Done`, or raise. `Waiting` comes before the first text only, when what a request
     waits for changes, at most five times a second. Text that a slow consumer has not taken is merged into its next
@@ -51,22 +58,26 @@ class Inference:
     options, or *time_left_s*, what the call itself may take, has passed, wherever it is then.
     """
 
-    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+    def __init__(
+        self, catalog: ModelSource, residency: Residency, config: Config, work: ModelWork | None = None
+    ) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
         self._weights = config.runtime.caller_weights
+        self._work = work or Metrics().work
 
     def generate(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         prompt: str,
         system: str | None = None,
         raw: bool = False,
         suffix: str = "",
         template: str = "",
         think: Think | None = None,
+        tokens: Sequence[int] | None = None,
         parameters: Mapping[str, object] | None = None,
         keep_alive: timedelta | None = None,
         options: AnswerOptions | None = None,
@@ -78,7 +89,8 @@ class Inference:
         With a chat template and without *raw* the prompt is one user turn, after the system prompt and the manifest's
         messages. Without a template a system prompt is put before the prompt, and a blank line between them. *system*
         replaces the manifest's; "" means none. *template* is used instead of the model's. With a *suffix* the answer
-        fills the gap between the two texts, and nothing else is put around them.
+        fills the gap between the two texts, and nothing else is put around them. *tokens* of the model are a raw prompt
+        that is tokenized already; nothing is added to them.
 
         Raises:
             InvalidRef, ModelNotFound, InvalidRequest, CapabilityMissing: the request cannot be served.
@@ -93,6 +105,8 @@ class Inference:
                 field = "template" if template else "suffix"
                 raise InvalidRequest(f"a raw prompt takes no {field}", field=field)
             in_effect = resolved.system if system is None else system
+            if tokens is not None:
+                return frames.Submit(tokens=frames.Tokens(ids=_token_ids(tokens)))
             if raw:
                 return frames.Submit(prompt=prompt)
             if suffix:
@@ -106,12 +120,12 @@ class Inference:
                 require(resolved, "thinking")
             return frames.Submit(prompt=f"{in_effect}\n\n{prompt}" if in_effect else prompt)
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer("generate", model, build, parameters or {}, keep_alive, options, caller, time_left_s)
 
     def chat(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         messages: Sequence[Turn | Message],
         tools: Tools | None = None,
         think: Think | None = None,
@@ -120,11 +134,13 @@ class Inference:
         options: AnswerOptions | None = None,
         caller: str = "",
         time_left_s: float | None = None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answer a chat.
 
         The manifest's system prompt is put before the messages unless the first of them is a system message; the
-        manifest's own messages follow the system prompt.
+        manifest's own messages follow the system prompt. *on_started* is called once, before the first `Delta`, for
+        those who must tell the size of the prompt ahead of the answer.
 
         Raises:
             CapabilityMissing: the model has no chat template, or one without a place for *tools*, or which cannot be
@@ -139,29 +155,33 @@ class Inference:
             turns = chat_turns(resolved.system, resolved.messages, messages)
             return frames.Submit(chat=chat_frame(turns, tools=tools, think=think))
 
-        return self._answer(model, build, parameters or {}, keep_alive, options, caller, time_left_s)
+        return self._answer(
+            "chat", model, build, parameters or {}, keep_alive, options, caller, time_left_s, on_started
+        )
 
     async def _answer(
         self,
-        ref: str,
+        operation: str,
+        asked: str | AnswerableModel,
         build: Callable[[AnswerableModel], frames.Submit],
         requested: Mapping[str, object],
         keep_alive: timedelta | None,
         options: AnswerOptions | None,
         caller: str,
         time_left_s: float | None,
+        on_started: Callable[[Started], None] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        arrived_ns = time.monotonic_ns()
+        meter = self._work.answer(operation)
         options = (options or AnswerOptions()).checked()
         deadline = Deadline(shorter(options.timeout_s, time_left_s))
-        model = await self._catalog.resolve(ref)
+        model = await resolved_model(self._catalog, asked)
         submit = build(model)
         settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0
         shown: Waiting | None = None
         for last_try in (False, True):
             answer = None
-            with self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()
@@ -171,7 +191,7 @@ class Inference:
                 if shown is not None:
                     load_ns += time.monotonic_ns() - queued_ns
                 try:
-                    answer = await ticket.runner.submit(submit, deadline)
+                    answer = meter.answer = await ticket.runner.submit(submit, deadline)
                     # A client that takes its time with the last text keeps the model from nobody.
                     answer.when_ended(ticket.close)
                     while True:
@@ -182,14 +202,20 @@ class Inference:
                                 shown = waiting
                                 yield waiting
                             continue
+                        if on_started is not None and answer.started is not None:
+                            on_started(Started(answer.started.prompt_tokens, answer.started.cached_tokens))
+                            on_started = None
                         # What comes while the consumer has the text is for the next round.
                         finished, error = answer.finished, answer.error
-                        for delta in answer.take():
+                        deltas = answer.take()
+                        meter.note(deltas)
+                        for delta in deltas:
                             yield delta
                         if error is not None:
                             raise error
                         if finished is not None:
-                            yield _done(finished, submit.sampling.seed, load_ns, arrived_ns)
+                            meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
+                            yield meter.done
                             return
                 except (RunnerCrashed, RunnerHung):
                     # A request that never got a slot was not what broke the runner, and has lost nothing yet.
@@ -209,7 +235,10 @@ class Inference:
     ) -> LoadSettings:
         """Complete a request that has its input, and return the settings to load its model with."""
         parameters = effective(
-            requested, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length
+            requested,
+            {**options.defaults, **model.parameters},
+            num_ctx=self._num_ctx,
+            train_ctx=model.header.context_length,
         )
         submit.sampling.CopyFrom(sampling(parameters))
         options.apply(submit)
@@ -229,6 +258,16 @@ async def _changed(answer: Answer, timeout_s: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def _token_ids(tokens: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a prompt; whether the model has them only its runner knows."""
+    if not tokens:
+        raise InvalidRequest("a prompt of tokens needs a token", field="prompt")
+    for token in tokens:
+        if not 0 <= token <= INT32_MAX:
+            raise InvalidRequest(f"{token} is no token; ids are whole numbers from 0", field="prompt")
+    return tokens
 
 
 def require(model: AnswerableModel, capability: str) -> None:

@@ -31,11 +31,12 @@ from lmd.daemon.front import Front
 from lmd.daemon.http.listening import open_sockets, url_of
 from lmd.daemon.http.users import SocketUsers
 from lmd.daemon.listener import Listener, check_path_length, open_listener, prepare_directory
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.places import Dirs
 from lmd.daemon.residency.values import SAVE_S
 from lmd.daemon.sd_notify import Notifier
 from lmd.daemon.server import AddServicer, RpcServer, adder
-from lmd.daemon.services.system import HttpGateway, SystemServiceServicer
+from lmd.daemon.services.system import HttpGateway, SystemServiceServicer, engine_version
 from lmd.v1.endpoint import SYSTEM_SOCKET
 from lmd.v1.system_service_pb2_grpc import add_SystemServiceServicer_to_server
 from lmd.v1.version import __version__
@@ -84,7 +85,7 @@ class Application(Protocol):
         ...
 
 
-MakeApplication = Callable[[Config, BlockingPool], Application]
+MakeApplication = Callable[[Config, BlockingPool, Metrics], Application]
 
 
 class Lifecycle:
@@ -96,6 +97,7 @@ class Lifecycle:
         self._make_application = make_application
         self._notifier = Notifier(env)
         self._admission = Admission()
+        self._metrics = Metrics(engine_version=engine_version())
         self._stop_now = asyncio.Event()
         self._started_at = time.time()
 
@@ -109,7 +111,7 @@ class Lifecycle:
         pool = BlockingPool(POOL_WORKERS)
         max_total = _connections_that_fit(_raise_descriptor_limit())
         prepare_places(self._config.dirs)
-        application = self._make_application(self._config, pool)
+        application = self._make_application(self._config, pool, self._metrics)
         try:
             if not await self._start(application):
                 return
@@ -188,7 +190,7 @@ class Lifecycle:
         self, application: Application, system: SystemServiceServicer, listener: Listener, max_total: int
     ) -> AsyncIterator[None]:
         servicers = [adder("SystemService", add_SystemServiceServicer_to_server, system), *application.servicers]
-        rpc = RpcServer(self._config.dirs.private / "grpc.sock", self._admission, servicers)
+        rpc = RpcServer(self._config.dirs.private / "grpc.sock", self._admission, self._metrics, servicers)
         await rpc.start()
         front = Front(
             listener.sock,

@@ -9,7 +9,8 @@ from datetime import timedelta
 
 from lmd.daemon.config import Config
 from lmd.daemon.deadline import Deadline
-from lmd.daemon.inference import AnswerableModel, ModelSource
+from lmd.daemon.inference import AnswerableModel, ModelSource, resolved_model
+from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.residency import Residency
 from lmd.runner.v1 import frames_pb2 as frames
@@ -40,14 +41,17 @@ class Reply:
 class ModelCalls:
     """Calls of runners by the names of models. Cancelling a call takes it back from its runner."""
 
-    def __init__(self, catalog: ModelSource, residency: Residency, config: Config) -> None:
+    def __init__(
+        self, catalog: ModelSource, residency: Residency, config: Config, work: ModelWork | None = None
+    ) -> None:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._work = work or Metrics().work
 
     async def call(
         self,
-        ref: str,
+        asked: str | AnswerableModel,
         build: Callable[[AnswerableModel], frames.DaemonFrame],
         *,
         caller: Caller,
@@ -63,7 +67,7 @@ class ModelCalls:
         """
         arrived_ns = time.monotonic_ns()
         deadline = Deadline(caller.time_left_s)
-        model = await self._catalog.resolve(ref)
+        model = await resolved_model(self._catalog, asked)
         frame = build(model)
         settings = load_settings(
             effective(parameters or {}, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
@@ -75,4 +79,7 @@ class ModelCalls:
                     raise deadline.error()
                 load_ns = time.monotonic_ns() - queued_ns
             reply = await ticket.runner.call(frame, deadline)
-        return Reply(reply, time.monotonic_ns() - arrived_ns, load_ns)
+        total_ns = time.monotonic_ns() - arrived_ns
+        operation = frame.WhichOneof("frame") or ""
+        self._work.note_call(operation, total_ns=total_ns, load_ns=load_ns, embedded_tokens=sum(reply.embedded.tokens))
+        return Reply(reply, total_ns, load_ns)

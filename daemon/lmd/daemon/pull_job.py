@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lmd.daemon.latest import Latest
+from lmd.daemon.outcomes import note_failure
 from lmd.registry.errors import LmdError
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.ref import FileRef, ModelRef, UrlRef
@@ -66,6 +67,8 @@ class PullJob:
         self.ended = asyncio.Event()
         self.watchers: set[Watcher] = set()
         self.events: dict[str, PullEvent] = {"": _resolving(detail)}
+        #: What arrived by this pull; never falls, also when a transfer begins anew.
+        self.received_bytes = 0
         self.state = State.ACTIVE
         self.record: TagRecord | None = None
         self.error: BaseException | None = None
@@ -114,6 +117,10 @@ class PullJob:
         if key:
             # Once there are files, what was said about the whole is history.
             self.events.pop("", None)
+        if event.state is not PullState.PRESENT:
+            before = self.events.get(key)
+            known_bytes = before.completed_bytes if before is not None else event.resumed_bytes
+            self.received_bytes += max(0, event.completed_bytes - known_bytes)
         self.events[key] = event
         for watcher in self.watchers:
             watcher.notice(key)
@@ -155,6 +162,8 @@ class Watcher:
         Raises: whatever ended the pull, PullCancelled included.
         """
         if self._job.error is not None:
+            # Some watchers tell it inside of a stream, where no door sees it.
+            note_failure(self._job.error)
             raise self._job.error.with_traceback(None)
         assert self._job.record is not None, "result() before the last event"
         return self._job.record

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -73,6 +73,19 @@ class Pulls:
         self._active: dict[PullKey, PullJob] = {}
         self._history: deque[tuple[float, PullStatus]] = deque(maxlen=MAX_HISTORY)
         self._stopping = False
+        #: How many ended how.
+        self.ended: Counter[State] = Counter()
+        self._received_bytes = 0
+
+    @property
+    def running(self) -> int:
+        """How many run or wait for a thread."""
+        return len(self._active)
+
+    @property
+    def received_bytes(self) -> int:
+        """What all pulls have received."""
+        return self._received_bytes + sum(job.received_bytes for job in self._active.values())
 
     @asynccontextmanager
     async def attach(
@@ -132,6 +145,8 @@ class Pulls:
         else:
             job.end(State.CANCELLED if isinstance(error, PullCancelled) else State.FAILED, None, error)
         del self._active[job.key]
+        self.ended[job.state] += 1
+        self._received_bytes += job.received_bytes
         self._history.append((self._clock(), job.status()))
         reason = error.reason if isinstance(error, LmdError) else ""
         if error is not None and not reason:

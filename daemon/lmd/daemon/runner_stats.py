@@ -22,6 +22,7 @@ class EngineStats:
     kv_size: int
     drafted_tokens: int
     accepted_tokens: int
+    parked_bytes: int
 
     @classmethod
     def of(cls, stats: frames.Stats) -> Self:

@@ -13,7 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lmd.daemon.admission import Admission
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.rpc_errors import error_interceptor
+from lmd.daemon.rpc_metrics import metrics_interceptor
 
 #: Adds one service to the server and returns its full name.
 AddServicer = Callable[[grpc.aio.Server], str]
@@ -50,10 +52,10 @@ class RpcServer:
     Health is NOT_SERVING until `set_serving(True)`.
     """
 
-    def __init__(self, socket: Path, admission: Admission, servicers: Sequence[AddServicer]) -> None:
+    def __init__(self, socket: Path, admission: Admission, metrics: Metrics, servicers: Sequence[AddServicer]) -> None:
         self.socket = socket
         self._server = grpc.aio.server(
-            interceptors=[error_interceptor(), admission.interceptor()],
+            interceptors=[error_interceptor(), metrics_interceptor(metrics), admission.interceptor()],
             options=_OPTIONS,
         )
         self._services = [add(self._server) for add in servicers]

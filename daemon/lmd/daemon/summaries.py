@@ -16,7 +16,7 @@ from lmd.registry.store import Store, TagRecord
 log = structlog.get_logger(__name__)
 
 #: Raised when the facts are read differently from the same header; older ones are then read anew.
-_KIND = "summary-1"
+_KIND = "summary-2"
 
 
 @dataclass(frozen=True, slots=True)

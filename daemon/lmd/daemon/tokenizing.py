@@ -10,6 +10,7 @@ from lmd.daemon.conversations import Think, Tools, Turn, chat_frame, chat_turns
 from lmd.daemon.inference import AnswerableModel, check_template_inputs, require
 from lmd.daemon.model_calls import Caller, ModelCalls
 from lmd.registry.errors import InvalidRequest
+from lmd.registry.lm_config import Message
 from lmd.runner.v1 import frames_pb2 as frames
 
 #: The bytes of one text; more makes a reply that few clients take.
@@ -44,7 +45,7 @@ class Tokenizing:
     async def tokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         text: str,
         add_special: bool = False,
         plain: bool = False,
@@ -72,7 +73,7 @@ class Tokenizing:
     async def detokenize(
         self,
         *,
-        model: str,
+        model: str | AnswerableModel,
         tokens: Sequence[int],
         keep_alive: timedelta | None = None,
         caller: Caller = _EVERYONE,
@@ -94,8 +95,8 @@ class Tokenizing:
     async def apply_template(
         self,
         *,
-        model: str,
-        messages: Sequence[Turn],
+        model: str | AnswerableModel,
+        messages: Sequence[Turn | Message],
         tools: Tools | None = None,
         think: Think | None = None,
         keep_alive: timedelta | None = None,

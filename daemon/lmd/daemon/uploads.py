@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lmd.daemon.callers import Caller
 from lmd.daemon.latest import Latest
 from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
-from lmd.registry.errors import InvalidRequest
+from lmd.registry.errors import DigestMismatch, InvalidRequest
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.sources.file import check_model_file
 from lmd.registry.store import Ingest, Lease, Reservation, Store
@@ -26,6 +27,8 @@ from lmd.registry.store import Ingest, Lease, Reservation, Store
 log = structlog.get_logger(__name__)
 
 MAX_CHUNK_BYTES = 1 << 20
+#: An upload of unknown size sets this much space aside at a time.
+RESERVED_STEP_BYTES = 64 << 20
 #: How long a blob waits for the model that will refer to it.
 LEASE_S = 3600.0
 #: Imports read and write a whole disk's worth: more at once are no faster and take threads from everyone else.
@@ -57,6 +60,7 @@ class Uploads:
         self._importing = asyncio.Semaphore(MAX_IMPORTS)
         self._lock = threading.Lock()  # protects the leases, which pool threads change
         self._leases: dict[Digest, Lease] = {}
+        self._timers: dict[Digest, asyncio.TimerHandle] = {}  # of the loop's thread
 
     async def receive(self, chunks: AsyncIterator[Chunk]) -> StoredBlob:
         """Store what *chunks* bring; of an upload that is cut off nothing stays.
@@ -66,19 +70,50 @@ class Uploads:
         first = await anext(chunks, None)
         if first is None or first.size_bytes <= 0:
             raise InvalidRequest("the first message of an upload must tell its size", field="size_bytes")
-        reception = _Reception(self._store, first.size_bytes)
+
+        async def pieces() -> AsyncGenerator[bytes]:
+            yield first.data
+            async for chunk in chunks:
+                yield chunk.data
+
+        async with aclosing(pieces()) as data:
+            return await self.store(data, size_bytes=first.size_bytes)
+
+    async def store(
+        self, pieces: AsyncIterator[bytes], *, size_bytes: int | None, expected: Digest | None = None
+    ) -> StoredBlob:
+        """Store what *pieces* of at most `MAX_CHUNK_BYTES` add up to; of an upload that is cut off nothing stays.
+
+        *size_bytes* is the size of the whole, None when only its end will tell; *expected* is what it must hash to.
+
+        Raises: InvalidRequest when the size is not as announced, DigestMismatch, DiskFull (before the first byte when
+        the size is known), StoreError.
+        """
+        reception = _Reception(self._store, size_bytes)
         try:
             await self._pool.run(reception.open)
-            await self._pool.run(reception.take, first.data)
-            async for chunk in chunks:
-                await self._pool.run(reception.take, chunk.data)
-            digest = reception.digest()
-            await to_the_end(self._hold(digest))
-            await self._pool.run(reception.commit, digest)
+            async for piece in pieces:
+                await self._pool.run(reception.take, piece)
+            blob = reception.blob()
+            if expected is not None and blob.digest != expected:
+                raise DigestMismatch(expected=str(expected), actual=str(blob.digest), what="the upload")
+            await to_the_end(self._hold(blob.digest))
+            await self._pool.run(reception.commit, blob)
         finally:
             await to_the_end(self._pool.run(reception.close))
-        log.info("upload_stored", digest=str(digest), size_bytes=first.size_bytes)
-        return StoredBlob(digest, first.size_bytes)
+        log.info("upload_stored", digest=str(blob.digest), size_bytes=blob.size_bytes)
+        return blob
+
+    async def keep(self, digest: Digest) -> bool:
+        """Keep a blob that is here as if it had just been uploaded, and tell whether it is here.
+
+        A client that finds its file in the store does not send it again, so what it found must still be there when it
+        makes a model of it.
+        """
+        if not await self._pool.run(self._store.has_blob, digest, None):
+            return False
+        await to_the_end(self._hold(digest))
+        return await self._pool.run(self._store.has_blob, digest, None)
 
     async def import_file(self, path: Path, caller: Caller) -> AsyncGenerator[PullEvent | StoredBlob]:
         """Store the GGUF file at *path*; yields progress, then the blob. Closing the iterator gives the import up.
@@ -134,7 +169,9 @@ class Uploads:
     async def _hold(self, digest: Digest) -> None:
         """Keep *digest*; a lease that nobody holds any more ends by itself."""
         lease = await self._pool.run(self._lease, digest)
-        asyncio.get_running_loop().call_later(LEASE_S, self._let_go, digest, lease)
+        if (before := self._timers.pop(digest, None)) is not None:
+            before.cancel()
+        self._timers[digest] = asyncio.get_running_loop().call_later(LEASE_S, self._let_go, digest, lease)
 
     def _lease(self, digest: Digest) -> Lease:
         lease = self._store.lease(f"upload {digest}", LEASE_S)
@@ -147,15 +184,16 @@ class Uploads:
         return lease
 
     def _let_go(self, digest: Digest, lease: Lease) -> None:
+        self._timers.pop(digest, None)
         with self._lock:
             if self._leases.get(digest) is lease:
                 del self._leases[digest]
 
 
 class _Reception:
-    """An upload under way. One call at a time, each in some thread of the pool."""
+    """An upload under way; *size_bytes* is None while nobody knows. One call at a time, each in some pool thread."""
 
-    def __init__(self, store: Store, size_bytes: int) -> None:
+    def __init__(self, store: Store, size_bytes: int | None) -> None:
         self._store = store
         self._size_bytes = size_bytes
         self._received_bytes = 0
@@ -165,7 +203,7 @@ class _Reception:
 
     def open(self) -> None:
         """Set the space aside, then begin. Raises: DiskFull."""
-        self._reservation = self._store.reserve(self._size_bytes, "upload")
+        self._reserve(RESERVED_STEP_BYTES if self._size_bytes is None else self._size_bytes)
         self._ingest = self._store.begin_ingest(f"upload-{secrets.token_hex(8)}", total_bytes=self._size_bytes)
 
     def take(self, data: bytes) -> None:
@@ -174,26 +212,33 @@ class _Reception:
         assert self._reservation is not None, "take() before open()"
         if len(data) > MAX_CHUNK_BYTES:
             raise InvalidRequest(f"a piece of an upload has at most {MAX_CHUNK_BYTES} bytes", field="data")
-        if self._received_bytes + len(data) > self._size_bytes:
+        if self._size_bytes is not None and self._received_bytes + len(data) > self._size_bytes:
             raise InvalidRequest(f"more bytes came than the {self._size_bytes} announced", field="size_bytes")
+        if self._size_bytes is None and self._reservation.size_bytes < len(data):
+            self._reserve(RESERVED_STEP_BYTES)
         self._ingest.write(self._received_bytes, data)
         self._hash.update(data)
         self._received_bytes += len(data)
         self._reservation.shrink(len(data))
 
-    def digest(self) -> Digest:
-        """Return the digest of the whole. Raises: InvalidRequest when some of it is missing."""
-        if self._received_bytes != self._size_bytes:
+    def blob(self) -> StoredBlob:
+        """Return what the whole is. Raises: InvalidRequest when some of it is missing."""
+        if self._size_bytes is not None and self._received_bytes != self._size_bytes:
             raise InvalidRequest(
                 f"the upload ended after {self._received_bytes} of {self._size_bytes} bytes", field="size_bytes"
             )
-        return Digest.from_hex(self._hash.hexdigest())
+        return StoredBlob(Digest.from_hex(self._hash.hexdigest()), self._received_bytes)
 
-    def commit(self, digest: Digest) -> None:
+    def commit(self, blob: StoredBlob) -> None:
         """Make the whole a blob."""
         assert self._ingest is not None, "commit() before open()"
-        self._ingest.commit(digest, self._size_bytes)
+        self._ingest.commit(blob.digest, blob.size_bytes)
         self._ingest = None
+
+    def _reserve(self, size_bytes: int) -> None:
+        if self._reservation is not None:
+            self._reservation.release()
+        self._reservation = self._store.reserve(size_bytes, "upload")
 
     def close(self) -> None:
         """Discard what is not committed, and give the space back."""

@@ -6,10 +6,13 @@ import ctypes
 from array import array
 from typing import Any
 
+from lmd.runner.kv_state import SequenceState
 from lmd.runner.model import Model
 from lmd.runner.sampling import Sampler
-from lmd.runner.seams import TokenSampler
+from lmd.runner.seams import SequenceStates, TokenSampler
 from lmd.runner.v1 import frames_pb2
+
+_IDLE_TOKENS = 512
 
 
 class LlamaBackend:
@@ -26,6 +29,12 @@ class LlamaBackend:
         self.sequences = model.sequences
         self.cells = model.num_ctx * model.slots
         self.rows = model.rows
+        # Accelerators skip what is masked, and their memory is what there is least of; so there, only a lack of cells
+        # moves prefixes out. On a CPU each step looks at every cell in use, masked or not: 512 of them slow one answer
+        # by 2 %, and reading a prompt by 6 % (0.4 B on two cores, measured).
+        self.idle_tokens = _IDLE_TOKENS if model.on_cpu else self.cells
+        self.states: SequenceStates | None = SequenceState(model.llama, model.context) if model.parked_bytes else None
+        self.parked_bytes = model.parked_bytes
 
     def decode(self) -> int:
         """Decode the batch."""

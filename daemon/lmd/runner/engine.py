@@ -10,17 +10,19 @@ import select
 import time
 from collections.abc import Sequence
 
+from lmd.runner.answer_parser import Part
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
 from lmd.runner.channel import Channel
+from lmd.runner.constraints import Refusal, make_constraint, needs_constraint
 from lmd.runner.embedder import Embedder
 from lmd.runner.failures import failure
-from lmd.runner.format_error import FormatError
 from lmd.runner.formats import Formats
 from lmd.runner.generation import Generation
 from lmd.runner.job import Constraint, Request
 from lmd.runner.model import Model
 from lmd.runner.prompts import Prepared, PromptMaker
+from lmd.runner.reading import Readings
 from lmd.runner.reports import token_report
 from lmd.runner.sampling import Problem, find_problem
 from lmd.runner.saved_prefixes import SavedPrefixes
@@ -52,7 +54,6 @@ class Engine:
         saved: SavedPrefixes | None = None,
     ) -> None:
         self._channel = channel
-        self._saved = saved
         self._save_s = 0.0
         self._prompts = prompts
         self._vocab_size = model.vocab.size
@@ -69,6 +70,7 @@ class Engine:
         self._embedder = Embedder(model.embedding, self._background, self._look_while_embedding)
         self._side = SideRequests(model.vocab, self._background)
         self._formats = Formats(model.llama, model.vocab)
+        self._readings = Readings(model.vocab, model.template)
         self._requests: dict[int, Request] = {}
         self._side_ids: set[int] = set()
         #: Frames that came while a batch was embedded.
@@ -76,7 +78,7 @@ class Engine:
         self._order = itertools.count()
         self._draining = False
         self._poll = select.epoll()
-        self._watched: tuple[dict[int, int], int] = ({}, 0)
+        self._watched: tuple[dict[int, int], list[tuple[int, int]]] = ({}, [])
         self._queue_told: list[int] = []
         self._queue_told_at = 0.0
 
@@ -105,8 +107,8 @@ class Engine:
                 self._channel.flush(now=self._generation.is_reading)
                 self._generation.step()
             self._channel.flush(now=not self._generation.is_busy)
-        if self._saved is not None and self._save_s > 0:
-            self._saved.save(self._generation.slots.candidates(), allowed_s=self._save_s)
+        if self._save_s > 0:
+            self._generation.slots.save(self._save_s)
 
     # What requests are told: see `Outbox`.
 
@@ -121,7 +123,7 @@ class Engine:
         self,
         request: Request,
         number: int,
-        text: str,
+        text: str | Sequence[Part],
         generated_tokens: int,
         logprobs: Sequence[frames_pb2.TokenLogprob],
     ) -> None:
@@ -146,13 +148,13 @@ class Engine:
             | (select.EPOLLOUT if self._channel.blocked else 0),
             self._background.fileno(): select.EPOLLIN,
         }
-        generation = 0
-        templates = self._prompts.templates
-        if templates is not None and (fileno := templates.fileno()) is not None:
-            interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
-            generation = templates.generation
-        if (interest, generation) != self._watched:
-            self._watched = (interest, generation)
+        generations: list[tuple[int, int]] = []
+        for number, templates in enumerate(self._prompts.clients):
+            if (fileno := templates.fileno()) is not None:
+                interest[fileno] = select.EPOLLIN | (select.EPOLLOUT if templates.has_unsent else 0)
+                generations.append((number, templates.generation))
+        if (interest, generations) != self._watched:
+            self._watched = (interest, generations)
             self._watch(interest)
         self._poll.poll(timeout_s)
 
@@ -184,8 +186,7 @@ class Engine:
             return 0.0
         now = time.monotonic()
         due = [request.deadline_ns / 1e9 for request in self._requests.values() if request.deadline_ns is not None]
-        if self._prompts.templates is not None and self._prompts.templates.deadline is not None:
-            due.append(self._prompts.templates.deadline)
+        due += [client.deadline for client in self._prompts.clients if client.deadline is not None]
         if self._embedder.deadline is not None:
             due.append(self._embedder.deadline)
         return max(0.0, min(due) - now) if due else -1.0
@@ -254,6 +255,8 @@ class Engine:
         request_id = message.request_id
         self._check_new(request_id)
         request = self._requests[request_id] = Request(message, next(self._order))
+        if message.HasField("chat"):
+            request.reading = self._readings.of(message.chat)
         problem = find_problem(message.sampling, self._vocab_size)
         if message.WhichOneof("input") is None:
             problem = Problem("prompt", "the request has no prompt")
@@ -265,31 +268,35 @@ class Engine:
             self.failed(request, Failed.KIND_CAPABILITY, "the model only embeds", "completion")
         elif problem is not None:
             self.failed(request, Failed.KIND_INVALID, problem.message, problem.field)
-        elif message.HasField("format"):
-            self._background.run(
-                lambda: self._formats.compile(message.format), lambda made: self._format(request, made)
-            )
         else:
             self._prepared(self._prompts.submit(request))
-
-    def _format(self, request: Request, made: Constraint | FormatError) -> list[frames_pb2.RunnerFrame]:
-        """Go on with a request whose format was compiled, unless it was taken back meanwhile."""
-        if self._requests.get(request.request_id) is request:
-            if isinstance(made, FormatError):
-                self.failed(request, Failed.KIND_INVALID, str(made), "format")
-            else:
-                request.constraint = made
-                self._prepared(self._prompts.submit(request))
-        return []
 
     def _prepared(self, outcomes: list[Prepared]) -> None:
         if self._prompts.manifest and not self._generation.slots.manifest:
             self._generation.slots.manifest = self._prompts.manifest
         for outcome in outcomes:
-            if outcome.failed is None:
-                self._generation.submit(outcome.request)
-            else:
+            if outcome.failed is not None:
                 self._send_failed(outcome.failed)
+            elif needs_constraint(outcome.request.message):
+                self._constrain(outcome.request)
+            else:
+                self._generation.submit(outcome.request)
+
+    def _constrain(self, request: Request) -> None:
+        """Have made in the background what the answers are held to."""
+        self._background.run(
+            lambda: make_constraint(self._formats, request), lambda made: self._constrained(request, made)
+        )
+
+    def _constrained(self, request: Request, made: Constraint | Refusal) -> list[frames_pb2.RunnerFrame]:
+        """Go on with a request, unless it was taken back meanwhile."""
+        if self._requests.get(request.request_id) is request:
+            if isinstance(made, Refusal):
+                self.failed(request, Failed.KIND_INVALID, made.message, made.field)
+            else:
+                request.constraint = made
+                self._generation.submit(request)
+        return []
 
     def _end_expired(self) -> None:
         now_ns = time.monotonic_ns()

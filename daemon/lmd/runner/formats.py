@@ -10,6 +10,9 @@ from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import Vocab
 
 if TYPE_CHECKING:
+    from lmd.runner.after_thinking import AfterThinking
+    from lmd.runner.answer_style import Gate
+    from lmd.runner.forced_calls import CallGrammar
     from lmd.runner.structured import Constraint, FormatCompiler
 
 
@@ -20,10 +23,12 @@ class Formats:
         self._llama = llama
         self._vocab = vocab
 
-    def compile(self, format_: frames_pb2.Format) -> Constraint | FormatError:
-        """Return what an answer is held to, or why nothing can be."""
+    def compile(
+        self, format_: frames_pb2.Format | CallGrammar, gate: Gate | None = None
+    ) -> Constraint | AfterThinking | FormatError:
+        """Return what an answer is held to, after *gate* if there is one, or why nothing can be."""
         try:
-            return self._compiler.compile(format_)
+            return self._compiler.compile(format_, gate)
         except FormatError as error:
             return error
 

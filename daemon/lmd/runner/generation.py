@@ -21,14 +21,14 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from lmd.runner.answer_parser import Part
 from lmd.runner.format_error import FormatError
-from lmd.runner.job import LENGTH, STOP, Job, Place, Request
+from lmd.runner.job import LENGTH, STOP, TOOL_CALLS, Job, Place, Request
 from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
 from lmd.runner.slots import Slots
 from lmd.runner.speculation import DraftSource, Speculation, accepted, make_speculation
-from lmd.runner.text import TextStream
 from lmd.runner.v1 import frames_pb2
 
 Failed = frames_pb2.Failed
@@ -68,11 +68,11 @@ class Outbox(Protocol):
         self,
         request: Request,
         number: int,
-        text: str,
+        text: str | Sequence[Part],
         generated_tokens: int,
         logprobs: Sequence[frames_pb2.TokenLogprob],
     ) -> None:
-        """Receive text, or log probabilities, or both."""
+        """Receive text (of an answer that is taken apart, its parts), or log probabilities, or both."""
 
     def finished(self, request: Request) -> None:
         """Receive the end."""
@@ -112,6 +112,9 @@ class Generation:
             sequences=backend.sequences,
             budget_tokens=backend.cells if budget_tokens is None else budget_tokens,
             saved=saved,
+            states=backend.states,
+            parked_bytes=backend.parked_bytes,
+            idle_tokens=backend.idle_tokens,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
@@ -136,6 +139,7 @@ class Generation:
     def stats(self) -> frames_pb2.Stats:
         """Return what was done so far and what is held."""
         self._totals.prefixes = self.slots.cached_count
+        self._totals.parked_bytes = self.slots.parked_bytes
         self._totals.kv_used = min(self.slots.used_tokens, self._backend.cells)
         return self._totals
 
@@ -167,6 +171,7 @@ class Generation:
 
     def step(self) -> None:
         """Decode once for all jobs, and once for each that is to be alone."""
+        self.slots.clear_the_way()
         for job in [job for job in self._jobs() if job.request.alone]:
             if job in self._reading:
                 self._decode_step([], [(job, min(job.unread, self._backend.batch.capacity))])
@@ -212,7 +217,7 @@ class Generation:
             place.number,
             slot,
             self._backend.sampler(sampling, request.prompt, seed=(sampling.seed + place.number) % _SEEDS),
-            TextStream(sampling.stop),
+            request.stream(),
             limit=room if sampling.num_predict < 0 else min(room, sampling.num_predict),
             target=request.prompt,
             constraint=request.constraint.copy() if request.constraint is not None else None,
@@ -412,6 +417,8 @@ class Generation:
         if piece is None:
             self._finish(job, STOP)
             return False
+        if not piece:
+            piece = job.request.markers.get(token, piece)
         job.generated_tokens += 1
         self._totals.generated_tokens += 1
         text = job.text.feed(piece)
@@ -457,7 +464,9 @@ class Generation:
         if tail:
             self._outbox.text(request, job.number, tail, job.generated_tokens, ())
         self._release(job)
-        request.ends[job.number] = job.finished(STOP if job.text.stop else reason)
+        if job.text.stop or reason == STOP:
+            reason = TOOL_CALLS if job.text.called else STOP
+        request.ends[job.number] = job.finished(reason)
         if len(request.ends) == request.choices:
             self._outbox.finished(request)
 

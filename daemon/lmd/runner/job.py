@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lmd.runner.reading import ParsedStream, Reading
 from lmd.runner.seams import TokenSampler
 from lmd.runner.slots import Slot
 from lmd.runner.speculation import Speculation
@@ -15,6 +17,9 @@ from lmd.runner.v1 import frames_pb2
 
 STOP = frames_pb2.Finished.REASON_STOP
 LENGTH = frames_pb2.Finished.REASON_LENGTH
+TOOL_CALLS = frames_pb2.Finished.REASON_TOOL_CALLS
+
+_NO_MARKERS: dict[int, bytes] = {}
 
 
 class Constraint(Protocol):
@@ -42,6 +47,8 @@ class Request:
         order: grows with every request.
         prompt: its tokens; empty until rendered and tokenized.
         constraint: what its answers must look like; each answer gets a copy.
+        reading: how its answers are taken apart; None when they are text.
+        opens_thoughts: the prompt ends inside thoughts.
         started_ns: when its first answer got a slot; 0 before.
         cached_tokens: tokens of the prompt that were in memory when the first answer started.
         ends: how its answers ended, by number.
@@ -52,6 +59,8 @@ class Request:
     submitted_ns: int = field(default_factory=time.monotonic_ns)
     prompt: array[int] = field(default_factory=lambda: array("i"))
     constraint: Constraint | None = None
+    reading: Reading | None = None
+    opens_thoughts: bool = False
     dropped_messages: int = 0
     dropped_tokens: int = 0
     started_ns: int = 0
@@ -102,6 +111,18 @@ class Request:
         """Whether it is decoded in batches of its own."""
         return self.message.sampling.deterministic
 
+    @property
+    def markers(self) -> Mapping[int, bytes]:
+        """The bytes of special tokens that its answers are read by."""
+        return self.reading.markers if self.reading is not None else _NO_MARKERS
+
+    def stream(self) -> TextStream | ParsedStream:
+        """Return what makes text, or parts, of the tokens of one answer."""
+        stops = self.message.sampling.stop
+        if self.reading is None:
+            return TextStream(stops)
+        return self.reading.stream(stops, opens_thoughts=self.opens_thoughts)
+
     def finished(self) -> frames_pb2.Finished:
         """Return the end of the whole request: the first answer's, with the counts of all."""
         first = self.ends[0]
@@ -151,7 +172,7 @@ class Job:
     number: int
     slot: Slot
     sampler: TokenSampler
-    text: TextStream
+    text: TextStream | ParsedStream
     limit: int
     target: array[int]
     constraint: Constraint | None = None

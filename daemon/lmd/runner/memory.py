@@ -58,6 +58,14 @@ class Memory:
         self._llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return self._has(target, length)
 
+    def extend(self, source: int, target: int, begin: int, end: int) -> bool:
+        """Give *target* the positions of *source* from *begin* to *end*, as `copy` does; it holds those before already.
+
+        Where a sequence is a part of another one, *target* may hold nothing yet. On failure it is empty.
+        """
+        self._llama.llama_memory_seq_cp(self._memory, source, target, begin, end)
+        return self._has(target, end)
+
     def shift(self, sequence: int, keep: int, discard: int) -> bool:
         """Drop *discard* positions after the first *keep* and move up what follows; on failure drop all.
 

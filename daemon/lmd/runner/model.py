@@ -52,6 +52,8 @@ class Model:
         sequences: sequences that the memory can hold; the others are prefix cache.
         rows: rows of scores that one step can yield.
         step_tokens: tokens a step can decode.
+        on_cpu: whether all of it is there.
+        parked_bytes: what idle prefixes may take in RAM beside the context: no more than the context itself.
     """
 
     def __init__(self, llama: Any, log: EngineLog, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> None:
@@ -78,6 +80,8 @@ class Model:
         self.generates = context is not None
         self.context = context or self._make_embedding_context(load.num_thread)
         self.memory = Memory(llama, self.context, self._native)
+        self.on_cpu = log.gpu_layers == 0
+        self.parked_bytes = min(load.kv_ram_bytes, self._kv_bytes()) if self.memory.shares_freely else 0
         self.batch = Batch(llama, self.step_tokens, self.sequences)
         if self.generates:
             self.threads = self._choose_threads(load.num_thread, load.num_thread_batch or load.num_thread)
@@ -100,7 +104,7 @@ class Model:
         return frames_pb2.Ready(
             # A file without a memory mapping of its own kind reports no buffer.
             weights_bytes=weights_bytes or self.weights_bytes,
-            kv_bytes=sum(size for _, kind, size in buffers if kind in ("KV", "RS")),
+            kv_bytes=self._kv_bytes(),
             compute_bytes=sum(size for _, kind, size in buffers if kind in ("compute", "output")),
             vram_bytes=sum(size for name, _, size in buffers if not _on_host(name)),
             num_ctx=self.num_ctx,
@@ -114,7 +118,12 @@ class Model:
             embedding_length=self.embedding.length,
             shifts=self.memory.can_shift,
             num_thread_batch=self.threads.prefill,
+            threads_lasting=self.threads.lasting,
+            parked_bytes=self.parked_bytes,
         )
+
+    def _kv_bytes(self) -> int:
+        return sum(size for _, kind, size in self._log.buffers if kind in ("KV", "RS"))
 
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
         native = load_weights(

@@ -11,8 +11,30 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 _TOKEN_BYTES = array("i").itemsize
+
+
+class Kept(Protocol):
+    """What the index has to know of what it finds."""
+
+    @property
+    def tokens(self) -> array[int]:
+        """Which tokens it stands for, from position 0."""
+
+    @property
+    def scope(self) -> str | None:
+        """Whose it is; None when everybody may use it."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it stays until nothing else is left to evict."""
+
+    used_at: float
+
+
+K = TypeVar("K", bound=Kept)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,30 +57,35 @@ class Entry:
     used_at: float = 0.0
 
 
-class PrefixCache:
+class PrefixCache(Generic[K]):
     """Entries by scope and tokens, and the order in which they were used. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._trees: dict[str | None, _Tree] = {}
+        self._trees: dict[str | None, _Tree[K]] = {}
         # Pinned ones are not in here.
-        self._used: collections.OrderedDict[Entry, None] = collections.OrderedDict()
-        self._pinned: list[Entry] = []
+        self._used: collections.OrderedDict[K, None] = collections.OrderedDict()
+        self._pinned: list[K] = []
 
     def __len__(self) -> int:
         """Return how many entries there are."""
         return len(self._used) + len(self._pinned)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[K]:
         """Iterate over the entries, those used last first, pinned ones last."""
         yield from reversed(self._used)
         yield from self._pinned
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens of the pinned entries."""
+        return sum(len(entry.tokens) for entry in self._pinned)
 
     @property
     def tokens(self) -> int:
         """Tokens of all entries; what entries of one scope share counts once."""
         return sum(tree.tokens for tree in self._trees.values())
 
-    def insert(self, entry: Entry) -> None:
+    def insert(self, entry: K) -> None:
         """Add an entry, as the one used last."""
         entry.used_at = time.time()
         self._trees.setdefault(entry.scope, _Tree()).insert(entry)
@@ -67,7 +94,7 @@ class PrefixCache:
         else:
             self._used[entry] = None
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: K) -> None:
         """Take an entry out."""
         tree = self._trees[entry.scope]
         tree.remove(entry)
@@ -78,13 +105,13 @@ class PrefixCache:
         else:
             del self._used[entry]
 
-    def touch(self, entry: Entry) -> None:
+    def touch(self, entry: K) -> None:
         """Note that an entry was used."""
         entry.used_at = time.time()
         if not entry.pinned:
             self._used.move_to_end(entry)
 
-    def match(self, prompt: array[int], scope: str | None, limit: int) -> tuple[Entry | None, int]:
+    def match(self, prompt: array[int], scope: str | None, limit: int) -> tuple[K | None, int]:
         """Return an entry of *scope* that shares the most first tokens with *prompt*, and how many: at most *limit*.
 
         Of several, one that ends there is preferred.
@@ -92,43 +119,43 @@ class PrefixCache:
         tree = self._trees.get(scope)
         return tree.match(prompt[: max(0, limit)].tobytes()) if tree is not None else (None, 0)
 
-    def beginnings(self, tokens: array[int], scope: str | None) -> list[Entry]:
+    def beginnings(self, tokens: array[int], scope: str | None) -> list[K]:
         """Return the entries of *scope* whose tokens are a beginning of *tokens*, equal ones included."""
         tree = self._trees.get(scope)
         return tree.beginnings(tokens.tobytes()) if tree is not None else []
 
-    def oldest(self, *, besides: object = None) -> Entry | None:
+    def oldest(self, *, besides: object = None) -> K | None:
         """Return the entry that was not used for the longest time and is not pinned."""
         return next((entry for entry in self._used if entry is not besides), None)
 
-    def oldest_pinned(self, *, besides: object = None) -> Entry | None:
+    def oldest_pinned(self, *, besides: object = None) -> K | None:
         """Return the pinned entry that is there longest."""
         return next((entry for entry in self._pinned if entry is not besides), None)
 
 
-class _Node:
+class _Node(Generic[K]):
     __slots__ = ("children", "edge", "entries", "parent")
 
-    def __init__(self, edge: bytes, parent: _Node | None) -> None:
+    def __init__(self, edge: bytes, parent: _Node[K] | None) -> None:
         self.edge = edge
         self.parent = parent
-        self.children: dict[bytes, _Node] = {}
-        self.entries: list[Entry] = []
+        self.children: dict[bytes, _Node[K]] = {}
+        self.entries: list[K] = []
 
 
-class _Tree:
+class _Tree(Generic[K]):
     """A radix tree over the bytes of token arrays; every cut is between two tokens."""
 
     def __init__(self) -> None:
-        self._root = _Node(b"", None)
-        self._nodes: dict[Entry, _Node] = {}
+        self._root: _Node[K] = _Node(b"", None)
+        self._nodes: dict[K, _Node[K]] = {}
         self.tokens = 0
 
     @property
     def is_empty(self) -> bool:
         return not self._nodes
 
-    def insert(self, entry: Entry) -> None:
+    def insert(self, entry: K) -> None:
         node, rest = self._root, entry.tokens.tobytes()
         while rest:
             child = node.children.get(rest[:_TOKEN_BYTES])
@@ -145,7 +172,7 @@ class _Tree:
         node.entries.append(entry)
         self._nodes[entry] = node
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: K) -> None:
         node = self._nodes.pop(entry)
         node.entries.remove(entry)
         while node.parent is not None and not node.entries and not node.children:
@@ -159,7 +186,7 @@ class _Tree:
             child.parent = node.parent
             node.parent.children[child.edge[:_TOKEN_BYTES]] = child
 
-    def match(self, data: bytes) -> tuple[Entry | None, int]:
+    def match(self, data: bytes) -> tuple[K | None, int]:
         node, rest = self._root, data
         while rest:
             child = node.children.get(rest[:_TOKEN_BYTES])
@@ -176,9 +203,9 @@ class _Tree:
             node = next(iter(node.children.values()))
         return node.entries[-1], length
 
-    def beginnings(self, data: bytes) -> list[Entry]:
-        found: list[Entry] = []
-        node: _Node | None = self._root
+    def beginnings(self, data: bytes) -> list[K]:
+        found: list[K] = []
+        node: _Node[K] | None = self._root
         rest = data
         while node is not None and rest:
             node = node.children.get(rest[:_TOKEN_BYTES])
@@ -188,7 +215,7 @@ class _Tree:
             rest = rest[len(node.edge) :]
         return found
 
-    def _split(self, node: _Node, at: int) -> _Node:
+    def _split(self, node: _Node[K], at: int) -> _Node[K]:
         """Cut a node's edge in two; return the new node in the middle."""
         assert node.parent is not None, "the root has no edge"
         middle = _Node(node.edge[:at], node.parent)

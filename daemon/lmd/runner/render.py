@@ -1,22 +1,25 @@
 """The child of a runner that renders chat templates, which are programs that came with a model.
 
-Run as `python -m lmd.runner.render --fd N`. It compiles one template in jinja2's immutable sandbox, with memory, file
-and process limits, and renders turns with it, one request at a time. Time is the runner's to watch: a template cannot
-be interrupted from inside, so the runner kills this process and starts another.
+Run as `python -m lmd.runner.render --fd N`. It compiles a template in jinja2's immutable sandbox, with memory, file and
+process limits, and renders turns with it, one request at a time. Time is the runner's to watch: a template cannot be
+interrupted from inside, so the runner kills this process and starts another.
 
 Frames (see `wire`), from the runner: a JSON object with `template`, `bos_token`, `eos_token`, `max_bytes`; then one
-serialized `Chat` for each prompt. From here, each answering one of those, after a first `ready` of its own: a tag byte
-(`TAG_OK`, `TAG_ERROR`) and the text.
+serialized `Chat` for each prompt. A chat may bring its own template, and must when the first `template` is empty. From
+here, each answering one of those, after a first `ready` of its own: a tag byte (`TAG_OK`, `TAG_ERROR`) and the text.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
+import re
 import resource
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -25,6 +28,7 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lmd.runner.chat_values import is_none, template_values
 from lmd.runner.confine import drop_rights, tie_to_parent
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireClosed, WireError, frame, read_frame
@@ -33,6 +37,9 @@ TAG_OK = b"P"
 TAG_ERROR = b"E"
 
 _MESSAGE_CHARACTERS = 300
+# Templates that requests bring, for those that bring the same one again.
+_KEPT_TEMPLATES = 4
+_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:\.|\$|/\*|(?:if|range|with|end|else|block|define|template)\b)")
 _WORKING_BYTES = 256 << 20
 # Enough for the standard streams, the socket, and a module that Python imports late.
 _OPEN_FILES = 16
@@ -76,14 +83,20 @@ class Renderer:
             autoescape=False,
         )
         environment.filters["tojson"] = _to_json
+        environment.tests["none"] = is_none
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
+        self._source = template
         self._template = environment.from_string(template)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._max_bytes = max_bytes
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Return the prompt.
+    def render_chat(self, chat: frames_pb2.Chat) -> str:
+        """Return the prompt for a chat; raises as `render`."""
+        return self.render(template_values(chat, self._source))
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Return the prompt for the variables that the template gets.
 
         Raises:
             PromptTooLong: the output exceeds the limit.
@@ -91,9 +104,7 @@ class Renderer:
         """
         parts: list[str] = []
         size_bytes = 0
-        for part in self._template.generate(
-            messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._tokens
-        ):
+        for part in self._template.generate(**values, **self._tokens):
             size_bytes += len(part.encode())
             if size_bytes > self._max_bytes:
                 raise PromptTooLong(f"it renders more than {self._max_bytes} bytes")
@@ -124,6 +135,8 @@ def describe_error(error: BaseException) -> str:
     """Return one short line that says what went wrong in the template's own terms."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         text = f"line {error.lineno}: {error.message}"
+        if _GO_TEMPLATE.search(error.source or ""):
+            text = "it is a Go template; templates are Jinja here, such as {{ messages[0].content }}"
     elif isinstance(error, RecursionError):
         text = "it nests too deeply"
     elif isinstance(error, MemoryError):
@@ -156,23 +169,24 @@ def serve(connection: socket.socket) -> None:
     answer(TAG_OK, "ready")
     setup = json.loads(read_frame(connection))
     _limit(setup["max_bytes"])
-    try:
-        renderer = Renderer(
-            setup["template"],
-            bos_token=setup["bos_token"],
-            eos_token=setup["eos_token"],
-            max_bytes=setup["max_bytes"],
+
+    @functools.lru_cache(maxsize=_KEPT_TEMPLATES)
+    def compiled(template: str) -> Renderer:
+        return Renderer(
+            template, bos_token=setup["bos_token"], eos_token=setup["eos_token"], max_bytes=setup["max_bytes"]
         )
+
+    try:
+        renderer = compiled(setup["template"]) if setup["template"] else None
     except (*_TEMPLATE_ERRORS, RecursionError, MemoryError, SyntaxError) as error:
         answer(TAG_ERROR, describe_error(error))
         return
     answer(TAG_OK, "")
     while True:
         chat = frames_pb2.Chat.FromString(read_frame(connection))
-        messages = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:
-            prompt = renderer.render(messages)
-        except (*_TEMPLATE_ERRORS, RecursionError, MemoryError, PromptTooLong) as error:
+            prompt = (renderer if renderer and not chat.template else compiled(chat.template)).render_chat(chat)
+        except (*_TEMPLATE_ERRORS, RecursionError, MemoryError, SyntaxError, PromptTooLong) as error:
             answer(TAG_ERROR, describe_error(error))
         else:
             answer(TAG_OK, prompt)

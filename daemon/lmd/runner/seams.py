@@ -59,11 +59,30 @@ class SequenceMemory(Protocol):
     def copy(self, source: int, target: int, length: int) -> bool:
         """Give *target*, and nothing else to it, the first *length* positions; on failure leave it empty."""
 
+    def extend(self, source: int, target: int, begin: int, end: int) -> bool:
+        """Give *target*, which holds at most the positions before *begin*, those of *source* from there to *end*.
+
+        *target* must share its memory freely. On failure it is empty.
+        """
+
     def clear(self, sequence: int) -> None:
         """Drop a sequence."""
 
     def shift(self, sequence: int, keep: int, discard: int) -> bool:
         """Drop *discard* positions after the first *keep* and move up what follows; its cells must not be shared."""
+
+
+class SequenceStates(Protocol):
+    """Copies of what the memory holds of a sequence."""
+
+    def size(self, sequence: int) -> int:
+        """Return the bytes of a sequence's state as it is now; 0 when the engine cannot tell."""
+
+    def save(self, sequence: int, length: int, into: memoryview) -> bool:
+        """Write the state of a sequence that ends before position *length*; say whether it is there."""
+
+    def restore(self, sequence: int, state: memoryview, length: int) -> bool:
+        """Put a state that ends before position *length* into an empty sequence; leave it empty on failure."""
 
 
 class TokenSampler(Protocol):
@@ -85,6 +104,9 @@ class Backend(Protocol):
         sequences: sequences that the memory can hold, at least as many as slots.
         cells: positions that the memory can hold, shared ones counted once.
         rows: rows that can be sampled after one call.
+        idle_tokens: tokens that nobody decodes and that may stay in memory without slowing others much.
+        states: copies sequences out of memory and in; None where that is not possible, or not wanted.
+        parked_bytes: what such copies of idle sequences may take.
     """
 
     num_ctx: int
@@ -92,6 +114,9 @@ class Backend(Protocol):
     sequences: int
     cells: int
     rows: int
+    idle_tokens: int
+    states: SequenceStates | None
+    parked_bytes: int
 
     @property
     def batch(self) -> StepBatch:

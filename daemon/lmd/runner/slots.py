@@ -1,18 +1,21 @@
-"""Who uses which sequence: slots decode, the others are prefix cache.
+"""Who uses which sequence: slots decode, the others are prefix cache, which goes on in RAM and on disk.
 
 A request starts from the longest beginning of its prompt that is in memory, whether nobody uses it or somebody still
 decodes it: with plain attention a copy only marks cells as shared. Beginnings are private to a scope, except for what
-the model's manifest puts before every chat. What is not in memory may be saved on disk, and is put back then.
+the model's manifest puts before every chat. What nobody decodes is parked in RAM when it is in the way, and put back
+when a prompt begins with it; what is in neither may be saved on disk.
 """
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass, field
 
+from lmd.runner.parked_prefixes import Parked, ParkedPrefixes
 from lmd.runner.prefix_cache import Entry, PrefixCache, common_prefix
 from lmd.runner.saved_prefixes import Candidate, SavedPrefixes
-from lmd.runner.seams import SequenceMemory
+from lmd.runner.seams import SequenceMemory, SequenceStates
 
 # A prompt that shares this part of a sequence's tokens is taken for their continuation, where copies are not free.
 _CONTINUES = 0.5
@@ -56,15 +59,28 @@ class Slots:
         sequences: int,
         budget_tokens: int,
         saved: SavedPrefixes | None = None,
+        states: SequenceStates | None = None,
+        parked_bytes: int = 0,
+        idle_tokens: int | None = None,
     ) -> None:
+        """Share out *sequences*, of which *count* are decoded at once.
+
+        At most *budget_tokens* stay in memory, and at most *idle_tokens* of prefixes while others are decoded. With
+        *states* what has to go is parked in *parked_bytes* of RAM, which takes a sequence.
+        """
         self.manifest: array[int] = array("i")
         self._saved = saved
         self._memory = memory
         self._count = count
         self._budget_tokens = budget_tokens
+        self._idle_tokens = budget_tokens if idle_tokens is None else idle_tokens
+        self._parked: ParkedPrefixes | None = None
+        if states is not None and parked_bytes and sequences > count:
+            sequences -= 1
+            self._parked = ParkedPrefixes(memory, states, scratch=sequences, budget_bytes=parked_bytes)
         self._free = list(range(sequences - 1, -1, -1))
         self._busy: list[Slot] = []
-        self._cache = PrefixCache()
+        self._cache: PrefixCache[Entry] = PrefixCache()
 
     @property
     def busy_count(self) -> int:
@@ -73,8 +89,13 @@ class Slots:
 
     @property
     def cached_count(self) -> int:
-        """Prefixes that are kept for later."""
-        return len(self._cache)
+        """Prefixes that are kept for later, in memory or parked."""
+        return len(self._cache) + (len(self._parked) if self._parked is not None else 0)
+
+    @property
+    def parked_bytes(self) -> int:
+        """What parked prefixes take."""
+        return self._parked.total_bytes if self._parked is not None else 0
 
     @property
     def used_tokens(self) -> int:
@@ -105,6 +126,8 @@ class Slots:
         if not self.any_idle():
             return None
         source, shared = self._best(prompt, scope) if reuse else (None, 0)
+        if reuse and self._unpark(prompt, scope, source, in_memory=shared):
+            source, shared = self._best(prompt, scope)
         if reuse and self._restore(prompt, scope, in_memory=shared):
             source, shared = self._best(prompt, scope)
         if isinstance(source, Entry) and not source.pinned and self._takes_over(source, shared, prompt):
@@ -128,10 +151,18 @@ class Slots:
                 self._drop(slot.sequence)
                 return
             for entry in self._cache.beginnings(slot.tokens, slot.scope):
-                self._evict(entry)
+                self._forget_entry(entry)
         self._cache.insert(Entry(slot.sequence, slot.tokens, slot.scope, slot.shared_to))
-        while self._cache.tokens > self._budget_tokens and (oldest := self._cache.oldest()) is not None:
-            self._evict(oldest)
+        while self._cache.tokens > self._budget_tokens and self._evict_oldest():
+            pass
+
+    def clear_the_way(self) -> None:
+        """Park what lies in the memory for nobody, before something is decoded: all would have to look at it."""
+        if self._parked is None:
+            return
+        # What is private begins with the pinned tokens, too, and is counted with them: about right is good enough.
+        while self._cache.tokens - self._cache.pinned_tokens > self._idle_tokens and self._evict_oldest():
+            pass
 
     def pin_manifest(self, slot: Slot) -> None:
         """Keep the manifest's beginning of what *slot* holds, for everybody, unless it is kept already."""
@@ -154,12 +185,22 @@ class Slots:
         self._memory.clear(slot.sequence)
         slot.tokens, slot.shared_to, slot.cached = array("i"), 0, 0
 
-    def candidates(self) -> list[Candidate]:
-        """Return what is kept for later, for saving it."""
-        return [
-            Candidate(entry.sequence, entry.tokens, entry.scope or "", entry.scope is None, entry.used_at)
-            for entry in self._cache
-        ]
+    def save(self, allowed_s: float) -> None:
+        """Save what is kept for later, in about *allowed_s*. Nothing may be decoded any more.
+
+        What is parked goes through the memory once more: a file holds a whole prefix, whatever it was made of.
+        """
+        if self._saved is None:
+            return
+        deadline = time.monotonic() + allowed_s
+        self._saved.save([_candidate(entry) for entry in self._cache], allowed_s=allowed_s)
+        for parked in self._parked or ():
+            if parked.superseded or (left_s := deadline - time.monotonic()) <= 0:
+                continue
+            entry = self._bring_back(parked, len(parked.tokens), None, 0)
+            if entry is not None:
+                self._saved.save([_candidate(entry, used_at=parked.used_at)], allowed_s=left_s)
+                self._forget_entry(entry)
 
     def make_room(self) -> bool:
         """Drop the prefix that was not used for the longest time; return whether there was any."""
@@ -167,6 +208,41 @@ class Slots:
         if entry is not None:
             self._evict(entry)
         return entry is not None
+
+    def _unpark(self, prompt: array[int], scope: str, source: Entry | Slot | None, *, in_memory: int) -> bool:
+        """Put back what is parked, as an entry like any other, if that is notably more of a prompt than *source* has.
+
+        Return whether entries have changed.
+        """
+        match = self._parked.find(prompt, scope, in_memory=in_memory) if self._parked is not None else None
+        if match is None:
+            return False
+        self._bring_back(*match, source, in_memory)
+        return True
+
+    def _bring_back(self, parked: Parked, length: int, source: Entry | Slot | None, held: int) -> Entry | None:
+        """Make an entry of the first *length* tokens of what is parked, of which *source* holds the first *held*."""
+        assert self._parked is not None, "something is parked"
+        sequence = self._allocate(besides=source)
+        if sequence is None:
+            return None
+        if source is not None and held and self._memory.copy(source.sequence, sequence, held):
+            source.shared_to = max(source.shared_to, held)
+        else:
+            held = 0
+            self._memory.clear(sequence)
+        shared_to = held
+        while self.used_tokens + length - held > self._budget_tokens and self._evict_oldest(besides=source):
+            pass
+        held = self._parked.restore(
+            parked, length, sequence, held=held, make_room=lambda: self._evict_oldest(besides=source)
+        )
+        if not held:
+            self._drop(sequence)
+            return None
+        entry = Entry(sequence, parked.tokens[:held], parked.scope, shared_to, pinned=parked.scope is None)
+        self._cache.insert(entry)
+        return entry
 
     def _restore(self, prompt: array[int], scope: str, *, in_memory: int) -> bool:
         """Put back what was saved, as an entry like any other, if a prompt has notably more use for it.
@@ -189,8 +265,8 @@ class Slots:
             self._free.append(sequence)
         return True
 
-    def _evict_oldest(self) -> bool:
-        entry = self._cache.oldest()
+    def _evict_oldest(self, *, besides: Entry | Slot | None = None) -> bool:
+        entry = self._cache.oldest(besides=besides)
         if entry is not None:
             self._evict(entry)
         return entry is not None
@@ -275,9 +351,27 @@ class Slots:
         return self._free.pop()
 
     def _evict(self, entry: Entry) -> None:
+        """Take an entry out of the memory; it can be had back if it is worth that."""
+        if self._parked is not None:
+            # Private prefixes begin with manifest content that stays; what is pinned itself is copied whole.
+            pinned = 0 if entry.pinned else self._cache.match(entry.tokens, None, len(entry.tokens))[1]
+            self._parked.park(entry.sequence, entry.tokens, entry.scope, resident=pinned)
+        self._forget_entry(entry)
+
+    def _forget_entry(self, entry: Entry) -> None:
         self._cache.remove(entry)
         self._drop(entry.sequence)
 
     def _drop(self, sequence: int) -> None:
         self._memory.clear(sequence)
         self._free.append(sequence)
+
+
+def _candidate(entry: Entry, *, used_at: float | None = None) -> Candidate:
+    return Candidate(
+        entry.sequence,
+        entry.tokens,
+        entry.scope or "",
+        entry.scope is None,
+        entry.used_at if used_at is None else used_at,
+    )

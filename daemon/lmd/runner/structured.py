@@ -14,16 +14,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import llguidance
-import numpy
 
+from lmd.runner.after_thinking import AfterThinking, GateTables
+from lmd.runner.answer_style import CHANNEL_MARKERS, Gate
+from lmd.runner.forced_calls import CallGrammar
 from lmd.runner.format_error import FormatError, explain
 from lmd.runner.gbnf import parse_gbnf
 from lmd.runner.gbnf_forced import check_forced
 from lmd.runner.gbnf_lark import to_lark
 from lmd.runner.json_schema import OPTIONS, prepare_schema
+from lmd.runner.marker_tokens import marker_tokens
+from lmd.runner.token_mask import forbid
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import Vocab
 
@@ -31,6 +35,7 @@ __all__ = ["Constraint", "FormatCompiler", "FormatError"]
 
 _MAX_REGEX_CHARACTERS = 16 * 1024
 _CACHED_FORMATS = 16
+_CACHED_GATES = 4
 _MAX_CACHED_CHARACTERS = 32 * 1024
 # References can be nested as deep as there is room for in a schema. llguidance follows them recursively: 8,000 levels
 # need less than 64 MB of stack, which no thread has by default. Only what is touched takes memory.
@@ -93,9 +98,18 @@ class FormatCompiler:
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._templates: OrderedDict[bytes, Constraint] = OrderedDict()
+        self._pieces: list[bytes] = []
+        self._silent: frozenset[int] = frozenset()
+        self._gates: OrderedDict[Gate, GateTables] = OrderedDict()
 
-    def compile(self, format: frames_pb2.Format) -> Constraint:
-        """Return a constraint for a new answer. Blocks: call it in a worker thread.
+    @overload
+    def compile(self, format: frames_pb2.Format | CallGrammar) -> Constraint: ...
+
+    @overload
+    def compile(self, format: frames_pb2.Format | CallGrammar, gate: Gate | None) -> Constraint | AfterThinking: ...
+
+    def compile(self, format: frames_pb2.Format | CallGrammar, gate: Gate | None = None) -> Constraint | AfterThinking:
+        """Return a constraint for a new answer, or for what it has after *gate*. Blocks: call it in a worker thread.
 
         The first call for a model builds the tokenizer: 0.3 s for 128,000 tokens, in two steps that each hold the
         interpreter's lock. Everything else lets other threads run.
@@ -103,7 +117,10 @@ class FormatCompiler:
         Raises:
             FormatError: the format cannot be honoured.
         """
-        key = format.SerializeToString(deterministic=True)
+        if isinstance(format, CallGrammar):
+            key = b"calls" + format.key
+        else:
+            key = b"format" + format.SerializeToString(deterministic=True)
         with self._lock:
             template = self._templates.get(key)
             if template is None:
@@ -114,13 +131,34 @@ class FormatCompiler:
                         self._templates.popitem(last=False)
             else:
                 self._templates.move_to_end(key)
-            return template.copy()
+            return template.copy() if gate is None else AfterThinking(self._tables_of(gate), template.copy())
 
-    def _compile(self, format: frames_pb2.Format) -> Constraint:
-        grammar, fail = _grammar_of(format)
+    def _tables_of(self, gate: Gate) -> GateTables:
+        """Return what a gate means here, once there is a tokenizer."""
+        tables = self._gates.get(gate)
+        if tables is None:
+            pieces = list(self._pieces)
+            written = "".join((gate.opener, gate.closer, gate.lead, gate.lead_after)).encode()
+            tokens = self._vocab.tokenize(written, add_special=False, parse_special=True)
+            for token, piece in zip(tokens, self._vocab.pieces(tokens), strict=True):
+                if token in self._silent:
+                    pieces[token] = piece
+            tables = self._gates[gate] = GateTables(gate, pieces, self._end_tokens)
+            while len(self._gates) > _CACHED_GATES:
+                self._gates.popitem(last=False)
+        return tables
+
+    def _compile(self, format: frames_pb2.Format | CallGrammar) -> Constraint:
         if self._tokenizer is None:
             self._tokenizer = self._build_tokenizer()
         tokenizer = self._tokenizer
+        if isinstance(format, CallGrammar):
+            markers = marker_tokens(self._vocab, dict.fromkeys((*format.markers, *CHANNEL_MARKERS)))
+            special = {marker: token for token, marker in markers.items() if token in self._silent}
+            grammar = llguidance.LLMatcher.grammar_from_lark(format.lark(special))
+            fail = _failing("the grammar of the functions", format.patterns)
+        else:
+            grammar, fail = _grammar_of(format)
         matcher = _with_deep_stack(lambda: llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_limits()))
         if matcher.is_error():
             raise fail(matcher.get_error())
@@ -135,7 +173,10 @@ class FormatCompiler:
         """Tell llguidance the bytes of each token, exactly as the engine puts them out."""
         llama, handle, size = self._llama, self._vocab.handle, self._vocab.size
         end_tokens = [token for token in range(size) if llama.llama_vocab_is_eog(handle, token)]
-        tokens = self._read_pieces()
+        self._pieces = self._read_pieces()
+        self._silent = frozenset(token for token, piece in enumerate(self._pieces) if not piece) - set(end_tokens)
+        # A token without text would let a model go on for ever without saying anything.
+        tokens = [piece or _SPECIAL + b"%d" % token for token, piece in enumerate(self._pieces)]
         for token in end_tokens:
             tokens[token] = _SPECIAL + tokens[token]
         self._end_tokens = frozenset(end_tokens)
@@ -168,8 +209,7 @@ class FormatCompiler:
             if size < 0:
                 buffer = ctypes.create_string_buffer(-size)
                 size = llama.llama_token_to_piece(handle, token, buffer, len(buffer), 0, False)
-            # A token without text would let a model go on for ever without saying anything.
-            pieces.append(buffer.raw[:size] if size > 0 else _SPECIAL + b"%d" % token)
+            pieces.append(buffer.raw[: max(size, 0)])
         return pieces
 
 
@@ -224,12 +264,7 @@ class Constraint:
         Raises:
             FormatError: the format turns out to be too complex here.
         """
-        allowed = numpy.frombuffer(self.allowed(), dtype=numpy.uint8)
-        if count > len(allowed) * 8:
-            raise ValueError(f"{count} logits for a vocabulary of {self._vocab.size} tokens")
-        forbidden = numpy.unpackbits(~allowed, count=count, bitorder="little").view(numpy.bool_)
-        logits = numpy.ctypeslib.as_array((ctypes.c_float * count).from_address(logits_address))
-        numpy.copyto(logits, -numpy.inf, where=forbidden)
+        forbid(self.allowed(), logits_address, count)
 
     def accept(self, token: int) -> bool:
         """Go on with a token. Returns False, and stays where it is, when the token may not come next.

@@ -55,6 +55,9 @@ class TextStream:
     nothing keeps a model from saying them.
     """
 
+    #: Whether a function was called: text calls none.
+    called = False
+
     def __init__(self, stops: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = StopMatcher(stops)

@@ -23,16 +23,24 @@ _TINY_WEIGHTS_BYTES = 16 << 20
 # a bias towards few, one busy core during the load halved the speed of a model from then on (measured).
 _WORTH = 0.8
 
+# A measurement during which others had more than this of one core says what is best beside them, not what is best.
+_QUIET_CORES = 0.1
+
+_STAT = Path("/proc/stat")
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Thread counts for a step of one token a sequence and for a chunk of prompt."""
+    """Thread counts for a step of one token a sequence and for a chunk of prompt.
+
+    *lasting* says that they hold for later loads as well: nothing else disturbed the measurement.
+    """
 
     decode: int
     prefill: int
+    lasting: bool = True
 
 
 def usable_cores() -> int:
@@ -65,6 +73,7 @@ def measure_threads(
     """
     if cores == 1 or weights_bytes < _TINY_WEIGHTS_BYTES:
         return Threads(1, 1)
+    others = _Others()
     deadline = time.monotonic() + _BUDGET_S
     chunk = array("i", [token] * min(_PREFILL_TOKENS, batch.capacity))
     single = array("i", [token])
@@ -97,7 +106,29 @@ def measure_threads(
         if _is_faster(lambda threads: seconds(chunk, threads, 1), count, prefill, _PREFILL_ROUNDS):
             prefill = count
     memory.clear_all()
-    return Threads(decode, prefill)
+    return Threads(decode, prefill, lasting=others.cores() <= _QUIET_CORES)
+
+
+class _Others:
+    """Watches what the rest of the machine computes."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._busy_s = self._busy()
+
+    def cores(self) -> float:
+        """Return how many cores others had since then, in the mean; 0 where the system does not tell."""
+        elapsed_s = time.monotonic() - self._began
+        return max(0.0, self._busy() - self._busy_s) / elapsed_s if elapsed_s > 0 else 0.0
+
+    def _busy(self) -> float:
+        """Return the seconds of processor time of all but this process; for proc(5) see "cpu" in /proc/stat."""
+        try:
+            user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split(maxsplit=9)[1:9])
+        except (OSError, ValueError):
+            return 0.0
+        own = os.times()
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def _is_faster(seconds: Callable[[int], float], count: int, best: int, rounds: int) -> bool:

@@ -36,6 +36,7 @@ class Trim:
 
     def __init__(self, chat: frames_pb2.Chat) -> None:
         """Begin with a chat that does not fit as a whole."""
+        self._chat = chat
         self.best: tuple[array[int], int] | None = None
         self.shortest = 0
         self._messages = list(chat.messages)
@@ -43,7 +44,8 @@ class Trim:
         last = len(self._messages) - 1
         # Where the kept turns may begin; later cuts leave fewer tokens.
         cuts = [i for i in range(self._first + 1, last) if self._messages[i].role == "user"]
-        self._cuts = [*cuts, last] if last > self._first else []
+        # A result is nothing without the call it is for.
+        self._cuts = [*cuts, last] if last > self._first and self._messages[last].role != "tool" else cuts
         self._low, self._high = 0, len(self._cuts) - 1
         self._tried = 0
 
@@ -53,7 +55,10 @@ class Trim:
             return None
         # First the shortest: if that does not fit, nothing does.
         self._tried = self._high if self.best is None else (self._low + self._high) // 2
-        return frames_pb2.Chat(messages=self._messages[: self._first] + self._messages[self._cuts[self._tried] :])
+        shorter = frames_pb2.Chat()
+        shorter.CopyFrom(self._chat)
+        del shorter.messages[self._first : self._cuts[self._tried]]
+        return shorter
 
     def note(self, tokens: array[int] | None, excess: int = 0) -> None:
         """Take the tokens of the chat that was tried, None when it does not fit and has *excess* tokens."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 _PIECE_BYTES = 256
@@ -17,6 +19,15 @@ class TooManyTokens(Exception):
     def __init__(self, count: int) -> None:
         super().__init__(f"{count} tokens")
         self.count = count
+
+
+@dataclass(frozen=True, slots=True)
+class InsertTokens:
+    """The tokens that stand before the text before a gap, before the text after it, and where the gap is filled."""
+
+    before: int
+    after: int
+    gap: int
 
 
 class Vocab:
@@ -104,6 +115,15 @@ class Vocab:
                 return buffer.raw[:size]
             room = -size
 
+    def hidden_tokens(self, texts: Iterable[str]) -> dict[int, bytes]:
+        """Return the special tokens in these texts that add nothing to the output and do not end it, as written."""
+        found: dict[int, bytes] = {}
+        for text in texts:
+            for token in self.tokenize(text.encode(), add_special=False, parse_special=True):
+                if self.piece(token) == b"" and (written := self._written(token)):
+                    found[token] = written
+        return found
+
     def pieces(self, tokens: array[int]) -> list[bytes]:
         """Return the bytes of each token, specials as they are written."""
         known = {token: self._written(token) for token in set(tokens)}
@@ -150,6 +170,17 @@ class Vocab:
         count = ctypes.c_int32()
         tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
         return tuple(token for token in tokens[: count.value] if 0 <= token < self.size) if count.value else ()
+
+    @functools.cached_property
+    def insert_tokens(self) -> InsertTokens | None:
+        """The tokens with which the model fills gaps; None when it lacks one of them."""
+        llama, vocab = self._llama, self._vocab
+        found = InsertTokens(
+            int(llama.llama_vocab_fim_pre(vocab)),
+            int(llama.llama_vocab_fim_suf(vocab)),
+            int(llama.llama_vocab_fim_mid(vocab)),
+        )
+        return found if min(found.before, found.after, found.gap) >= 0 else None
 
     @property
     def handle(self) -> Any:

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lmd.v1 import model_pb2 as lmd_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clmd/v1/runtime_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"\x14\n\x12ListRunnersRequest\"6\n\x13ListRunnersResponse\x12\x1f\n\x07runners\x18\x01 \x03(\x0b\x32\x0e.lmd.v1.Runner\"\xa3\x04\n\x06Runner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.lmd.v1.Runner.State\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x12\n\nslots_busy\x18\t \x01(\x05\x12\x0e\n\x06queued\x18\n \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_forever\x18\x0c \x01(\x08\x12\x0b\n\x03pid\x18\r \x01(\x05\x12-\n\tload_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\"\n\x05stats\x18\x11 \x01(\x0b\x32\x13.lmd.v1.EngineStats\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"\xe4\x01\n\x0b\x45ngineStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x12\n\ncache_hits\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x05 \x01(\x03\x12\x10\n\x08prefixes\x18\x06 \x01(\x05\x12\x0f\n\x07kv_used\x18\x07 \x01(\x03\x12\x0f\n\x07kv_size\x18\x08 \x01(\x03\x12\x16\n\x0e\x64rafted_tokens\x18\t \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\n \x01(\x03\"w\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11LoadModelResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.LoadProgressH\x00\x12 \n\x06runner\x18\x02 \x01(\x0b\x32\x0e.lmd.v1.RunnerH\x00\x42\x07\n\x05\x65vent\"0\n\x0cLoadProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"1\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0frunning_answers\x18\x01 \x01(\x05\x32\xe4\x01\n\x0eRuntimeService\x12\x46\n\x0bListRunners\x12\x1a.lmd.v1.ListRunnersRequest\x1a\x1b.lmd.v1.ListRunnersResponse\x12\x42\n\tLoadModel\x12\x18.lmd.v1.LoadModelRequest\x1a\x19.lmd.v1.LoadModelResponse0\x01\x12\x46\n\x0bUnloadModel\x12\x1a.lmd.v1.UnloadModelRequest\x1a\x1b.lmd.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clmd/v1/runtime_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"\x14\n\x12ListRunnersRequest\"6\n\x13ListRunnersResponse\x12\x1f\n\x07runners\x18\x01 \x03(\x0b\x32\x0e.lmd.v1.Runner\"\xa3\x04\n\x06Runner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.lmd.v1.Runner.State\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x12\n\nslots_busy\x18\t \x01(\x05\x12\x0e\n\x06queued\x18\n \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_forever\x18\x0c \x01(\x08\x12\x0b\n\x03pid\x18\r \x01(\x05\x12-\n\tload_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\"\n\x05stats\x18\x11 \x01(\x0b\x32\x13.lmd.v1.EngineStats\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"\xfa\x01\n\x0b\x45ngineStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x12\n\ncache_hits\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x05 \x01(\x03\x12\x10\n\x08prefixes\x18\x06 \x01(\x05\x12\x0f\n\x07kv_used\x18\x07 \x01(\x03\x12\x0f\n\x07kv_size\x18\x08 \x01(\x03\x12\x16\n\x0e\x64rafted_tokens\x18\t \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\n \x01(\x03\x12\x14\n\x0cparked_bytes\x18\x0b \x01(\x03\"w\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11LoadModelResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.LoadProgressH\x00\x12 \n\x06runner\x18\x02 \x01(\x0b\x32\x0e.lmd.v1.RunnerH\x00\x42\x07\n\x05\x65vent\"0\n\x0cLoadProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"1\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0frunning_answers\x18\x01 \x01(\x05\x32\xe4\x01\n\x0eRuntimeService\x12\x46\n\x0bListRunners\x12\x1a.lmd.v1.ListRunnersRequest\x1a\x1b.lmd.v1.ListRunnersResponse\x12\x42\n\tLoadModel\x12\x18.lmd.v1.LoadModelRequest\x1a\x19.lmd.v1.LoadModelResponse0\x01\x12\x46\n\x0bUnloadModel\x12\x1a.lmd.v1.UnloadModelRequest\x1a\x1b.lmd.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,17 +43,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNNER_STATE']._serialized_start=647
   _globals['_RUNNER_STATE']._serialized_end=751
   _globals['_ENGINESTATS']._serialized_start=754
-  _globals['_ENGINESTATS']._serialized_end=982
-  _globals['_LOADMODELREQUEST']._serialized_start=984
-  _globals['_LOADMODELREQUEST']._serialized_end=1103
-  _globals['_LOADMODELRESPONSE']._serialized_start=1105
-  _globals['_LOADMODELRESPONSE']._serialized_end=1209
-  _globals['_LOADPROGRESS']._serialized_start=1211
-  _globals['_LOADPROGRESS']._serialized_end=1259
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1261
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1310
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1312
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1358
-  _globals['_RUNTIMESERVICE']._serialized_start=1361
-  _globals['_RUNTIMESERVICE']._serialized_end=1589
+  _globals['_ENGINESTATS']._serialized_end=1004
+  _globals['_LOADMODELREQUEST']._serialized_start=1006
+  _globals['_LOADMODELREQUEST']._serialized_end=1125
+  _globals['_LOADMODELRESPONSE']._serialized_start=1127
+  _globals['_LOADMODELRESPONSE']._serialized_end=1231
+  _globals['_LOADPROGRESS']._serialized_start=1233
+  _globals['_LOADPROGRESS']._serialized_end=1281
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1283
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1332
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1334
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1380
+  _globals['_RUNTIMESERVICE']._serialized_start=1383
+  _globals['_RUNTIMESERVICE']._serialized_end=1611
 # @@protoc_insertion_point(module_scope)

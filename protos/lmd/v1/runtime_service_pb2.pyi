@@ -204,6 +204,7 @@ class EngineStats(_message.Message):
     KV_SIZE_FIELD_NUMBER: _builtins.int
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    PARKED_BYTES_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of prompts."""
     cached_tokens: _builtins.int
@@ -224,6 +225,8 @@ class EngineStats(_message.Message):
     """Tokens drafted speculatively."""
     accepted_tokens: _builtins.int
     """Of those, accepted."""
+    parked_bytes: _builtins.int
+    """Bytes of RAM that prefixes take outside of the KV cells."""
     def __init__(
         self,
         *,
@@ -237,10 +240,11 @@ class EngineStats(_message.Message):
         kv_size: _builtins.int = ...,
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
+        parked_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "parked_bytes", b"parked_bytes", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lmd.registry.gguf import GgufHeader
+import re
+
+from lmd.registry.gguf import INSERT_NAMES, GgufHeader
 
 EMBEDDING_ARCHITECTURES = frozenset(
     {
@@ -23,18 +25,35 @@ EMBEDDING_ARCHITECTURES = frozenset(
 RANK_POOLING = 4
 """The `pooling_type` of models that score how well a document answers a query."""
 
-_TOOL_MARKS = ("tools", "tool_call")
-_THINKING_MARKS = ("<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>")
-# Fill-in-the-middle needs both: what comes before the gap, and what comes after.
-_INSERT_TOKENS = (("fim_pre", "fim_suf"), ("prefix", "suffix"))
+# What a template does, as against what it says: statements and expressions without the texts and comments in them.
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_CODE = re.compile(r"\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
+_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_TOOLS = re.compile(r"\btools\b")
+_THINKING_SWITCHES = re.compile(r"\b(?:enable_thinking|reasoning_content|reasoning_effort|thinking_budget)\b")
+# What families write around thoughts.
+_THINKING_MARKS = (
+    "<think>",
+    "</think>",
+    "<|channel|>",
+    "<|channel>thought",
+    "[THINK]",
+    "<|START_THINKING|>",
+    "<seed:think>",
+    "<thinking>",
+    "<thought>",
+    "<reasoning>",
+)
+# Fill-in-the-middle needs all: what is before the gap, what is after it, and where it is filled.
+_INSERT_IDS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 
 
 def capabilities(header: GgufHeader, template: str | None, *, has_projector: bool) -> tuple[str, ...]:
     """List what the model can do, in a fixed order.
 
-    *template* is the chat template in effect. "tools" and "thinking" go by what the template mentions, so they say that
-    the model was made for it, not how well it does it. Every model that generates can embed as well; "embedding" is for
-    those that were made for it.
+    *template* is the chat template in effect. "tools" means that it tells the model of functions, "thinking" that it
+    knows of thoughts; neither says how well the model does. "insert" means that the vocabulary has the tokens for it.
+    Every model that generates can embed as well; "embedding" is for those that were made for it.
     """
     if header.arch_number("pooling_type") == RANK_POOLING:
         return ("rerank",)
@@ -43,12 +62,12 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
     found = ["completion"]
     if template:
         found.append("chat")
-        if any(mark in template for mark in _TOOL_MARKS):
+        code = _code_of(template)
+        if _TOOLS.search(code):
             found.append("tools")
-        if any(mark in template for mark in _THINKING_MARKS):
+        if _THINKING_SWITCHES.search(code) or any(mark in template for mark in _THINKING_MARKS):
             found.append("thinking")
-    tokens = header.special_tokens
-    if any(before in tokens and after in tokens for before, after in _INSERT_TOKENS):
+    if _inserts(header):
         found.append("insert")
     if has_projector:
         found.append("vision")
@@ -58,3 +77,15 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
 def is_embedding(header: GgufHeader) -> bool:
     """Whether the model only embeds or ranks: by its architecture, or because its header asks for pooling."""
     return header.architecture in EMBEDDING_ARCHITECTURES or header.arch_number("pooling_type") > 0
+
+
+def _code_of(template: str) -> str:
+    return "\n".join(_TEXT.sub("''", code) for code in _CODE.findall(_COMMENT.sub("", template)))
+
+
+def _inserts(header: GgufHeader) -> bool:
+    """Whether there are all three tokens for filling a gap, by their ids in the metadata or by their names."""
+    return all(
+        any(id_ in header.special_tokens for id_ in ids) or not header.insert_tokens.isdisjoint(names)
+        for ids, names in zip(_INSERT_IDS, INSERT_NAMES, strict=True)
+    )

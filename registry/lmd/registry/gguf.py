@@ -49,6 +49,24 @@ _FLOAT32 = struct.Struct("<f")
 
 Scalar = str | int | float | bool
 
+#: How families write the tokens around a gap: before the text before it, before the text after it, where it is filled.
+#: Source: `llama_vocab::impl::load` of llama.cpp, which finds them by these names when the metadata has no ids.
+INSERT_NAMES = tuple(
+    (
+        f"<|fim_{long}|>",
+        f"<fim-{long}>",
+        f"<fim_{long}>",
+        f"<\uff5cfim\u2581{deepseek}\uff5c>",
+        f"<{short}>",
+        f"\u2581<{short}>",
+        f"<|code_{long}|>",
+        f"<|{long}|>",
+    )
+    for long, short, deepseek in (("prefix", "PRE", "begin"), ("suffix", "SUF", "hole"), ("middle", "MID", "end"))
+)
+INSERT_TOKENS = frozenset(name for names in INSERT_NAMES for name in names)
+_SCAN_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
@@ -96,6 +114,8 @@ class GgufHeader:
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     file_size: int
+    #: Of `INSERT_TOKENS`, those that the vocabulary has.
+    insert_tokens: frozenset[str] = frozenset()
 
     def text(self, key: str) -> str:
         """The value of *key* when it is a string, else ""."""
@@ -265,7 +285,43 @@ def read_header(file: BinaryIO, file_size: int, limits: Limits = DEFAULT_LIMITS)
     tensors = [_read_tensor(cursor, f"tensor {number} of {tensor_count}") for number in range(1, tensor_count + 1)]
     data_offset = -(-cursor.offset // alignment) * alignment
     _check_tensors(tensors, alignment, data_offset, file_size)
-    return GgufHeader(version, alignment, MappingProxyType(metadata), tuple(tensors), data_offset, file_size)
+    return GgufHeader(
+        version,
+        alignment,
+        MappingProxyType(metadata),
+        tuple(tensors),
+        data_offset,
+        file_size,
+        _insert_tokens(file, cursor.offset, metadata.get("tokenizer.ggml.tokens")),
+    )
+
+
+def _insert_tokens(file: BinaryIO, size_bytes: int, tokens: object) -> frozenset[str]:
+    """Return which of `INSERT_TOKENS` there are among the tokens, which lie in the first *size_bytes* of *file*."""
+    if not isinstance(tokens, GgufArray) or tokens.item_type != "string":
+        return frozenset()
+    if tokens.complete:
+        return INSERT_TOKENS.intersection(value for value in tokens.values if isinstance(value, str))
+    found = _scan(file, size_bytes, INSERT_NAMES[0])
+    return found | _scan(file, size_bytes, INSERT_TOKENS - found) if found else found
+
+
+def _scan(file: BinaryIO, size_bytes: int, names: Iterable[str]) -> frozenset[str]:
+    """Return which strings there are, each with its length before it, in the first *size_bytes* of *file*.
+
+    Faster than going through the strings: 15 instead of 100 ms for eight names and 150,000 tokens (measured).
+    """
+    wanted = {name: _U64.pack(len(name.encode())) + name.encode() for name in names}
+    overlap = max(len(item) for item in wanted.values()) - 1
+    found: set[str] = set()
+    file.seek(0)
+    before = b""
+    while size_bytes > 0 and (data := file.read(min(_SCAN_BYTES, size_bytes))):
+        size_bytes -= len(data)
+        window = before + data
+        found.update(name for name, item in wanted.items() if item in window)
+        before = window[-overlap:]
+    return frozenset(found)
 
 
 def iter_strings(file: BinaryIO, file_size: int, key: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[bytes]:
@@ -432,11 +488,11 @@ def _scalar_text(value: Scalar) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return _float_text(value)
+        return float_text(value)
     return str(value)
 
 
-def _float_text(value: float) -> str:
+def float_text(value: float) -> str:
     """The shortest text that reads back as the same number, in single precision when the number is one."""
     if value != value or value in (float("inf"), float("-inf")):
         return str(value)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmd.registry.capabilities import capabilities
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest
-from lmd.registry.gguf import GgufHeader, combine
+from lmd.registry.gguf import GgufHeader, combine, read_header
+from lmd.registry.gguf_cursor import Limits
 from lmd.registry.lm_config import Message, Origin
 from lmd.registry.manifest import Layer, Manifest
 from lmd.registry.model_store import ModelStore, Tag, read_blob_header
 from lmd.registry.modelfile import From, Modelfile, format_modelfile
 from lmd.registry.parameters import ParameterValue
+
+#: The largest vocabularies of mid 2026 have some 260,000 tokens and twice as many merges.
+WHOLE_ARRAYS = Limits(max_kept_items=1 << 21, max_kept_bytes=128 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,19 @@ class HeaderCache:
             while len(self._headers) > self._capacity:
                 self._headers.popitem(last=False)
         return header
+
+
+def read_whole_header(store: ModelStore[Tag], digests: Sequence[Digest]) -> GgufHeader:
+    """Read the header of a GGUF with all its arrays, the tokenizer's too; *digests* are its files, all shards in order.
+
+    Raises:
+        BlobMissing, GgufInvalid: as `HeaderCache.get`, and GgufInvalid for arrays of more than 128 MiB.
+    """
+    headers = []
+    for digest in digests:
+        with store.open_blob(digest) as file:
+            headers.append(read_header(file, store.blob_size(digest), WHOLE_ARRAYS))
+    return combine(headers)
 
 
 def model_info(store: ModelStore[Tag], tag: Tag, headers: HeaderCache | None = None) -> ModelFacts:

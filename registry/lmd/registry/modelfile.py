@@ -126,6 +126,11 @@ def parse_modelfile(text: str) -> Modelfile:
     )
 
 
+def is_go_template(text: str) -> bool:
+    """Tell whether *text* is a template of the Go language, which Ollama's Modelfiles have and nobody here can read."""
+    return _GO_TEMPLATE.search(text) is not None
+
+
 def format_modelfile(modelfile: Modelfile) -> str:
     """Write a Modelfile that parses to an equal one.
 
@@ -134,7 +139,7 @@ def format_modelfile(modelfile: Modelfile) -> str:
             both kinds; the template is no Jinja; a message has a role that Modelfiles do not know. No parsed Modelfile
             has such a value.
     """
-    if modelfile.template and _GO_TEMPLATE.search(modelfile.template):
+    if modelfile.template and is_go_template(modelfile.template):
         raise InvalidRequest("the text of TEMPLATE cannot be written in a Modelfile", field="TEMPLATE")
     if any(message.role not in MESSAGE_ROLES for message in modelfile.messages):
         raise InvalidRequest("the role of a MESSAGE cannot be written in a Modelfile", field="MESSAGE")

@@ -14,8 +14,22 @@ from lmd.cli.options import DURATION, MODEL, json_option
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
+_THINK_LEVELS = ("on", "low", "medium", "high")
 
-@click.command("run", short_help="Chat with a model, or answer one prompt")
+
+class _RunCommand(click.Command):
+    """Lets `--think` stand without a word, also before an argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse *args*."""
+        end = args.index("--") if "--" in args else len(args)
+        for place in range(end):
+            if args[place] == "--think" and args[place + 1 : place + 2] not in [[level] for level in _THINK_LEVELS]:
+                args[place] = "--think=on"
+        return super().parse_args(ctx, args)
+
+
+@click.command("run", cls=_RunCommand, short_help="Chat with a model, or answer one prompt")
 @click.argument("model", type=MODEL)
 @click.argument("prompt", nargs=-1)
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Set a parameter; may be repeated.")
@@ -27,6 +41,13 @@ if TYPE_CHECKING:
     help="How long the model stays in memory, such as 10m; -1 is for ever.",
 )
 @answer_options
+@click.option(
+    "--think",
+    type=click.Choice(_THINK_LEVELS),
+    help="Have the model think before it answers; `--think` alone is `on`.",
+)
+@click.option("--no-think", is_flag=True, help="Have it answer at once.")
+@click.option("--hide-thinking", is_flag=True, help="Do not print, on stderr, what it thinks.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without template and system prompt.")
 @click.option("--plain", is_flag=True, help="Print the text as it comes, without rendering Markdown.")
 @click.option("--verbose", "timings", is_flag=True, help="Print counts and timings after each answer, on stderr.")
@@ -43,6 +64,9 @@ def command(
     options: tuple[str, ...],
     system: str | None,
     keep_alive: float | None,
+    think: str | None,
+    no_think: bool,
+    hide_thinking: bool,
     raw: bool,
     plain: bool,
     timings: bool,
@@ -57,6 +81,8 @@ def command(
 
     A model without a chat template does not chat; it continues the text.
 
+    A model that thinks before it answers shows that on stderr, so stdout has the answer alone.
+
     -o sets any parameter of a Modelfile, such as temperature, seed, num_predict, num_ctx or stop.
 
     \b
@@ -67,6 +93,7 @@ def command(
       lm run -o temperature=0 -o num_predict=60 stories "Once upon a time"
       lm run --json llama3.2 "Hello" | jq -r .response
       lm run --format person.json llama3.2 "Invent a person"
+      lm run --think high qwen3 "How many primes are below 100?"
       lm run --format "regex:(yes|no)" llama3.2 "Is ice slippery?"
     """
     from google.protobuf.duration_pb2 import Duration
@@ -75,8 +102,10 @@ def command(
     from lmd.cli.loading import ensure_model, load
     from lmd.cli.one_answer import answer_once, read_prompt, require_terminals
     from lmd.cli.parameters import parse_options
-    from lmd.v1 import model_pb2
+    from lmd.v1 import inference_service_pb2, model_pb2
 
+    if think and no_think:
+        raise BadUsage("`--think` and `--no-think` do not go together")
     parameters = parse_options(options)
     wanted = asked.message()
     text = None if interactive else read_prompt(prompt)
@@ -92,6 +121,9 @@ def command(
     with app.daemon() as client:
         info = ensure_model(client, model)
         request = Request(info, [], system=system, parameters=parameters, keep_alive=stay, raw=raw, options=wanted)
+        level = "off" if no_think else think or "unspecified"
+        request.think = inference_service_pb2.Think.Value(f"THINK_{level.upper()}")
+        request.hides_thoughts = hide_thinking
         if text is None:
             from lmd.cli.repl.session import Session
 

@@ -111,7 +111,8 @@ class Session:
         if not answer.text and answer.done is None:
             messages.pop()
         elif self.request.chats:
-            messages.append(model_pb2.Message(role="assistant", content=answer.text))
+            thinking = answer.choice(0).thinking
+            messages.append(model_pb2.Message(role="assistant", content=answer.text, thinking=thinking))
         if answer.done is None:
             raise KeyboardInterrupt
         if self.timings:

@@ -15,6 +15,7 @@ from lmd.cli.output import print_facts
 from lmd.cli.parameters import NAMES, set_parameter
 from lmd.cli.repl.modelfile import session_modelfile
 from lmd.cli.repl.reader import unquote_block
+from lmd.v1 import inference_service_pb2 as inference_pb
 from lmd.v1 import model_pb2
 from lmd.v1 import model_service_pb2 as pb
 
@@ -28,6 +29,9 @@ Commands
   /set format FORMAT           make answers look like json, FILE.json (a schema),
                                FILE.gbnf or regex:EXPRESSION
   /set noformat                let answers look as they like
+  /set think [LEVEL]           think before answering, or how much: low, medium, high
+  /set nothink                 answer at once
+  /set thoughts | nothoughts   print what the model thinks, or do not
   /set history | nohistory     keep what you type, or do not
   /set wordwrap | nowordwrap   break lines between words, or print text as it is
   /set markdown | nomarkdown   render Markdown, or do not
@@ -46,7 +50,22 @@ Typing
   Tab                          complete a command"""
 
 _SHOW_PARTS = ("info", "modelfile", "parameters", "system", "template", "license")
-_SWITCHES = ("noformat", "history", "nohistory", "wordwrap", "nowordwrap", "markdown", "nomarkdown", "verbose", "quiet")
+_SWITCHES = (
+    "noformat",
+    "think",
+    "nothink",
+    "thoughts",
+    "nothoughts",
+    "history",
+    "nohistory",
+    "wordwrap",
+    "nowordwrap",
+    "markdown",
+    "nomarkdown",
+    "verbose",
+    "quiet",
+)
+_THINK_LEVELS = ("on", "low", "medium", "high")
 _COMPLETION_TIMEOUT_S = 0.5
 
 
@@ -89,6 +108,8 @@ class Slash:
                 choices = ["parameter", "system", "format", *_SWITCHES]
             case ["/set", "parameter"]:
                 choices = NAMES
+            case ["/set", "think"]:
+                choices = _THINK_LEVELS
             case ["/show"]:
                 choices = _SHOW_PARTS
             case ["/load"]:
@@ -181,6 +202,14 @@ class Slash:
             case "noformat":
                 session.options.ClearField("format")
                 note("answers look as they like")
+            case "think":
+                self._set_think(value)
+            case "nothink":
+                session.request.think = inference_pb.THINK_OFF
+                note("answers begin at once")
+            case "thoughts" | "nothoughts":
+                session.request.hides_thoughts = what == "nothoughts"
+                note("thoughts are not printed" if session.request.hides_thoughts else "thoughts are printed")
             case "history" | "nohistory":
                 session.reader.remember(what == "history")
                 note("what you type is kept" if what == "history" else "what you type is not kept")
@@ -204,6 +233,12 @@ class Slash:
             raise BadUsage("which format?", hint=HINT)
         self._session.options.format.CopyFrom(parse_format(text))
         note("answers look like that from now on")
+
+    def _set_think(self, level: str) -> None:
+        if (level or "on") not in _THINK_LEVELS:
+            raise BadUsage(f"cannot think `{level}`", hint=f"one of {', '.join(_THINK_LEVELS)}")
+        self._session.request.think = inference_pb.Think.Value(f"THINK_{(level or 'on').upper()}")
+        note("answers begin with thoughts")
 
     def _set_parameter(self, rest: str) -> None:
         import shlex

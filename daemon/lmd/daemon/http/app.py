@@ -73,6 +73,7 @@ class Routes:
             match, more = route.matches(scope)
             if match == Match.FULL:
                 scope.update(more)
+                scope["route"] = route
                 return route, allowed
             if match == Match.PARTIAL:
                 allowed |= getattr(route, "methods", None) or set()

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from lmd.daemon.http.bodies import BodyError
 from lmd.daemon.http.errors import CLIENT_CLOSED_REQUEST, retry_after, status_of
+from lmd.daemon.outcomes import note_failure
 from lmd.registry.errors import LmdError
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ def endpoint(handler: Handler, render_error: RenderError) -> Handler:
         except BodyError as error:
             return render_error(error.status, error.message, error)
         except LmdError as error:
+            note_failure(error)
             if error.reason == "INTERNAL":
                 return _defect(request, error, render_error)
             response = render_error(status_of(error), error.message, error)

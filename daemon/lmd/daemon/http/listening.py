@@ -39,7 +39,8 @@ def url_of(sock: socket.socket) -> str:
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # The protocol is named because asyncio looks at it before it switches off Nagle's algorithm (40 ms an answer).
+    # With its protocol named: asyncio switches Nagle's algorithm off for nothing else, and an answer that is written in
+    # two pieces then waits 40 ms for the acknowledgement of the first.
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     with contextlib.ExitStack() as stack:
         stack.callback(sock.close)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
 from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
+from lmd.daemon.metrics import Metrics
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.saved_kv import SavedKv
@@ -33,6 +34,7 @@ class Services:
     pool: BlockingPool
     version: str
     started_at: float
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def uploads(self) -> Uploads:

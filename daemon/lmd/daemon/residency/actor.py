@@ -131,11 +131,13 @@ class ModelActor:
         """Say what the runner does, for the planner."""
         ready = self.state is RunnerState.READY
         leaving = self.state is RunnerState.DRAINING and not self._admitted
+        stats = self._runner.stats if self._runner is not None else None
         return Usage(
             busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
             last_used=self._keep_alive.last_used,
             pinned=ready and self._keep_alive.for_ever,
             leaving=leaving,
+            grown_bytes=stats.parked_bytes if stats is not None else 0,
         )
 
     def evict(self) -> None:

@@ -17,12 +17,16 @@ RECHECK_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a resident does now, as far as eviction cares."""
+    """What a resident does now, as far as eviction cares.
+
+    *grown_bytes* it has taken since it was loaded, of what it may take: the machine's figures show them.
+    """
 
     busy: bool
     last_used: float
     pinned: bool
     leaving: bool
+    grown_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,14 @@ class Ledger:
         for key, held in self._holdings.items():
             usage = self._usage(key)
             residents.append(
-                replace(held, busy=usage.busy, last_used=usage.last_used, pinned=usage.pinned, leaving=usage.leaving)
+                replace(
+                    held,
+                    busy=usage.busy,
+                    last_used=usage.last_used,
+                    pinned=usage.pinned,
+                    leaving=usage.leaving,
+                    unseen_bytes=max(0, held.unseen_bytes - usage.grown_bytes),
+                )
             )
         for key, promised in self._promised.items():
             if key == asking:

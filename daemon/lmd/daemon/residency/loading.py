@@ -58,6 +58,7 @@ class Loader:
     command: Sequence[str]
     timings: RunnerTimings
     saved_kv: SavedKv | None = None
+    kv_ram_bytes: int = 0
 
     async def load(
         self,
@@ -111,11 +112,15 @@ class Loader:
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
             if device == CPU:
                 mapped_bytes = memory.weights_bytes if settings.use_mmap else 0
-                self.ledger.settle(key, held_bytes=memory.total_bytes, unseen_bytes=mapped_bytes)
+                self.ledger.settle(
+                    key,
+                    held_bytes=memory.total_bytes + ready.parked_bytes,
+                    unseen_bytes=mapped_bytes + ready.parked_bytes,
+                )
             else:
                 self.ledger.settle(key, held_bytes=memory.vram_bytes, unseen_bytes=0)
             await self.facts.note_memory(model.manifest_digest, settings, _kind(device), memory)
-            if frame.num_thread == 0:
+            if frame.num_thread == 0 and ready.threads_lasting:
                 await self.facts.note_threads(
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
@@ -152,14 +157,20 @@ class Loader:
         """Return what the model took there the last time, or else an estimate from its header."""
         measured = await self.facts.memory(model.manifest_digest, settings, kind)
         if measured is not None:
-            return measured.total_bytes if kind == CPU else measured.vram_bytes
+            return measured.total_bytes + self._parked(measured.kv_bytes) if kind == CPU else measured.vram_bytes
         whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
         draft_bytes = _draft_bytes(model, settings)
-        if kind == CPU or settings.num_gpu == -1:
+        if kind == CPU:
+            return whole.total_bytes + self._parked(whole.kv_bytes) + draft_bytes
+        if settings.num_gpu == -1:
             return whole.total_bytes + draft_bytes
         # The engine counts the output layer as one more. A draft is never split: it must be fast to be of use.
         layers = model.header.block_count + 1
         return whole.total_bytes * min(settings.num_gpu, layers) // layers + draft_bytes
+
+    def _parked(self, kv_bytes: int) -> int:
+        """Return what prefixes may take beside the context's memory of *kv_bytes*."""
+        return min(self.kv_ram_bytes, kv_bytes)
 
     async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:
         kv_dir = await self._kv_dir(model, settings, device, engine)
@@ -178,6 +189,7 @@ class Loader:
             max_prompt_bytes=MAX_PROMPT_BYTES,
             template_timeout_s=TEMPLATE_TIMEOUT_S,
             manifest_chat=_manifest_chat(model),
+            kv_ram_bytes=self.kv_ram_bytes,
             kv_dir=str(kv_dir or ""),
             kv_dir_bytes=self.saved_kv.quota_bytes if self.saved_kv is not None and kv_dir is not None else 0,
         )

@@ -93,6 +93,7 @@ class Residency:
             command=command,
             timings=timings or RunnerTimings(load_stall_s=load_s),
             saved_kv=saved_kv,
+            kv_ram_bytes=runtime.kv_ram_bytes,
         )
 
     async def start(self) -> None:

@@ -14,8 +14,7 @@ from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import Loadable, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.services.answers import duration, load_progress
 from lmd.daemon.services.inference import cache_scope_of, keep_alive_of, requested
-from lmd.registry.errors import ModelNotFound
-from lmd.registry.ref import parse_ref
+from lmd.daemon.unloading import unload_model
 from lmd.registry.store import TagRecord
 from lmd.v1 import runtime_service_pb2 as pb
 from lmd.v1 import runtime_service_pb2_grpc as rpc
@@ -74,21 +73,8 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
         context: grpc.aio.ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse],
     ) -> pb.UnloadModelResponse:
         """Unload a model; it need not be in the store any more."""
-        ref = parse_ref(request.name)
-        try:
-            running = await self._residency.unload(str(ref.digest or ref.name), force=request.force)
-        except ModelNotFound as not_resident:
-            running = await self._unload_alias(request, not_resident)
+        running = await unload_model(self._catalog, self._residency, request.name, force=request.force)
         return pb.UnloadModelResponse(running_answers=running)
-
-    async def _unload_alias(self, request: pb.UnloadModelRequest, not_resident: ModelNotFound) -> int:
-        """Unload what another name of the same model made resident."""
-        try:
-            # Found, not resolved: a model whose files are damaged can be stopped.
-            tag = await self._catalog.find(request.name)
-            return await self._residency.unload(str(tag.manifest), force=request.force)
-        except ModelNotFound:
-            raise not_resident from None
 
 
 def runner_message(status: RunnerStatus) -> pb.Runner:

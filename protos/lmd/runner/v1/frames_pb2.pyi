@@ -342,6 +342,7 @@ class Load(_message.Message):
     KV_DIR_BYTES_FIELD_NUMBER: _builtins.int
     DRAFT_PATHS_FIELD_NUMBER: _builtins.int
     MANIFEST_CHAT_FIELD_NUMBER: _builtins.int
+    KV_RAM_BYTES_FIELD_NUMBER: _builtins.int
     num_ctx: _builtins.int
     """Tokens of context one request can use. Required."""
     slots: _builtins.int
@@ -366,6 +367,8 @@ class Load(_message.Message):
     """A directory for saved KV, for this manifest and these settings alone; empty saves none, and restores none."""
     kv_dir_bytes: _builtins.int
     """The most bytes in that directory."""
+    kv_ram_bytes: _builtins.int
+    """The most bytes of RAM for prefixes beside the context's own memory; no more than that are used. 0 keeps none."""
     @_builtins.property
     def model_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of the GGUF files inside the runner's view, all shards in order."""
@@ -398,10 +401,11 @@ class Load(_message.Message):
         kv_dir_bytes: _builtins.int = ...,
         draft_paths: _abc.Iterable[_builtins.str] | None = ...,
         manifest_chat: Global___Chat | None = ...,
+        kv_ram_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "kv_ram_bytes", b"kv_ram_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1179,6 +1183,8 @@ class Ready(_message.Message):
     EMBEDDING_LENGTH_FIELD_NUMBER: _builtins.int
     SHIFTS_FIELD_NUMBER: _builtins.int
     NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
+    THREADS_LASTING_FIELD_NUMBER: _builtins.int
+    PARKED_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
     kv_bytes: _builtins.int
@@ -1209,6 +1215,10 @@ class Ready(_message.Message):
     """Whether the context can be shifted while it generates."""
     num_thread_batch: _builtins.int
     """Threads chosen for prompts."""
+    threads_lasting: _builtins.bool
+    """Whether the thread counts were measured on a quiet machine, so that they are worth remembering."""
+    parked_bytes: _builtins.int
+    """The most bytes of RAM that prefixes take beside kv_bytes."""
     def __init__(
         self,
         *,
@@ -1227,10 +1237,12 @@ class Ready(_message.Message):
         embedding_length: _builtins.int = ...,
         shifts: _builtins.bool = ...,
         num_thread_batch: _builtins.int = ...,
+        threads_lasting: _builtins.bool = ...,
+        parked_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1869,6 +1881,7 @@ class Stats(_message.Message):
     KV_SIZE_FIELD_NUMBER: _builtins.int
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
+    PARKED_BYTES_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of prompts."""
     cached_tokens: _builtins.int
@@ -1889,6 +1902,8 @@ class Stats(_message.Message):
     """Tokens drafted."""
     accepted_tokens: _builtins.int
     """Of those, accepted."""
+    parked_bytes: _builtins.int
+    """Bytes of RAM that prefixes take outside of the KV cells."""
     def __init__(
         self,
         *,
@@ -1902,10 +1917,11 @@ class Stats(_message.Message):
         kv_size: _builtins.int = ...,
         drafted_tokens: _builtins.int = ...,
         accepted_tokens: _builtins.int = ...,
+        parked_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kv_size", b"kv_size", "kv_used", b"kv_used", "parked_bytes", b"parked_bytes", "prefixes", b"prefixes", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

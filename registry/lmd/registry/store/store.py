@@ -249,6 +249,14 @@ class Store:
         """List the tags whose name starts with *prefix*, whatever its case; the last modified first."""
         return self._tags.find(prefix)
 
+    @property
+    def generation(self) -> int:
+        """A number that grows with every change of a tag: what was listed after reading it is true while it stays.
+
+        It starts anew with each `open`.
+        """
+        return self._tags.generation
+
     def tag_history(self, name: str) -> list[TagChange]:
         """List what happened to a tag, oldest first; deleted ones have a history too."""
         return self._tags.history(name)

@@ -18,6 +18,9 @@ class Tags:
 
     def __init__(self, index: Index) -> None:
         self._index = index
+        #: Grows inside of every transaction that writes tags. This process is the only one that writes, and readers
+        #: wait for the transaction, so whoever reads this first and the tags next has tags at least that new.
+        self.generation = 0
 
     def put(self, name: str, manifest: Digest, note: str, now: float) -> TagRecord:
         """Point *name* to *manifest*."""
@@ -36,6 +39,7 @@ class Tags:
     def restore(self, record: TagRecord) -> None:
         """Write *record* as it is, without an entry in the history."""
         with self._index.write("set_tag") as db:
+            self.generation += 1
             db.execute(
                 "INSERT OR REPLACE INTO tags (key, name, manifest, modified_at, pulled_at) VALUES (?, ?, ?, ?, ?)",
                 (record.name.lower(), record.name, record.manifest.hex, record.modified_at, record.pulled_at),
@@ -64,6 +68,7 @@ class Tags:
         with self._index.write("delete_tag") as db:
             record = self.get(name)
             if record is not None:
+                self.generation += 1
                 db.execute("DELETE FROM tags WHERE key = ?", (name.lower(),))
                 db.execute(
                     "INSERT INTO tag_history (key, name, manifest, changed_at, note) VALUES (?, ?, NULL, ?, '')",

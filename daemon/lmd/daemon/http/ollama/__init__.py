@@ -1,0 +1,1 @@
+"""Ollama's API, as unmodified clients of it speak it."""
