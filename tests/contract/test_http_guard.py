@@ -11,6 +11,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from lmd.daemon.admission import Admission
 from lmd.daemon.http.attribution import Attributor
 from lmd.daemon.http.gateway import Gateway
+from lmd.daemon.http.users import SocketUsers, may_connect
 from tests.support.http_gateway import gateway
 from tests.support.leaks import until
 
@@ -243,6 +245,55 @@ async def test_another_user_of_this_machine_is_told_apart() -> None:
         assert json.loads(out) == {"caller": f"uid:{other}"}
 
 
+async def test_a_user_who_may_not_use_the_socket_may_not_use_http_either(tokens_file: Path) -> None:
+    async with gateway(serves=lambda uid: uid != os.getuid(), tokens_file=str(tokens_file)) as rig:
+        answer = await rig.request("GET", "/who")
+        assert answer.status == 403
+        assert b"may not use this daemon" in answer.body
+        answer = await rig.request("GET", "/who", authorization=f"Bearer {TOKEN}")
+        assert json.loads(answer.body) == {"caller": "token:laptop"}
+
+
+NOBODY = pwd.getpwnam("nobody")
+
+
+def test_the_modes_of_the_socket_say_who_may_connect(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        path.chmod(0o666)
+        tmp_path.chmod(0o700)
+        assert may_connect(path, os.getuid())
+        assert may_connect(path, 0)
+        assert not may_connect(path, NOBODY.pw_uid)
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "allowed"),
+    [(0o666, "", True), (0o660, "", False), (0o660, "nobody", True), (0o606, "nobody", False), (0o600, "", False)],
+)
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another group")
+def test_the_group_of_the_socket_counts(mode: int, group: str, allowed: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as sock:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "s"
+        sock.bind(str(path))
+        path.chmod(mode)
+        if group:
+            os.chown(path, -1, NOBODY.pw_gid)
+        assert may_connect(path, NOBODY.pw_uid) is allowed
+        assert may_connect(path, 4_000_000_000) is (mode & 0o2 != 0)
+        Path(directory).chmod(0o700)
+        assert not may_connect(path, NOBODY.pw_uid)
+
+
+def test_who_may_connect_is_not_looked_up_for_every_request(tmp_path: Path) -> None:
+    users = SocketUsers(tmp_path / "none")
+    assert users.allow(os.getuid())
+    assert not users.allow(NOBODY.pw_uid)
+    assert users._known.keys() == {os.getuid(), NOBODY.pw_uid}
+
+
 async def test_who_is_not_known_needs_a_token(tokens_file: Path) -> None:
     async with gateway(change=blind, tokens_file=str(tokens_file)) as rig:
         for more in (
@@ -382,13 +433,17 @@ def test_who_is_gone_is_nobody_and_above_all_not_root(attributor: Attributor, pa
 
 
 def test_a_listener_on_the_port_of_who_is_gone_is_not_taken_for_it(attributor: Attributor) -> None:
-    server = socket.create_server(("127.0.0.1", 0))
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    client.connect(server.getsockname())
-    accepted, _ = server.accept()
-    address = client.getsockname()
-    client.close()
-    with socket.create_server(address), server, accepted:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        while True:
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.connect(server.getsockname())
+            accepted = stack.enter_context(server.accept()[0])
+            address = client.getsockname()
+            client.close()
+            # Some other program may have got the port meanwhile.
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(address))
+                break
         assert attributor.uid_of_peer(accepted) is None

@@ -264,6 +264,15 @@ def test_thoughts_come_before_what_a_format_is_for(say: Say) -> None:
     assert (answer.thinking, answer.text) == ("", "cab")
 
 
+def test_formats_and_forced_calls_in_channels(say: Say) -> None:
+    script = ["<|channel|>", "analysis", "<|message|>", "maybe", "<|end|>"]
+    runner = say(CHANNELS, script, specials=CHANNEL_TOKENS)
+    answer = runner.ask(chat=chat(), options={"format": frames_pb2.Format(regex="[a-c]{3}")})
+    assert answer.thinking == "maybe"
+    assert re.fullmatch("[a-c]{3}", answer.text)
+    assert answer.done.reason == STOP
+
+
 def test_special_tokens_that_mark_nothing_stay_hidden(say: Say) -> None:
     runner = say(
         MISTRAL, ["sure", "<|other|>", " one", "[TOOL_CALLS]", f"[{CALL}]"], specials=("<|other|>", "[TOOL_CALLS]")

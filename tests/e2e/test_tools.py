@@ -89,6 +89,9 @@ def test_functions_and_thoughts(chats: Chats, product: Product) -> None:
     assert product.json("show", "any")["capabilities"] == ["completion", "chat", "tools", "insert"]
     done = product.lm("run", "opened", "what", "now")
     assert (done.stdout, done.stderr) == ("yes\n", "--- thinking ---\nwell\n--- answer ---\n")
+    assert product.json("run", "--no-think", "opened", "what now")["thinking"] == "well"
+    refused = json.loads(product.lm("run", "--json", "--think", "any", "what now", code=1).stderr)["error"]
+    assert (refused["reason"], "thinking" in refused["message"]) == ("CAPABILITY_MISSING", True)
 
 
 def test_calls_that_must_come(chats: Chats) -> None:

@@ -12,9 +12,11 @@ from lmd.runner.v1.frames_pb2 import Tool
 
 THINK = Thoughts("<think>", "</think>")
 STYLES = {
-    "hermes": AnswerStyle(THINK, Calls("<tool_call>", "</tool_call>", pad="\n", gap="\n")),
+    "hermes": AnswerStyle(THINK, Calls("<tool_call>", "</tool_call>", bare=True, pad="\n", gap="\n")),
     "tagged": AnswerStyle(THINK, Calls("<tool_call>", "</tool_call>", Form.TAGGED, pad="\n", gap="\n")),
-    "llama3": AnswerStyle(None, Calls("<|python_tag|>", "", bare=True, gap="; ", arguments_key="parameters")),
+    "llama3": AnswerStyle(
+        None, Calls("<|python_tag|>", "", bare=True, unmarked=True, gap="; ", arguments_key="parameters")
+    ),
     "mistral": AnswerStyle(Thoughts("[THINK]", "[/THINK]"), Calls("[TOOL_CALLS]", "", listed=True)),
     "mistral named": AnswerStyle(None, Calls("[TOOL_CALLS]", "", Form.NAMED)),
     "list": AnswerStyle(THINK, Calls("<TOOLCALL>", "</TOOLCALL>", listed=True)),
@@ -29,7 +31,7 @@ STYLES = {
             lead='"tool_call_id": "0", ',
         ),
     ),
-    "generic": AnswerStyle(THINK, Calls("", "", bare=True, gap="\n")),
+    "generic": AnswerStyle(THINK, Calls("", "", bare=True, unmarked=True, gap="\n")),
     "channels": AnswerStyle(
         Thoughts("<|channel|>analysis<|message|>", "<|end|>"),
         Calls(" to=functions.", "", Form.CHANNEL),
@@ -95,7 +97,7 @@ def write_calls(style: AnswerStyle, calls: Sequence[tuple[str, dict[str, object]
         return "<|call|><|start|>assistant".join(written)
     if how.listed:
         return f"{how.opener}[{', '.join(written)}]{how.closer}"
-    opener = "" if how.bare else how.opener
+    opener = "" if how.unmarked else how.opener
     return how.gap.join(f"{opener}{how.pad}{call}{how.pad}{how.closer}" for call in written)
 
 

@@ -66,7 +66,7 @@ class Tokenizer:
         allowed: list[int] = np.flatnonzero(self._logits == 0).tolist()
         return allowed
 
-    def ramble(self, constraint: Constraint, seed: int, length: int) -> tuple[bytes, bool]:
+    def ramble(self, constraint: Constraint | AfterThinking, seed: int, length: int) -> tuple[bytes, bool]:
         """Say any token that is allowed, until nothing may follow; return the text and whether it was ended.
 
         After *length* tokens it prefers what ends things.

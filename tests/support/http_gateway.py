@@ -135,6 +135,7 @@ async def gateway(
     *,
     admission: Admission | None = None,
     max_connections: int = 10_000,
+    serves: Callable[[int], bool] = lambda uid: True,
     change: Callable[[Gateway], None] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
@@ -142,7 +143,7 @@ async def gateway(
     admission = admission or Admission()
     config = HttpConfig.model_validate({"listen": ["127.0.0.1:0"]} | settings, context={"user_home": "/"})
     probe = HttpProbe()
-    running = Gateway(HttpApplication(probe, told), config, admission, max_connections=max_connections)
+    running = Gateway(HttpApplication(probe, told), config, admission, max_connections=max_connections, serves=serves)
     if change is not None:
         change(running)
     sockets, problem = open_sockets(config.listen)

@@ -94,6 +94,9 @@ EXAMPLES: list[tuple[AnswerStyle, str, list[Part]]] = [
     (LLAMA3, '{"name": "f", "parameters": {"a": 1}}\nDone', [CALL_F, text("Done")]),
     (GENERIC, '[{"name": "f", "arguments": {"a": 1}}, {"name": "get", "arguments": {}}]', [CALL_F, call("get", "{}")]),
     (GENERIC, '<think>hm</think>{"name": "f", "arguments": {"a": 1}}', [thinking("hm"), CALL_F]),
+    # So do models that have markers and forget them.
+    (HERMES, '{"name": "f", "arguments": {"a": 1}}\n{"name": "get", "arguments": {}}', [CALL_F, call("get", "{}")]),
+    (HERMES, '{"name": "f", "arguments": {"a": 1}}, so', [CALL_F, text(", so")]),
     # Lists and names.
     (MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}, "id": "123456789"}]', [CALL_F]),
     (MISTRAL, 'Yes.[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]\n', [text("Yes."), CALL_F]),
@@ -166,6 +169,8 @@ NOT_CALLS = [
     (HERMES, "<tool_call>" + '{"a":' * 200 + "1" + "}" * 200 + "</tool_call>"),
     (HERMES, "Models write <tool_call> first.\n"),
     (HERMES, "<tool_call"),
+    (HERMES, '{"name": "f"}'),
+    (HERMES, 'So: {"name": "f", "arguments": {}}'),
     (LLAMA3, '{"city": "Paris"}'),
     (LLAMA3, '{"name": "Alice", "parameters": {}}'),
     (LLAMA3, '{"name": "f", "age": 3}'),
@@ -219,6 +224,14 @@ def test_thoughts_that_the_prompt_has_opened() -> None:
     ]
 
 
+def test_half_a_marker_says_nothing_where_the_answer_was_cut() -> None:
+    assert read(HERMES, ["<think>hm</thi"], cut=True) == [thinking("hm")]
+    assert read(CHANNELS, ["<|channel|>analysis<|message|>hm<|end|><|start|>assist"], cut=True) == [thinking("hm")]
+    # Where no marker must come, it may be what it looks like.
+    assert read(HERMES, ["the <tool_ca"], cut=True) == [text("the <tool_ca")]
+    assert read(CHANNELS, ["assist"], cut=True) == [text("assist")]
+
+
 def test_thoughts_are_text_where_they_are_not_asked_for() -> None:
     answer = f"\n<think>\n{F}\n</think>\n\nHello\n{F}"
     assert read(HERMES, [answer], thinking=False) == [text(f"\n<think>\n{F}\n</think>\n\nHello"), CALL_F]
@@ -263,6 +276,8 @@ def test_only_the_beginning_of_a_marker_is_held_back() -> None:
         (LLAMA3, '{"name": "Alice", "parameters": {}}', '{"name": "Alice"'),
         (LLAMA3, '{"name": "f", "parameters": [1, 2, 3]}', '{"name": "f", "parameters": ['),
         (GENERIC, '[{"x": 1}]', '[{"x"'),
+        (HERMES, '{"name": "Alice"}', '{"name": "Alice"'),
+        (HERMES, "[1, 2, 3]", "[1"),
         (GENERIC, "[1, 2, 3]", "[1"),
     ],
 )

@@ -120,6 +120,40 @@ def test_shares_of_callers_are_checked(home: Path, toml: str, says: str) -> None
     assert says in message
 
 
+def test_the_gateway_listens_where_it_is_told(home: Path) -> None:
+    assert load(home).http.listen == ("127.0.0.1:11434",)
+    config = load(home, '[http]\nlisten = ["localhost", "[::1]:80", "::1", "0.0.0.0:0"]\n')
+    assert config.http.listen == ("127.0.0.1:11434", "[::1]:80", "[::1]:11434", "0.0.0.0:0")
+    config = load(home, LMD_HTTP_LISTEN="127.0.0.1:1, [::1]:2", LMD_HTTP_ALLOWED_HOSTS="A.example *.b.example")
+    assert config.http.listen == ("127.0.0.1:1", "[::1]:2")
+    assert config.http.allowed_hosts == ("a.example", "*.b.example")
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ('listen = ["example.org:80"]', "'example.org' is no IP address; names are not looked up"),
+        ('listen = ["127.0.0.1:99999"]', "'99999' is no port"),
+        ('listen = ["127.0.0.1:"]', "'' is no port"),
+        ('listen = ["[::1]80"]', "is no IP address"),
+        ("listen = []", "no address is named"),
+        ("listen = 11434", "not a list of texts"),
+        ('allowed_origins = ["*"]', "'*' is no origin"),
+        ('allowed_origins = ["https://*"]', "https://* would let every web page use the models"),
+        ('allowed_origins = ["https://*.example.org"]', "is no origin"),
+        ('allowed_origins = ["example.org"]', "is no origin"),
+        ('allowed_hosts = ["*"]', "'*' is no host name"),
+        ('allowed_hosts = ["https://example.org"]', "write it without scheme and port"),
+        ('users = "nobody"', '"socket" or "all"'),
+        ('max_body_bytes = "10B"', "greater than or equal to 1024"),
+    ],
+)
+def test_settings_of_the_gateway_are_checked(home: Path, toml: str, says: str) -> None:
+    message = refusal(home, f"[http]\n{toml}\n")
+    assert f"{home}/config.toml, line 2: `http.{toml.split()[0]}` = " in message
+    assert says in message
+
+
 def test_our_own_variable_beats_the_shared_one(home: Path) -> None:
     config = load(
         home, HF_ENDPOINT="https://a.example", LMD_PULL_ENDPOINT="https://b.example", LMD_SOCKET="/run/x.sock"

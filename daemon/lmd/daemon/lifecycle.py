@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -28,6 +29,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.front import Front
 from lmd.daemon.http.listening import open_sockets, url_of
+from lmd.daemon.http.users import SocketUsers
 from lmd.daemon.listener import Listener, check_path_length, open_listener, prepare_directory
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.places import Dirs
@@ -141,7 +143,7 @@ class Lifecycle:
     async def _serving(
         self, application: Application, pool: BlockingPool, listener: Listener, max_total: int
     ) -> AsyncIterator[None]:
-        async with self._gateway(application, max_total) as http:
+        async with self._gateway(application, listener.path, max_total) as http:
             system = SystemServiceServicer(
                 self._config,
                 socket=str(listener.path),
@@ -155,7 +157,7 @@ class Lifecycle:
                 yield
 
     @asynccontextmanager
-    async def _gateway(self, application: Application, max_total: int) -> AsyncIterator[HttpGateway]:
+    async def _gateway(self, application: Application, socket_path: Path, max_total: int) -> AsyncIterator[HttpGateway]:
         """Serve HTTP where it can be served, and yield where that is."""
         config = self._config.http
         if not config.enabled:
@@ -168,7 +170,13 @@ class Lifecycle:
         # Imported only now: it costs time and memory.
         from lmd.daemon.http.gateway import Gateway
 
-        gateway = Gateway(application.http(), config, self._admission, max_connections=max_total)
+        gateway = Gateway(
+            application.http(),
+            config,
+            self._admission,
+            max_connections=max_total,
+            serves=SocketUsers(socket_path).allow if config.users == "socket" else lambda uid: True,
+        )
         urls = [url_of(sock) for sock in sockets]
         await gateway.start(sockets)
         log.info("http_ready", urls=urls)

@@ -30,7 +30,7 @@ class _Parser(Protocol):
 
     def feed(self, text: str) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self, *, cut: bool) -> None: ...
 
 
 class AnswerParser:
@@ -76,8 +76,8 @@ class AnswerParser:
         return self._parts.take()
 
     def finish(self, *, cut: bool) -> list[Part]:
-        """Return the rest. *cut*: the answer ended for lack of room, so it may lack its end."""
-        self._parser.finish()
+        """Return the rest. *cut*: the answer ended for lack of room; half a marker where one must come says nothing."""
+        self._parser.finish(cut=cut)
         return self._parts.take()
 
 
@@ -120,9 +120,9 @@ class _MarkedAnswer:
             self._thoughts, text = None, rest
         self._answer.feed(text)
 
-    def finish(self) -> None:
+    def finish(self, *, cut: bool) -> None:
         if self._thoughts is not None:
-            self._answer.feed(self._thoughts.finish())
+            self._answer.feed(self._thoughts.finish(cut=cut))
         self._answer.finish()
 
 
@@ -152,12 +152,13 @@ class _ThoughtsFirst:
                 return text
         return self._go_through(text)
 
-    def finish(self) -> str:
+    def finish(self, *, cut: bool) -> str:
         """Return what was held back and is not thoughts."""
         held = "".join(self._space) + self._held
         if not self._inside and not self._opened:
             return held
-        self._think(held)
+        if self._shows or not cut or not self._inside:
+            self._think(held)
         return ""
 
     def _begin(self, text: str) -> str | None:
@@ -310,7 +311,7 @@ class _CallsInText:
         self._bare = self._style.bare
         self._edges.drop()
         self._edges.strips_start = not self._said
-        self._edges.space = _GAP if self._bare else SPACE
+        self._edges.space = _GAP if self._style.unmarked else SPACE
         self._after_call = True
 
     def _refuse(self, body: Body, text: str, begin: int, end: int) -> int:

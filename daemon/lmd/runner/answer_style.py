@@ -49,6 +49,7 @@ class Calls:
         arguments_key: the key of its arguments.
         lead: what the model writes before the name.
         bare: an answer may begin with a call without any marker.
+        unmarked: the model was taught to write calls without the markers.
     """
 
     opener: str
@@ -56,6 +57,7 @@ class Calls:
     form: Form = Form.OBJECT
     listed: bool = False
     bare: bool = False
+    unmarked: bool = False
     pad: str = ""
     gap: str = ""
     name_key: str = "name"
@@ -150,9 +152,10 @@ _THOUGHTS = (
 )
 
 _MISTRAL = Calls("[TOOL_CALLS]", "", listed=True)
-_LLAMA3 = Calls("<|python_tag|>", "", bare=True, gap="; ", arguments_key="parameters")
-_HERMES = Calls("<tool_call>", "</tool_call>", pad="\n", gap="\n")
-_GENERIC = Calls("", "", bare=True, gap="\n")
+_LLAMA3 = Calls("<|python_tag|>", "", bare=True, unmarked=True, gap="; ", arguments_key="parameters")
+# Small models of this family often forget the markers.
+_HERMES = Calls("<tool_call>", "</tool_call>", bare=True, pad="\n", gap="\n")
+_GENERIC = Calls("", "", bare=True, unmarked=True, gap="\n")
 # Each with the texts that a template must have. The first whose texts are all there is taken.
 _CALLS: tuple[tuple[tuple[str, ...], Calls], ...] = (
     (("[TOOL_CALLS]", "[ARGS]"), Calls("[TOOL_CALLS]", "", Form.NAMED)),

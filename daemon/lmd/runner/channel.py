@@ -71,14 +71,16 @@ class Channel:
     what waits here is bounded by the requests that run, and `congested` tells the engine to start no more of them.
     Frames of one request keep their order. Not thread-safe.
 
-    Texts after the first of an answer are also held back for up to 25 milliseconds to share a frame with the next ones: a
-    fast engine would otherwise spend more on messages than on tokens. Everything else goes out at the next `flush`.
+    Texts after the first of an answer are also held back for up to 25 milliseconds to share a frame with the next ones:
+    a fast engine would otherwise spend more on messages than on tokens. Everything else goes out at the next `flush`.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._wire = Wire(connection, self._next_bytes)
         self._outbox: collections.deque[bytes | _Text] = collections.deque()
         self._open_texts: dict[tuple[int, int], _Text] = {}
+        #: Answers of which something was queued.
+        self._begun: set[tuple[int, int]] = set()
         self._waiting_bytes = 0
         self._urgent = False
         self._blocked = False
@@ -118,8 +120,9 @@ class Channel:
     def send(self, message: frames_pb2.RunnerFrame, *, last_of: int | None = None) -> None:
         """Queue a frame. *last_of* names the request that it ends."""
         if last_of is not None:
-            for key in [key for key in self._open_texts if key[0] == last_of]:
-                del self._open_texts[key]
+            for key in [key for key in self._begun if key[0] == last_of]:
+                self._begun.remove(key)
+                self._open_texts.pop(key, None)
         data = frame(message.SerializeToString())
         self._waiting_bytes += len(data)
         self._outbox.append(data)
@@ -134,7 +137,7 @@ class Channel:
         logprobs: Sequence[frames_pb2.TokenLogprob] = (),
     ) -> None:
         """Queue text of an answer, or parts of it."""
-        pending = self._open_text(request_id, choice, generated_tokens)
+        pending = self._open_text(request_id, choice)
         size_bytes = 0
         if isinstance(text, str):
             pending.parts.append(text)
@@ -146,7 +149,7 @@ class Channel:
                     self._waiting_bytes += size_bytes
                     size_bytes = 0
                     del self._open_texts[request_id, choice]
-                    pending = self._open_text(request_id, choice, generated_tokens)
+                    pending = self._open_text(request_id, choice)
                 size_bytes += pending.add(part)
         if logprobs:
             pending.logprobs.extend(logprobs)
@@ -154,14 +157,15 @@ class Channel:
         pending.note(size_bytes, generated_tokens)
         self._waiting_bytes += size_bytes
 
-    def _open_text(self, request_id: int, choice: int, generated_tokens: int) -> _Text:
+    def _open_text(self, request_id: int, choice: int) -> _Text:
         """Return the text of an answer that more can be added to."""
         pending = self._open_texts.get((request_id, choice))
         if pending is None:
             pending = self._open_texts[request_id, choice] = _Text(request_id, choice)
             self._outbox.append(pending)
-            # The first text of a request is what somebody waits for.
-            self._urgent |= generated_tokens <= 1
+            # The first text of an answer is what somebody waits for; markers of thoughts may have come before it.
+            self._urgent |= (request_id, choice) not in self._begun
+            self._begun.add((request_id, choice))
         return pending
 
     def flush(self, *, now: bool = True) -> None:

@@ -76,11 +76,12 @@ class ChannelAnswer:
             text, at, self._header = self._header + text[at:] if self._header else text, 0 if self._header else at, ""
             at = self._go_through_header(text, at)
 
-    def finish(self) -> None:
+    def finish(self, *, cut: bool) -> None:
         """Take the end."""
         if self._kind is None:
-            if _CUT_HEADER.fullmatch(self._header) is None or _MARKER.search(self._header) is None:
-                # No header begins like this after all; one that is cut off says nothing.
+            is_header = _MARKER.search(self._header) is not None and _CUT_HEADER.fullmatch(self._header) is not None
+            if not is_header:
+                # No header begins like this after all. One without a message says nothing, cut off or not.
                 header = self._header
                 self._begin(_Kind.TEXT)
                 self._take(header)

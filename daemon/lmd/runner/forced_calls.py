@@ -138,7 +138,7 @@ class _Writer:
         calls = self._calls
         if calls.form is Form.CHANNEL:
             return "start: call"
-        opener = "" if calls.bare else calls.opener
+        opener = "" if calls.unmarked else calls.opener
         before, after = self._text(opener + calls.pad), self._text(calls.pad + calls.closer)
         if calls.listed:
             before, after = self._text(opener + "["), self._text("]" + calls.closer)

@@ -68,7 +68,7 @@ class GetStatusResponse(_message.Message):
     socket: _builtins.str
     """The path of the public socket."""
     http: _builtins.str
-    """The URL of the HTTP gateway; empty when it is off."""
+    """The URLs of the HTTP gateway, with spaces between them; empty when it is off."""
     http_detail: _builtins.str
     """Why the gateway is off, or not where it was configured; empty otherwise."""
     store: _builtins.str

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -138,6 +138,12 @@ class HttpConfig(Section):
         "when it changes.",
         ABSOLUTE_PATH,
         shown="none",
+    )
+    users: Literal["socket", "all"] = setting(
+        "socket",
+        'Which users of this machine are served without a token: "socket" are those who may connect to the daemon\'s '
+        'socket, "all" is everybody.',
+        '"socket" or "all"',
     )
     require_token: bool = setting(
         False, "Whether users of this machine need a token too, instead of being known by their user id.", TRUTH

@@ -47,11 +47,19 @@ class Gateway:
     """Serves *application* on listening sockets; use once."""
 
     def __init__(
-        self, application: HttpApplication, config: HttpConfig, admission: Admission, *, max_connections: int
+        self,
+        application: HttpApplication,
+        config: HttpConfig,
+        admission: Admission,
+        *,
+        max_connections: int,
+        serves: Callable[[int], bool],
     ) -> None:
         # What it says of clients is theirs, and what it says of itself we say better; defects are errors.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        guard = Guard(application.app, application.failure, config, admission, socket.gethostname())
+        guard = Guard(
+            application.app, application.failure, config, admission, own_name=socket.gethostname(), serves=serves
+        )
         self._state = State(
             limits=Limits(
                 header_timeout_s=config.header_timeout.total_seconds(),

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmd.daemon.admission import Admission
+from lmd.daemon.callers import user_name
 from lmd.daemon.errors import Draining
 from lmd.daemon.http.attribution import is_loopback
 from lmd.daemon.http.bodies import LIMIT_KEY
@@ -70,15 +71,25 @@ class _Refused(Exception):
 
 
 class Guard:
-    """Lets requests through to *app*."""
+    """Lets requests through to *app*; *serves* tells which users of this machine need no token."""
 
-    def __init__(self, app: ASGIApp, failure: Failure, config: HttpConfig, admission: Admission, own_name: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        failure: Failure,
+        config: HttpConfig,
+        admission: Admission,
+        *,
+        own_name: str,
+        serves: Callable[[int], bool],
+    ) -> None:
         self._app = app
         self._failure = failure
         self._admission = admission
         self._hosts = Hosts(own_name, config.allowed_hosts)
         self._origins = Origins(config.allowed_origins)
         self._tokens = Tokens(config.tokens_file)
+        self._serves = serves
         self._require_token = config.require_token
         self._max_body_bytes = config.max_body_bytes
 
@@ -148,6 +159,12 @@ class Guard:
             )
             raise _Refused(401, message, challenge)
         if peer.uid is not None and not headers.forwarded:
+            if not self._serves(peer.uid):
+                message = (
+                    f"user {user_name(peer.uid)} may not use this daemon: that is for who may connect to its socket; "
+                    'join its group, send a token, or set `http.users = "all"`'
+                )
+                raise _Refused(403, message)
             return f"uid:{peer.uid}"
         who = "a caller behind a proxy" if headers.forwarded else "a caller who is not a user of this machine"
         message = f"{who} needs a token: send `Authorization: Bearer TOKEN` with one of the daemon's `http.tokens_file`"
