@@ -188,7 +188,11 @@ class FakeBackend:
         can_shift: bool = True,
         parked_bytes: int = 0,
         idle_tokens: int | None = None,
+        mixes: bool = True,
     ) -> None:
+        self.mixes = mixes
+        #: Seconds that decoding has taken, a millisecond a token.
+        self.clock_s = 0.0
         self.num_ctx = num_ctx
         self.slots = slots
         self.sequences = slots + (spare if plain else 0)
@@ -221,6 +225,7 @@ class FakeBackend:
             if sampled:
                 self.seen[row] = [cell.token for cell in self.memory.of(sequence)]
         self.decoded += len(self.batch.tokens)
+        self.clock_s += len(self.batch.tokens) / 1000
         self.batches.append(list(self.batch.tokens))
         return DONE
 

@@ -1,7 +1,8 @@
 """The heart of the engine: requests get slots, steps decode for all of them at once, answers come out token by token.
 
 A step decodes one token for every answer that is being generated and a bounded share of the prompts that are being
-read, in one batch. Requests that ask for it are decoded in batches of their own.
+read, in one batch; or, where that is faster, steps do the one and the other in turns. Requests that ask for it are
+decoded in batches of their own.
 
 What holds between steps:
 
@@ -24,6 +25,7 @@ from typing import Protocol
 from lmd.runner.answer_parser import Part
 from lmd.runner.format_error import FormatError
 from lmd.runner.job import LENGTH, STOP, TOOL_CALLS, Job, Place, Request
+from lmd.runner.prefill_pace import PrefillPace
 from lmd.runner.saved_prefixes import SavedPrefixes
 from lmd.runner.scheduler import FairQueue, plan_prefill
 from lmd.runner.seams import DONE, NO_ROOM, Backend
@@ -32,10 +34,6 @@ from lmd.runner.speculation import DraftSource, Speculation, accepted, make_spec
 from lmd.runner.v1 import frames_pb2
 
 Failed = frames_pb2.Failed
-
-# While answers are being generated, prompts get this part of a step, so that no answer stalls for long.
-_SHARED_PREFILL = 4
-_SHARED_PREFILL_MINIMUM = 32
 
 # A request waits for another one's prompt to be decoded when that saves it at least this many tokens.
 _WORTH_WAITING = 32
@@ -94,6 +92,7 @@ class Generation:
         draft_model: DraftSource | None = None,
         budget_tokens: int | None = None,
         saved: SavedPrefixes | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Serve with *backend*.
 
@@ -119,6 +118,9 @@ class Generation:
         self._queue = FairQueue()
         self._reading: list[Job] = []
         self._generating: list[Job] = []
+        self._clock = clock
+        self._pace = PrefillPace(backend.batch.capacity)
+        self._has_read = False
         self._totals = frames_pb2.Stats(kv_size=backend.cells)
 
     @property
@@ -179,8 +181,13 @@ class Generation:
                 self._decode_step([job], [])
         generating = [job for job in self._generating if not job.request.alone and self._has_room(job)]
         reading = [job for job in self._reading if not job.request.alone]
+        budget = self._pace.budget(len(reading), len(generating))
+        if generating and reading and not self._backend.mixes:
+            self._has_read = not self._has_read
+            generating, reading = ([], reading) if self._has_read else (generating, [])
         if generating or reading:
-            self._decode_step(generating, plan_prefill(reading, self._prefill_budget(len(reading), len(generating))))
+            budget = min(budget, self._backend.batch.capacity - len(generating))
+            self._decode_step(generating, plan_prefill(reading, budget))
 
     def _jobs(self) -> list[Job]:
         return self._reading + self._generating
@@ -250,18 +257,6 @@ class Generation:
             vocab_size=self._vocab.size,
         )
 
-    def _prefill_budget(self, reading: int, generating: int) -> int:
-        """Return how many tokens of prompts the next step decodes, with so many prompts and answers under way.
-
-        Small pieces keep answers flowing, but fill batches poorly: eight prompts that came together are read in 4.0 s
-        by quarters and in 3.2 s by whole steps (0.4 B on two cores, measured). So where more wait for their first
-        token than for their next one, prompts get the step.
-        """
-        capacity = self._backend.batch.capacity
-        if reading > generating:
-            return capacity - generating
-        return min(capacity - generating, max(capacity // _SHARED_PREFILL, _SHARED_PREFILL_MINIMUM))
-
     def _has_room(self, job: Job) -> bool:
         """Make room for the next token of an answer; false when it has to read its shortened context anew first."""
         length = len(job.slot.tokens)
@@ -315,8 +310,10 @@ class Generation:
             row = batch.add_chunk(job.target[begin : begin + count], begin, job.slot.sequence, sample=last)
             if last:
                 outputs.append((job, row, []))
+        began = self._clock()
         if not self._decode([*generating, *(job for job, _ in plan)]):
             return
+        self._pace.note(sum(count for _, count in plan), self._clock() - began)
         for job in generating:
             assert job.next_token is not None, "a generating job has a token to decode"
             job.slot.tokens.append(job.next_token)

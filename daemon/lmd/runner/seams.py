@@ -104,6 +104,7 @@ class Backend(Protocol):
         sequences: sequences that the memory can hold, at least as many as slots.
         cells: positions that the memory can hold, shared ones counted once.
         rows: rows that can be sampled after one call.
+        mixes: whether answers and prompts are decoded faster in one batch than one after the other.
         idle_tokens: tokens that nobody decodes and that may stay in memory without slowing others much.
         states: copies sequences out of memory and in; None where that is not possible, or not wanted.
         parked_bytes: what such copies of idle sequences may take.
@@ -114,6 +115,7 @@ class Backend(Protocol):
     sequences: int
     cells: int
     rows: int
+    mixes: bool
     idle_tokens: int
     states: SequenceStates | None
     parked_bytes: int
