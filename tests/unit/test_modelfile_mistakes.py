@@ -333,7 +333,7 @@ MISTAKES: list[tuple[str, list[Mistake]]] = [
     ("FROM x\nPARAMETER num_ctx 0", [(2, 19, "parameter `num_ctx` must be a whole number, at least 8, not 0")]),
     (
         "FROM x\nPARAMETER num_ctx 99999999999",
-        [(2, 19, "parameter `num_ctx` must be at most 2147483647, not 99999999999")],
+        [(2, 19, "parameter `num_ctx` must be a whole number, at least 8 and at most 2147483647, not 99999999999")],
     ),
     ("FROM x\nPARAMETER use_mmap maybe", [(2, 20, "parameter `use_mmap` must be true or false, not 'maybe'")]),
     ('FROM x\nPARAMETER stop ""', [(2, 16, "parameter `stop` must be at most 1024 texts of 1 to 512 bytes, not ''")]),

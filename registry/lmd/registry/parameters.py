@@ -270,5 +270,5 @@ def _invalid(parameter: Parameter, value: object) -> InvalidRequest:
     shown = shown if len(shown) <= 60 else shown[:60] + "…"
     legal = parameter.legal
     if isinstance(value, int) and parameter.maximum in (INT32_MAX, INT64_MAX) and value > parameter.maximum:
-        legal = f"at most {parameter.maximum}"
+        legal = f"{legal} and at most {parameter.maximum}"
     return InvalidRequest(f"parameter `{parameter.name}` must be {legal}, not {shown}", field=parameter.name)

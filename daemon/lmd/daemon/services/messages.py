@@ -76,12 +76,14 @@ def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
 
 def check_message(recipe: Modelfile) -> model_service_pb2.CheckModelfileResponse:
     """Return what a Modelfile refers to, and what of it has no effect."""
-    return model_service_pb2.CheckModelfileResponse(
-        **{"from": [source.value for source in recipe.from_]},
+    message = model_service_pb2.CheckModelfileResponse(
         draft=[source.value for source in recipe.drafts or ()],
         attached=[source.value for source in recipe.file_sources],
         warnings=[problem_message(warning) for warning in recipe.warnings],
     )
+    # The name of the field is a word of Python.
+    getattr(message, "from").extend(source.value for source in recipe.from_)
+    return message
 
 
 def problem_message(problem: ModelfileProblem) -> model_service_pb2.ModelfileProblem:
