@@ -26,8 +26,8 @@ class Transport:
 
 
 def test_what_comes_before_the_other_side_is_there_is_passed_on_then() -> None:
-    """A gRPC server speaks first. With Python 3.11.2 its first bytes came before the client's side existed, and every
-    connection ended in an AttributeError: `pause_reading` inside of `connection_made` has an effect from 3.11.4 on only.
+    """A gRPC server speaks first. With Python 3.11.2 its first bytes came before the client's side was there, and each
+    connection ended in an AttributeError: `pause_reading` in `connection_made` has an effect from 3.11.4 on only.
     """
     client, server = _Side(may_half_close=True), _Side(may_half_close=False)
     client.other, server.other = server, client
