@@ -44,20 +44,7 @@ def create_model(
     draft: Tag | None = None,
     note: str = "create",
 ) -> TagT:
-    """Create or replace the model *name* from a Modelfile.
-
-    Each FROM is one of these:
-
-    - a key of *files*, which maps the arguments that are files to the blobs stored for them. Several shards may be
-      given in any order, and a projector;
-    - ``sha256:…`` of a GGUF blob of the store: the same, without a name;
-    - ``sha256:…`` of a manifest of the store: its files and origin, and nothing else of it;
-    - anything else names a stored model, which the caller has resolved to *base*. Its template, system prompt,
-      parameters and licences are inherited where the Modelfile has none of its own (parameters one by one, licences
-      are added), its messages unless there are new ones.
-
-    The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
-    draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
+    """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
@@ -73,11 +60,43 @@ def create_model(
             field="name",
             hint="choose a name such as `mario` or `me/mario:v2`",
         )
+    parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
+    return build_from_files(store, target.name, parts, lm=lm, note=note)
+
+
+def gather_parts(
+    store: ModelStore[TagT],
+    modelfile: Modelfile,
+    *,
+    files: Mapping[str, Digest] | None = None,
+    base: Tag | None = None,
+    draft: Tag | None = None,
+) -> tuple[list[FileLayer], LmConfig]:
+    """Return the files and settings that a Modelfile adds up to, for `build_from_files`.
+
+    Each FROM is one of these:
+
+    - a key of *files*, which maps the arguments that are files to the blobs stored for them. Several shards may be
+      given in any order, and a projector;
+    - ``sha256:…`` of a GGUF blob of the store: the same, without a name;
+    - ``sha256:…`` of a manifest of the store: its files and origin, and nothing else of it;
+    - anything else names a stored model, which the caller has resolved to *base*. Its template, system prompt,
+      parameters and licences are inherited where the Modelfile has none of its own (parameters one by one, licences
+      are added), its messages unless there are new ones.
+
+    The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
+    draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
+
+    Raises:
+        InvalidRequest: when a FROM or DRAFT cannot be used.
+        GgufInvalid: when a file is no GGUF, or of a kind that cannot be a model.
+        BlobMissing: when a blob is not in the store.
+    """
     sources = _Sources()
     for source in modelfile.from_:
         _add_source(store, sources, source, files or {}, base)
     _add_drafts(store, sources, modelfile.drafts, files or {}, draft)
-    return build_from_files(store, target.name, _all_files(sources), lm=_merge(sources.inherited, modelfile), note=note)
+    return _all_files(sources), _merge(sources.inherited, modelfile)
 
 
 def build_from_files(
