@@ -115,6 +115,9 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "ref": info.origin.ref,
             "commit": info.origin.commit,
             "pulled_at": time_text(info.origin.pulled_time),
+            "quantize": info.origin.quantize,
+            "quantized_from": info.origin.quantized_from,
+            "imatrix": info.origin.imatrix,
         },
         "files": [
             {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes} for f in info.files

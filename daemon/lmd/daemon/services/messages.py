@@ -71,7 +71,14 @@ def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
         details=_details(facts),
         capabilities=facts.capabilities,
     )
-    origin = model_pb2.Origin(ref=facts.origin.ref, commit=facts.origin.commit, pulled_time=timestamp(facts.pulled_at))
+    origin = model_pb2.Origin(
+        ref=facts.origin.ref,
+        commit=facts.origin.commit,
+        pulled_time=timestamp(facts.pulled_at),
+        quantize=facts.origin.quantize,
+        quantized_from=facts.origin.quantized_from,
+        imatrix=facts.origin.imatrix,
+    )
     files = [
         model_pb2.ModelFile(role=f.role, filename=f.filename, digest=str(f.digest), size_bytes=f.size_bytes)
         for f in facts.files
