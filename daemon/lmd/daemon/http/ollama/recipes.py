@@ -19,8 +19,7 @@ from lmd.registry.parameters import IGNORED, ParameterValue, validate
 #: Field → what would have to be there for it to have the effect its user expects.
 _NOT_HERE = {
     "adapters": "adapters are not supported yet; merge them into the weights",
-    "quantize": "this daemon does not quantize yet; upload a file that is quantized already",
-    "draft_quantize": "this daemon does not quantize yet; upload a file that is quantized already",
+    "draft_quantize": "drafts are not quantized; upload a file that is quantized already",
     "renderer": "there are no built-in renderers; leave it out, and the model's own chat template renders",
     "parser": "there are no built-in parsers by name; leave it out, and the model's own chat template decides",
     "info": "metadata of the weights cannot be overridden",
