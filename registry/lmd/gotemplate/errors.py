@@ -1,9 +1,9 @@
 """What can be wrong with a template.
 
-    TemplateError
-    ├── TemplateSyntax      it does not compile
-    └── TemplateFailure     it compiles, and fails on what it was given
-        └── TemplateTooMuch     it takes more steps, or makes more text, than it may
+TemplateError
+├── TemplateSyntax      it does not compile
+└── TemplateFailure     it compiles, and fails on what it was given
+    └── TemplateTooMuch     it takes more steps, or makes more text, than it may
 """
 
 from __future__ import annotations

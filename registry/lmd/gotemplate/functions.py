@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import html
+import itertools
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def _slice(values: Sequence[Value], budget: Budget) -> Value:
     for number in numbers:
         if not 0 <= number <= len(sequence):
             raise Misuse(f"index out of range: {number}")
-    for one, other in zip(numbers, numbers[1:], strict=False):
+    for one, other in itertools.pairwise(numbers):
         if one > other:
             raise Misuse(f"invalid slice index: {one} > {other}")
     start = numbers[0] if numbers else 0

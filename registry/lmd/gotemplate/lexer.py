@@ -30,7 +30,7 @@ _TERMINATORS = frozenset(".,|:)(")
 
 
 class Kind(enum.Enum):
-    """What a token is; the value is how messages call it."""
+    """What a token is."""
 
     TEXT = "text"
     OPEN = "{{"
@@ -51,8 +51,8 @@ class Kind(enum.Enum):
     PIPE = "|"
     LEFT = "("
     RIGHT = ")"
-    OTHER = "character"
-    END = "the end of the template"
+    OTHER = "other"
+    END = "end"
 
 
 _SINGLE = {"=": Kind.ASSIGN, "|": Kind.PIPE, "(": Kind.LEFT, ")": Kind.RIGHT}
@@ -70,7 +70,7 @@ class Token:
     def __str__(self) -> str:
         """Return how messages name it."""
         if self.kind is Kind.END:
-            return self.kind.value
+            return "the end of the template"
         shown = self.text if len(self.text) <= 20 else self.text[:20] + "…"
         return f'"{shown}"'
 

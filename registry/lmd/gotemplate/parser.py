@@ -57,9 +57,7 @@ def parse(source: str) -> Template:
         TemplateSyntax: at its first mistake, or where it is longer or deeper than it may be.
     """
     if len(source) > MAX_CHARACTERS:
-        raise TemplateSyntax(
-            f"a template has at most {MAX_CHARACTERS} characters", *position(source, MAX_CHARACTERS)
-        )
+        raise TemplateSyntax(f"a template has at most {MAX_CHARACTERS} characters", *position(source, MAX_CHARACTERS))
     return _Parser(source).template()
 
 
@@ -119,7 +117,8 @@ class _Parser:
                 continue
             if token.kind is Kind.END:
                 if ends:
-                    self._fail(f"the template ends where {' or '.join(f'{{{{{end}}}}}' for end in sorted(ends))} is missing", token.offset)
+                    missing = " or ".join(f"{{{{{end}}}}}" for end in sorted(ends))
+                    self._fail(f"the template ends where {missing} is missing", token.offset)
                 return tuple(nodes), token
             word = self._next_word()
             if word.kind is not Kind.KEYWORD:
@@ -141,7 +140,8 @@ class _Parser:
         if word.text == "template":
             return self._call(word)
         if word.text == "define":
-            return self._define(word)
+            self._define(word)
+            return None
         return self._block(word) if word.text == "block" else self._control(word)
 
     def _close(self, word: Token) -> None:

@@ -1,7 +1,7 @@
 """What templates work on: Go's values as Python's, and which of them are true.
 
-nil, and what a map has for a key that is not in it, is None, strings are `str` (bytes that are no UTF-8 as surrogates), numbers `int` and `float`, slices `list` and
-`tuple`, maps `dict` with text as keys, structs `Struct`.
+nil, and what a map has for a key that is not in it, is None, strings are `str` (bytes that are no UTF-8 as surrogates),
+numbers `int` and `float`, slices `list` and `tuple`, maps `dict` with text as keys, structs `Struct`.
 """
 
 from __future__ import annotations
