@@ -28,7 +28,7 @@ def is_go_template(text: str) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def identifiers(source: str) -> frozenset[str]:
-    """Return the names of all fields that a template reads, and `""` never; none when it does not compile."""
+    """Return the names of all fields that a template reads; none when it does not compile."""
     try:
         template = parse(source)
     except TemplateSyntax:
