@@ -15,9 +15,9 @@ _JINJA = re.compile(r"\{%[-+]?\s*\w|\{#")
 # What can begin an action of Go and no expression of Jinja: fields, variables, keywords, comments, and functions with
 # arguments behind them.
 _GO = re.compile(
-    r"\{\{(?:- )?\s*(?:\.\s*(?:[A-Za-z]|-?\}\})|\$|/\*|\(|(?:if|range|with|template|define|block)\s+[.$(\"`a-z]"
-    r"|(?:end|else|break|continue)\s*(?:-?\}\}|if\b|with\b)"
-    r"|(?:and|or|not|eq|ne|lt|le|gt|ge|len|index|slice|print|printf|println|json|toTypeScriptType)\s+[.$(\"`0-9a-z])"
+    r"\{\{(?:-\s)?\s*(?:\.(?:[A-Za-z_]|\s*-?\}\})|\$|/\*|(?:if|range|with|template|define|block)\s+[.$(\"`a-z]"
+    r"|(?:end|else|break|continue)\s*(?:-?\}\}|if\s|with\s)"
+    r"|(?:and|or|not|eq|ne|lt|le|gt|ge|len|index|slice|print|printf|println|json|toTypeScriptType)\s+[.$\"`])"
 )
 
 
@@ -34,6 +34,11 @@ def identifiers(source: str) -> frozenset[str]:
     except TemplateSyntax:
         return frozenset()
     return frozenset(used_names(template))
+
+
+def writes_suffix(source: str) -> bool:
+    """Tell whether a template writes what comes after a gap, so that a model can fill it."""
+    return is_go_template(source) and "Suffix" in identifiers(source)
 
 
 def used_names(template: Template) -> Iterator[str]:

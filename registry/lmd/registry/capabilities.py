@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lmd.gotemplate.survey import identifiers, is_go_template
+from lmd.gotemplate.survey import identifiers, is_go_template, writes_suffix
 from lmd.registry.gguf import INSERT_NAMES, GgufHeader
 
 EMBEDDING_ARCHITECTURES = frozenset(
@@ -55,9 +55,9 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
     """List what the model can do, in a fixed order.
 
     *template* is the chat template in effect. "tools" means that it tells the model of functions, "thinking" that it
-    knows of thoughts; neither says how well the model does. "insert" means that the vocabulary has the tokens for it, or
-    that the template is Go's and puts them around a gap.
-    Every model that generates can embed as well; "embedding" is for those that were made for it.
+    knows of thoughts; neither says how well the model does. "insert" means that the vocabulary has the tokens for it,
+    or that the template is Go's and writes what comes after a gap. Every model that generates can embed as well;
+    "embedding" is for those that were made for it.
     """
     if header.arch_number("pooling_type") == RANK_POOLING:
         return ("rerank",)
@@ -77,7 +77,7 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
             found.append("tools")
         if _THINKING_SWITCHES.search(code) or any(mark in template for mark in _THINKING_MARKS):
             found.append("thinking")
-    if _inserts(header) or (go_names is not None and "Suffix" in go_names):
+    if _inserts(header) or writes_suffix(template or ""):
         found.append("insert")
     if has_projector:
         found.append("vision")

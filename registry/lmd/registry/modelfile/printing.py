@@ -17,8 +17,8 @@ def format_modelfile(modelfile: Modelfile) -> str:
 
     Raises:
         InvalidRequest: when there is no way to write a value: it has control characters, or lines that end in quotes of
-            both kinds; the template is Go's and does not compile; a message has a role that Modelfiles do not know. No parsed Modelfile
-            has such a value.
+            both kinds; the template is Go's and does not compile; a message has a role that Modelfiles do not know. No
+            parsed Modelfile has such a value.
     """
     if modelfile.template and why_not(modelfile.template):
         raise _unwritable("text of TEMPLATE", "TEMPLATE")
