@@ -35,10 +35,10 @@ def _kind(value: Value) -> str:
 
 
 def _equal_one(one: Value, other: Value) -> bool:
+    if one is None or other is None:
+        return one is other
     kind, its = _kind(one), _kind(other)
     if kind != its:
-        if "nil" in (kind, its):
-            return False
         raise Misuse("incompatible types for comparison")
     for value in (one, other):
         if kind == "none" or (kind == "struct" and not _comparable(value)):
@@ -53,8 +53,6 @@ def _comparable(value: Value) -> bool:
 
 
 def _equal(values: Sequence[Value], budget: Budget) -> bool:
-    if _kind(values[0]) == "none":
-        raise Misuse(f"non-comparable type {type_name(values[0])}")
     if len(values) < 2:
         raise Misuse("missing argument for comparison")
     budget.charge(len(values))
@@ -164,15 +162,19 @@ def _json(values: Sequence[Value], budget: Budget) -> str:
     return text
 
 
+def _escapable(values: Sequence[Value], budget: Budget) -> str:
+    return joined(["<no value>" if value is None else value for value in values], budget)
+
+
 def _html(values: Sequence[Value], budget: Budget) -> str:
-    text = html.escape(joined(values, budget)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+    text = html.escape(_escapable(values, budget)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
     text = text.replace("\0", "\ufffd")
     budget.charge_text(len(text))
     return text
 
 
 def _urlquery(values: Sequence[Value], budget: Budget) -> str:
-    text = urllib.parse.quote_plus(go_bytes(joined(values, budget)), safe="")
+    text = urllib.parse.quote_plus(go_bytes(_escapable(values, budget)), safe="")
     budget.charge_text(len(text))
     return text
 

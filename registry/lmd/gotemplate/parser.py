@@ -287,16 +287,10 @@ class _Parser:
                 self._back(token)
                 break
             if token.kind is Kind.PIPE:
-                self._after_pipe(token)
+                # With nothing behind it a pipe changes nothing, which Go accepts.
                 break
             self._unexpected(token, "operand")
         return Command(tuple(operands), start)
-
-    def _after_pipe(self, pipe: Token) -> None:
-        token = self._next_word()
-        if token.kind in _ENDS:
-            self._fail("missing value after |", pipe.offset)
-        self._back(token)
 
     def _operand(self) -> Operand:
         token = self._next()

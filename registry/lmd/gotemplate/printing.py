@@ -131,22 +131,33 @@ class _Directive:
         self._verb = verb
 
     def write(self, value: Value, budget: Budget) -> str:
-        """Return what it makes of a value."""
+        """Return what it makes of a value; of one that holds others, what it makes of each."""
+        if not isinstance(value, JsonMap | JsonList) and not (isinstance(value, Struct) and value.writes_json):
+            if isinstance(value, list | tuple):
+                return f"[{self._each(value, budget)}]"
+            if isinstance(value, Struct):
+                return f"{{{self._each(tuple(value.fields.values()), budget)}}}"
+            if isinstance(value, dict):
+                keys = sorted(value, key=go_bytes)
+                return f"map[{' '.join(self._pair(key, value[key], budget) for key in keys)}]"
         if self._verb == "v":
             if "#" in self._flags:
                 raise Misuse("printf: %#v is not supported")
-            kind = str if isinstance(value, str) else type(value)
-            if kind in (int, float):
-                return self._padded(self._signed(shown(value, budget)), number=True)
-            return self._padded(shown(value, budget))
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            text = shown(value, budget)
+            return self._padded(self._signed(text) if number else text, number=number)
         text = self._verbs(value, budget)
         if text is None:
             return f"%!{self._verb}({_typed(value, budget)})"
         return text
 
+    def _each(self, items: Sequence[Value], budget: Budget) -> str:
+        return " ".join("<nil>" if item is None else self.write(item, budget) for item in items)
+
+    def _pair(self, key: str, value: Value, budget: Budget) -> str:
+        return f"{self.write(key, budget)}:{self._each((value,), budget)}"
+
     def _verbs(self, value: Value, budget: Budget) -> str | None:
-        if isinstance(value, list | tuple) and not isinstance(value, JsonList):
-            return "[" + " ".join(self.write(item, budget) for item in value) + "]"
         if isinstance(value, JsonMap | JsonList | Struct) and self._verb in "sq":
             value = shown(value, budget)
         if isinstance(value, bool):
