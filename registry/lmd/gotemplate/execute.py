@@ -68,7 +68,6 @@ class _Run:
         self._template = template
         self._budget = budget
         self._parts: list[str] = []
-        self._size = 0
         self._variables: list[tuple[str, Value]] = []
         self._calls = 0
 
@@ -105,9 +104,7 @@ class _Run:
         del self._variables[known:]
 
     def _write(self, text: str) -> None:
-        self._size += len(text.encode("utf-8", "surrogateescape"))
-        if self._size > self._budget.bytes:
-            raise OverBudget(f"it renders more than {self._budget.bytes} bytes")
+        self._budget.write(len(go_bytes(text)))
         self._parts.append(text)
 
     def _branch(self, node: Branch, dot: Value) -> None:

@@ -146,10 +146,8 @@ class _Directive:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             text = shown(value, budget)
             return self._padded(self._signed(text) if number else text, number=number)
-        text = self._verbs(value, budget)
-        if text is None:
-            return f"%!{self._verb}({_typed(value, budget)})"
-        return text
+        written = self._verbs(value, budget)
+        return f"%!{self._verb}({_typed(value, budget)})" if written is None else written
 
     def _each(self, items: Sequence[Value], budget: Budget) -> str:
         return " ".join("<nil>" if item is None else self.write(item, budget) for item in items)

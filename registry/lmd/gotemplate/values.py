@@ -47,16 +47,18 @@ class JsonList(list[Value]):
 
 @dataclass(slots=True)
 class Budget:
-    """What a template may still use up; `charge` is the only one who takes from it.
+    """What a template may use up, in all of its runs for one prompt.
 
     Attributes:
         steps: operations, of which a kilobyte of text is one as well.
         bytes: the longest text that it may make, as its output or in a variable.
+        written: bytes of output so far.
     """
 
     steps: int
     bytes: int
     used: int = field(default=0, init=False)
+    written: int = field(default=0, init=False)
 
     def charge(self, steps: int = 1) -> None:
         """Take so many steps. Raises: OverBudget."""
@@ -69,6 +71,12 @@ class Budget:
         if characters > self.bytes:
             raise OverBudget(f"it makes more than {self.bytes} bytes of text")
         self.charge(1 + (characters >> 10))
+
+    def write(self, size_bytes: int) -> None:
+        """Take what is written. Raises: OverBudget."""
+        self.written += size_bytes
+        if self.written > self.bytes:
+            raise OverBudget(f"it renders more than {self.bytes} bytes")
 
 
 class OverBudget(Exception):
