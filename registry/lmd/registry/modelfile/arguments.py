@@ -14,7 +14,7 @@ from lmd.registry.quantization import QUANT_TYPES, parse_quant_type
 QUANTIZATIONS = tuple(kind.name for kind in QUANT_TYPES)
 """Every quantization that can be asked for, as the engine spells it."""
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE | re.ASCII)
 _QUOTED = re.compile(r'(?P<quotes>"""|")(?P<path>.*)(?P=quotes)(?:[ \t]+(?P<rest>[^ \t"]+))?')
 _VERSION = re.compile(r"v?(\d{1,9}(?:\.\d{1,9}){0,2}(?:-[0-9A-Za-z.-]{1,40})?)", re.ASCII)
 
