@@ -14,7 +14,7 @@ from lmd.daemon.access import pull_ref
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.creating import Quantization, create
+from lmd.daemon.creating import Quantization, Step, create
 from lmd.daemon.errors import UploadRequired
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantizer
@@ -34,7 +34,7 @@ from lmd.registry.errors import (
     ModelNotFound,
 )
 from lmd.registry.pull import PullEvent, PullState
-from lmd.registry.store import Store, TagRecord
+from lmd.registry.store import Store
 from tests.support.created_models import add_model, tiny_file
 from tests.support.fake_puller import FakePuller, progress
 from tests.support.tiny_models import CHATML, split_model
@@ -294,7 +294,7 @@ async def test_a_copy_replaces_what_was_there(catalog: Catalog, store: Store, tm
 
 async def steps_of(
     catalog: Catalog, pulls: Pulls, name: str, modelfile: str, files: dict[str, Digest] | None = None
-) -> list[str | PullEvent | TagRecord]:
+) -> list[Step]:
     return [
         step
         async for step in create(
