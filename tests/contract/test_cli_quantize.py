@@ -37,14 +37,6 @@ def test_all_that_can_be_said(daemon: FakeDaemon, capsys: Capture, tmp_path: Pat
     (tmp_path / "i.gguf").write_bytes(b"GGUF1")
     (tmp_path / "t.txt").write_text("Grüße")
     files = ["--imatrix", str(tmp_path / "i.gguf"), "--text", str(tmp_path / "t.txt")]
-        "--name",
-        "small",
-        "--requantize",
-        "--imatrix",
-        str(tmp_path / "i.gguf"),
-        "--text",
-        str(tmp_path / "t.txt"),
-    ]
     assert lm(capsys, "quantize", "qwen:f16", "iq2_m", "--name", "small", "--requantize", *files).code == 0
     [request] = daemon.requests("QuantizeModel")
     assert (request.new_name, request.requantize, request.compare, request.text) == ("small", True, True, "Grüße")

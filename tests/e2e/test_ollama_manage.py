@@ -169,9 +169,7 @@ def test_errors_reach_the_user_of_the_package(client: ollama.Client, tiny_files:
         # The stream has begun by then.
         with pytest.raises(ollama.ResponseError, match=r"^pull model manifest: file does not exist"):
             list(client.pull(name, stream=True))
-    with pytest.raises(
-        ollama.ResponseError, match="is no quantization that can be made; legal are F32, F16"
-    ) as refused:
+    with pytest.raises(ollama.ResponseError, match="is no quantization") as refused:
         client.create("small", from_="mine", quantize="q4_K_XXL")
     assert refused.value.status_code == 400
 

@@ -53,6 +53,18 @@ def test_a_quantized_model_has_everything_but_the_weights(product: Product, wide
     assert created["digest"] == after["digest"]
 
 
+def test_a_modelfile_asks_for_it(product: Product, wide: str, tmp_path: Path) -> None:
+    (tmp_path / "Small").write_text("FROM wide\nQUANTIZE q4_k\nPARAMETER temperature 0.5\n")
+    product.lm("create", "small", "-f", str(tmp_path / "Small"))
+    product.lm("create", "smaller", "-f", str(tmp_path / "Small"), "--quantize", "q2_k")
+    small = product.json("show", "small")
+    assert (small["quantization"], small["system"]) == ("Q4_K_M", "Be brief.")
+    assert product.json("show", "smaller")["quantization"] == "Q2_K"
+    # What is of the type already is left as it is.
+    (tmp_path / "Same").write_text("FROM small\nQUANTIZE Q4_K_M\n")
+    assert product.json("create", "same", "-f", str(tmp_path / "Same"))["digest"] == small["digest"]
+
+
 def test_the_model_itself_is_replaced_when_its_name_is_given(product: Product, wide: str) -> None:
     product.lm("quantize", wide, "q8_0", "--name", wide)
     assert [(model["name"], model["quantization"]) for model in product.json("ls")] == [("wide:latest", "Q8_0")]
@@ -79,7 +91,7 @@ def test_a_comparison(product: Product, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["wide", "q9"], 2, "`q9` is no quantization that can be made"),
+        (["wide", "q9"], 2, "`q9` is no quantization"),
         (["wide", "f32"], 2, "the model is F32 already"),
         (["wide", "iq1_s"], 2, "IQ1_S needs an importance matrix"),
         (["nope", "q8_0"], None, "nope"),

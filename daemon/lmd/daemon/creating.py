@@ -10,12 +10,14 @@ import structlog
 
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.names import new_name
+from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
+from lmd.registry.recipe_files import keys_of
 from lmd.registry.ref import FileRef, parse_ref
 from lmd.registry.store import TagRecord
 
@@ -68,31 +70,36 @@ async def make(
 ) -> AsyncGenerator[Step]:
     """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
 
-    *files* holds, for each FROM or DRAFT that is a file, its argument as written and the blob that was stored for it.
-    A model that is not here is pulled; closing the iterator is leaving that pull.
+    *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
+    one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
+    closing the iterator is leaving that pull.
 
     Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, what
     `Quantizer.quantize` raises, DiskFull, StoreError.
     """
     target = new_name(name, "name")
-    unused = files.keys() - {source.value for source in recipe.sources}
-    if unused:
-        raise InvalidRequest(f"no FROM or DRAFT names the file `{min(unused)[:200]}`", field="files")
+    check_required(recipe.requires)
+    used = {key for source in recipe.sources for key in keys_of(source.value, files)}
+    if unused := files.keys() - used:
+        raise InvalidRequest(f"no directive of the Modelfile names the file `{min(unused)[:200]}`", field="files")
+    for source in recipe.file_sources:
+        if source.value not in files and source.digest is None:
+            raise _file_not_sent("ADAPTER or PROJECTOR", source.value)
     named: dict[str, TagRecord | None] = {"FROM": None, "DRAFT": None}
     for directive, sources in (("FROM", recipe.from_), ("DRAFT", recipe.drafts or ())):
         for source in sources:
-            if source.value in files or source.digest is not None:
+            if keys_of(source.value, files) or source.digest is not None:
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
-            steps = _find(catalog, pulls, directive, source.value, token)
+            steps = _find(catalog, pulls, directive, source.value, token, target)
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, TagRecord):
                         named[directive] = step
                     else:
                         yield step
-    wanted_type = quantization.quantize
+    wanted_type = quantization.quantize or recipe.quantize
     if wanted_type:
         parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
         wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
@@ -112,7 +119,7 @@ async def make(
 
 
 async def _find(
-    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None
+    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None, target: str
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Find the model *value*, pulling it when it is not here; the tag comes last."""
     try:
@@ -122,6 +129,12 @@ async def _find(
         ref = parse_ref(value)
         if isinstance(ref, FileRef):
             raise _file_not_sent(directive, value) from None
+        if ref.name == target:
+            raise InvalidRequest(
+                f"{directive} {value[:200]} is the model that is to be made, and there is none yet",
+                field=directive.lower(),
+                hint="name the model or the file to start from",
+            ) from None
     yield f"pulling {ref.name}"
     async with pulls.attach(ref, text=value, token=token) as watcher:
         async for event in watcher:

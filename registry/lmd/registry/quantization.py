@@ -6,6 +6,7 @@ test makes every one of them with the installed engine.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,11 +93,10 @@ def parse_quant_type(text: str, *, field: str = FIELD) -> QuantType:
     name = text.strip().upper()
     kind = _TYPES.get(_ALIASES.get(name, name))
     if kind is None:
-        raise InvalidRequest(
-            f"`{ascii(text[:40])[1:-1]}` is no quantization that can be made",
-            field=field,
-            hint=f"legal are {', '.join(_TYPES)}",
-        )
+        close = difflib.get_close_matches(name[:32], _TYPES, 2)
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        shown = f"`{ascii(text[:32])[1:-1]}`" if text else "an empty value"
+        raise InvalidRequest(f"{shown} is no quantization{meant}", field=field, hint=f"legal are {', '.join(_TYPES)}")
     return kind
 
 
