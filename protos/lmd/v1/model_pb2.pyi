@@ -251,6 +251,7 @@ class ModelFile(_message.Message):
     FILENAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """What the file is for: "weights", "projector", "draft", "adapter"."""
     filename: _builtins.str
@@ -259,6 +260,8 @@ class ModelFile(_message.Message):
     """The digest of the bytes."""
     size_bytes: _builtins.int
     """The size in bytes."""
+    scale: _builtins.float
+    """How much of an adapter is added where a request does not say otherwise; 0 for other files."""
     def __init__(
         self,
         *,
@@ -266,10 +269,11 @@ class ModelFile(_message.Message):
         filename: _builtins.str = ...,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "filename", b"filename", "role", b"role", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "filename", b"filename", "role", b"role", "scale", b"scale", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
