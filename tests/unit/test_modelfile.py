@@ -15,7 +15,7 @@ def problems(text: str) -> tuple[ModelfileProblem, ...]:
     with pytest.raises(ModelfileSyntax) as caught:
         parse_modelfile(text)
     found: tuple[ModelfileProblem, ...] = caught.value.problems
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for problem in found:
         assert 1 <= problem.line <= len(lines)
         assert problem.source_line == lines[problem.line - 1][:200]
@@ -156,15 +156,13 @@ def test_without_directives_there_is_nothing() -> None:
         ('FROM x\nDRAFT "a\nb"', 2, 7, "DRAFT needs the name of a model or a file, on one line"),
         ("FROM x\nDRAFT sha256:12", 2, 7, "digest"),
         ("DRAFT x", 1, 1, "there is no FROM"),
-        ("FROM x\nADAPTER a.gguf", 2, 1, "ADAPTER is not supported yet"),
-        ("FROM x\nquantize q4_0", 2, 1, "QUANTIZE is not supported yet"),
-        ('FROM x\nREQUIRES """1\n2"""', 2, 1, "REQUIRES is not supported yet"),
+        ("FROM x\nADAPTER a.gguf much", 2, 16, "a number from -100 to 100, not `much`"),
+        ("FROM x\nquantize q4", 2, 10, "`q4` is no quantization"),
+        ('FROM x\nREQUIRES """1\n2"""', 2, 10, "is no version"),
         ('FROM x\nSYSTEM """never\nends\n', 2, 8, 'never ends; """ must end a line'),
         ('FROM x\nSYSTEM "never ends', 2, 8, 'never ends; " must end a line'),
         ('FROM x\nSYSTEM """', 2, 8, "never ends"),
         ('FROM x\nSYSTEM """"', 2, 8, "never ends"),
-        ("FROM x\nSYSTEM a\x1b[2J", 2, 9, "U+001B"),
-        ("FROM x\nSYSTEM a\rb", 2, 9, "U+000D"),
         ("FROM x\0", 1, 7, "U+0000"),
         ("FROM x\nTEMPLATE {{ .System }}", 2, 10, "Go template"),
         ('FROM x\nTEMPLATE """a{{- if .System }}"""', 2, 14, "Go template"),
