@@ -46,7 +46,7 @@ def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
                 ("modified", format_ago(now - unix_time(model.modified_time))),
             ],
         ),
-        ("Files", [(file.role, f"{one_line(file.filename)}  {format_size(file.size_bytes)}") for file in info.files]),
+        ("Files", [(file.role, _file(file)) for file in info.files]),
         ("Parameters", [(name, one_line(text)) for name, text in parameter_pairs(info.parameters)]),
         ("System", [("", _excerpt(info.system, _TEXT_LINES, "--system"))]),
         ("Messages", [(message.role, _first(message.content)) for message in info.messages]),
@@ -79,6 +79,11 @@ def parameter_pairs(parameters: model_pb2.Parameters) -> list[tuple[str, str]]:
         else:
             pairs.append((name, str(value)))
     return pairs
+
+
+def _file(file: model_pb2.ModelFile) -> str:
+    scale = f"  scale {file.scale:.7g}" if file.role == "adapter" else ""
+    return f"{one_line(file.filename)}  {format_size(file.size_bytes)}{scale}"
 
 
 def _number(value: int, unit: str = "") -> str:

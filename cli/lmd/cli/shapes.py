@@ -103,12 +103,20 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "commit": info.origin.commit,
             "pulled_at": time_text(info.origin.pulled_time),
         },
-        "files": [
-            {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes} for f in info.files
-        ],
+        "files": [_file_json(file) for file in info.files],
         "modelfile": info.modelfile,
         "metadata": dict(sorted(info.metadata.items())),
     }
+
+
+def _file_json(file: model_pb2.ModelFile) -> Json:
+    shape: Json = {
+        "role": file.role,
+        "filename": file.filename,
+        "digest": file.digest,
+        "size_bytes": file.size_bytes,
+    }
+    return {**shape, "scale": float(f"{file.scale:.7g}")} if file.role == "adapter" else shape
 
 
 def runner_json(runner: runtime_service_pb2.Runner) -> Json:

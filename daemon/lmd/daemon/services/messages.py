@@ -46,7 +46,13 @@ def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
     )
     origin = model_pb2.Origin(ref=facts.origin.ref, commit=facts.origin.commit, pulled_time=timestamp(facts.pulled_at))
     files = [
-        model_pb2.ModelFile(role=f.role, filename=f.filename, digest=str(f.digest), size_bytes=f.size_bytes)
+        model_pb2.ModelFile(
+            role=f.role,
+            filename=f.filename,
+            digest=str(f.digest),
+            size_bytes=f.size_bytes,
+            scale=f.scale if f.role == "adapter" else 0,
+        )
         for f in facts.files
     ]
     return model_pb2.ModelInfo(
