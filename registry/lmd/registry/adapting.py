@@ -41,7 +41,7 @@ def check_adapter(filename: str, adapter: GgufHeader, model: Sequence[GgufHeader
         if name not in weights:
             raise _misfit(
                 f"{shown} changes `{_text(name)}` of {_size(_changed(name, small[name], large[name]))}, and the model "
-                f"has no such matrix{_blocks(model[0])}"
+                f"has no such matrix{_blocks(model[0].block_count)}"
             )
         mine, its = _changed(name, small[name], large[name]), _whole(weights[name])
         if mine != its:
@@ -99,13 +99,12 @@ def _other_architecture(
     weights: Mapping[str, Shape],
 ) -> str:
     mine, its = (f"`{_text(header.architecture) or 'none'}`" for header in (adapter, model))
-    name = next(iter(sorted(small.keys() & weights.keys())), "")
-    if not name:
-        return f"{shown} is for the architecture {mine}, and the model is of {its}"
-    size, other = _size(_changed(name, small[name], large[name])), _size(_whole(weights[name]))
+    name = min(small.keys() & weights.keys() or small)
+    size = _size(_changed(name, small[name], large[name]))
+    other = f"one of {_size(_whole(weights[name]))}" if name in weights else f"a width of {model.embedding_length}"
     return (
-        f"{shown} is for the architecture {mine} with a `{_text(name)}` of {size}, and the model is of {its} with one "
-        f"of {other}"
+        f"{shown} is for the architecture {mine} with a `{_text(name)}` of {size}, and the model is of {its} with "
+        f"{other}"
     )
 
 
@@ -126,8 +125,8 @@ def _size(shape: Shape) -> str:
     return " x ".join(str(length) for length in shape)
 
 
-def _blocks(model: GgufHeader) -> str:
-    return f", which has {model.block_count} blocks" if model.block_count else ""
+def _blocks(count: int) -> str:
+    return f" in its {count} block{'s' if count > 1 else ''}" if count else ""
 
 
 def _text(text: str) -> str:
