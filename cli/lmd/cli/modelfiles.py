@@ -1,13 +1,10 @@
-"""Reading a Modelfile for `lm create`: its text, the files it refers to, and what is wrong with it."""
+"""Reading a Modelfile for `lm create`: its text, and what is wrong with it."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import re
-import stat
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +14,6 @@ from lmd.cli.terminal import printable
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _LARGEST_BYTES = 16 * 1024 * 1024
 _PLACE = re.compile(r"(\d+):(\d+)")
-_FILE_PREFIXES = ("/", "./", "../", "~/", "file:")
 
 
 def read_modelfile(path: str) -> str:
@@ -53,51 +49,13 @@ def _read(file: BinaryIO, name: str) -> bytes:
     return data
 
 
-def referred_files(arguments: Sequence[str], directory: Path) -> dict[str, Path]:
-    """Return the arguments of FROM and DRAFT that are files, with their absolute paths.
-
-    A relative path starts at *directory*, where the Modelfile is. What looks like a path must exist; any other
-    argument is a file if there is one of that name, and otherwise the name of a model.
-
-    Raises:
-        ClientError: a file is not there, or is not a regular one.
-    """
-    files = {}
-    for argument in arguments:
-        looks_like_path = argument.startswith(_FILE_PREFIXES)
-        path = directory / Path(argument.removeprefix("file:")).expanduser()
-        try:
-            mode = path.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            if looks_like_path:
-                raise _not_importable(path, "there is no such file") from None
-            continue
-        except OSError as error:
-            if looks_like_path:
-                raise _not_importable(path, (error.strerror or "it cannot be read").lower()) from None
-            continue
-        if stat.S_ISREG(mode):
-            files[argument] = Path(os.path.realpath(path))
-        elif looks_like_path:
-            raise _not_importable(path, "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
-    return files
-
-
-def _not_importable(path: Path, why: str) -> ClientError:
-    return ClientError(
-        f"cannot import {path}: {why}",
-        reason="FILE_INVALID",
-        hint="paths in a Modelfile start at its directory",
-        metadata={"path": str(path)},
-    )
-
-
 def with_places(error: ClientError, text: str, name: str) -> ClientError:
     """Return *error* with the lines of the Modelfile it complains about, and a caret below each mistake.
 
     The daemon gives the place of each mistake as "line:column", counted from 1.
     """
-    lines = text.splitlines()
+    # Not `splitlines`, which ends lines at form feeds and the like as well.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     context: list[str] = []
     for violation in error.violations:
         place = _PLACE.fullmatch(violation.field)

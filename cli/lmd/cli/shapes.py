@@ -75,6 +75,7 @@ def model_json(model: model_pb2.Model) -> Json:
         "name": model.name,
         "digest": model.digest,
         "size_bytes": model.size_bytes,
+        "own_bytes": model.own_bytes,
         "modified_at": time_text(model.modified_time),
         "architecture": details.architecture,
         "parameter_count": details.parameter_count,
@@ -103,20 +104,20 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "commit": info.origin.commit,
             "pulled_at": time_text(info.origin.pulled_time),
         },
-        "files": [_file_json(file) for file in info.files],
+        "files": [
+            {
+                "role": f.role,
+                "filename": f.filename,
+                "digest": f.digest,
+                "size_bytes": f.size_bytes,
+                **({"scale": f.scale} if f.role == "adapter" else {}),
+            }
+            for f in info.files
+        ],
         "modelfile": info.modelfile,
+        "requires": info.requires,
         "metadata": dict(sorted(info.metadata.items())),
     }
-
-
-def _file_json(file: model_pb2.ModelFile) -> Json:
-    shape: Json = {
-        "role": file.role,
-        "filename": file.filename,
-        "digest": file.digest,
-        "size_bytes": file.size_bytes,
-    }
-    return {**shape, "scale": float(f"{file.scale:.7g}")} if file.role == "adapter" else shape
 
 
 def runner_json(runner: runtime_service_pb2.Runner) -> Json:

@@ -9,6 +9,7 @@ import structlog
 
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.names import new_name
+from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
@@ -58,6 +59,7 @@ async def make(
     StoreError.
     """
     target = new_name(name, "name")
+    check_required(recipe.requires)
     used = {key for source in recipe.sources for key in keys_of(source.value, files)}
     if unused := files.keys() - used:
         raise InvalidRequest(f"no directive of the Modelfile names the file `{min(unused)[:200]}`", field="files")

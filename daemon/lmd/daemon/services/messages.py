@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lmd.daemon.pull_job import PullStatus, State
 from lmd.daemon.summaries import ListedModel, Summary
 from lmd.registry.inspect import ModelFacts
+from lmd.registry.modelfile import Modelfile
 from lmd.registry.parameters import ParameterValue
 from lmd.registry.pull import PullEvent
 from lmd.v1 import model_pb2, model_service_pb2
@@ -21,25 +22,27 @@ def timestamp(seconds: float) -> Timestamp:
     return message
 
 
-def model_message(listed: ListedModel) -> model_pb2.Model:
-    """Return the headline facts of a name."""
+def model_message(listed: ListedModel, own_bytes: int = 0) -> model_pb2.Model:
+    """Return the headline facts of a name; *own_bytes* are what only it needs."""
     tag, summary = listed.tag, listed.summary
     return model_pb2.Model(
         name=tag.name,
         digest=str(tag.manifest),
         size_bytes=summary.size_bytes,
+        own_bytes=own_bytes,
         modified_time=timestamp(tag.modified_at),
         details=_details(summary),
         capabilities=summary.capabilities,
     )
 
 
-def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
+def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
     """Return everything about a model."""
     model = model_pb2.Model(
         name=facts.name,
         digest=str(facts.digest),
         size_bytes=facts.size_bytes,
+        own_bytes=own_bytes,
         modified_time=timestamp(facts.modified_at),
         details=_details(facts),
         capabilities=facts.capabilities,
@@ -66,6 +69,20 @@ def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
         files=files,
         modelfile=facts.modelfile,
         metadata=facts.metadata,
+        requires=facts.requires,
+    )
+
+
+def check_message(recipe: Modelfile) -> model_service_pb2.CheckModelfileResponse:
+    """Return what a Modelfile refers to, and what of it has no effect."""
+    return model_service_pb2.CheckModelfileResponse(
+        **{"from": [source.value for source in recipe.from_]},
+        draft=[source.value for source in recipe.drafts or ()],
+        attached=[source.value for source in recipe.file_sources],
+        warnings=[
+            model_service_pb2.ModelfileWarning(line=at.line, column=at.column, message=at.message)
+            for at in recipe.warnings
+        ],
     )
 
 
