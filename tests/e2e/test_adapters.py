@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.support.product import Product
@@ -60,6 +61,25 @@ def test_answers_are_those_of_the_merged_weights(product: Product, files: Path) 
     again = product.lm("show", "--modelfile", "adapted").stdout
     create(product, files, "again", again)
     assert product.json("show", "again")["digest"] == shown["digest"]
+
+
+def test_openais_clients_choose_scales(product: Product, files: Path) -> None:
+    product.start()
+    create(product, files, "base", "FROM ./base.gguf\n")
+    create(product, files, "pirate", "FROM base\nADAPTER ./pirate.gguf\n")
+    with openai.OpenAI(base_url=f"{product.http_url}/v1", api_key="none") as client:
+
+        def ask(model: str, **extra: object) -> str:
+            done = client.completions.create(
+                model=model, prompt="the people", max_tokens=30, temperature=0, extra_body={"ignore_eos": True, **extra}
+            )
+            return done.choices[0].text
+
+        plain, adapted = ask("base"), ask("pirate")
+        assert ask("pirate", adapters={"pirate": 0}) == plain != adapted
+        assert ask("pirate", adapters={"pirate": 1}) == adapted
+        with pytest.raises(openai.BadRequestError, match="no adapter called `parrot`"):
+            ask("pirate", adapters={"parrot": 1})
 
 
 def test_a_derived_model_takes_adapters_over_or_leaves_them(product: Product, files: Path) -> None:

@@ -70,6 +70,7 @@ def test_another_scale_is_another_model(store: MemoryStore) -> None:
         (gguf({"general.architecture": "llama", "general.type": "adapter"}), "of the type ``"),
         (gguf(LORA, [Tensor("blk.0.attn_q.weight", (4, 4))]), "a tensor `blk.0.attn_q.weight`, which is no half"),
         (gguf(LORA), "it has no LoRA matrices"),
+        (gguf(LORA, [Tensor(f"{Q}.lora_a", (32, 2), type_id=26)]), "`blk.0.attn_q.weight.lora_a` in the type I32"),
         (gguf(LORA, [Tensor("blk.0.attn_norm.weight", (4,))]), "it has no LoRA matrices"),
         (gguf(LORA, [Tensor(f"{Q}.lora_a", (32, 2))]), f"only one half of `{Q}`: B is missing"),
         (gguf(LORA, [Tensor(f"{Q}.lora_b", (2, 32))]), f"only one half of `{Q}`: A is missing"),

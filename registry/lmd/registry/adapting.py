@@ -19,6 +19,8 @@ _A, _B = ".lora_a", ".lora_b"
 _LEFT_OUT = "_norm.weight"
 # Its rows are looked up rather than multiplied, so the engine wants A with a row for each token.
 _EMBEDDINGS = "token_embd.weight"
+# Types of tensors that the engine multiplies with nothing: it would end the runner when it first decodes.
+_NOT_MULTIPLIED = frozenset(("I8", "I16", "I32", "I64", "F64"))
 _INVOCATION = "adapter.alora.invocation_tokens"
 
 _WRONG_KIND = "give a LoRA adapter in GGUF (llama.cpp's `convert_lora_to_gguf.py` makes one)"
@@ -68,6 +70,10 @@ def _halves(shown: str, adapter: GgufHeader) -> tuple[dict[str, Shape], dict[str
     small: dict[str, Shape] = {}
     large: dict[str, Shape] = {}
     for tensor in adapter.tensors:
+        if tensor.type_name in _NOT_MULTIPLIED:
+            raise _no_adapter(
+                f"{shown} has `{_text(tensor.name)}` in the type {tensor.type_name}, which the engine cannot multiply"
+            )
         for suffix, found in ((_A, small), (_B, large)):
             if tensor.name.endswith(suffix):
                 found[tensor.name.removesuffix(suffix)] = _whole(tensor.shape)
