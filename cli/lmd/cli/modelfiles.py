@@ -5,11 +5,15 @@ from __future__ import annotations
 import codecs
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from lmd.cli.errors import BadUsage, ClientError
+from lmd.cli.errors import BadUsage, ClientError, Violation
 from lmd.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from lmd.v1 import model_service_pb2
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _LARGEST_BYTES = 16 * 1024 * 1024
@@ -47,6 +51,18 @@ def _read(file: BinaryIO, name: str) -> bytes:
     if len(data) > _LARGEST_BYTES:
         raise BadUsage(f"{name} is too large for a Modelfile", hint="a model's own file goes behind FROM")
     return data
+
+
+def mistakes_error(mistakes: Sequence[model_service_pb2.ModelfileProblem]) -> ClientError:
+    """Return the failure that the mistakes of a Modelfile, of which there is one at least, are."""
+    first = mistakes[0]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return ClientError(
+        f"Modelfile line {first.line}: {first.message}{more}",
+        reason="MODELFILE_SYNTAX",
+        metadata={"line": str(first.line), "column": str(first.column)},
+        violations=[Violation(f"{at.line}:{at.column}", at.message) for at in mistakes],
+    )
 
 
 def with_places(error: ClientError, text: str, name: str) -> ClientError:

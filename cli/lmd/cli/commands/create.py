@@ -59,7 +59,7 @@ def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
 
 def _create(client: Client, name: str, text: str, directory: Path, shown_as: str) -> model_pb2.Model:
     from lmd.cli.model_files import referred_files
-    from lmd.cli.modelfiles import with_places
+    from lmd.cli.modelfiles import mistakes_error, with_places
     from lmd.cli.progress import reporter_for
     from lmd.cli.pulling import token_from_environment
     from lmd.cli.terminal import quiet_keyboard
@@ -68,7 +68,11 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
     from lmd.v1 import model_service_pb2 as pb
 
     try:
-        checked = client.call(client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text))
+        checked = client.call(
+            client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text, tell_mistakes=True)
+        )
+        if checked.mistakes:
+            raise mistakes_error(checked.mistakes)
     except ClientError as error:
         raise with_places(error, text, shown_as) from None
     for warning in checked.warnings:

@@ -50,4 +50,4 @@ def command(app: App, prefix: str, as_json: bool) -> None:
         for model in models
     ]
     headers = ("NAME", "ID", "PARAMS", "QUANT", "SIZE", "OWN", "MODIFIED")
-    print_table(headers, rows, right=("PARAMS", "SIZE", "OWN"), optional=("ID", "PARAMS", "QUANT", "OWN"))
+    print_table(headers, rows, right=("PARAMS", "SIZE", "OWN"), optional=("OWN", "ID", "PARAMS", "QUANT"))

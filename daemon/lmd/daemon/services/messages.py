@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lmd.daemon.pull_job import PullStatus, State
 from lmd.daemon.summaries import ListedModel, Summary
+from lmd.registry.errors import ModelfileProblem
 from lmd.registry.inspect import ModelFacts
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.parameters import ParameterValue
@@ -75,15 +76,19 @@ def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
 
 def check_message(recipe: Modelfile) -> model_service_pb2.CheckModelfileResponse:
     """Return what a Modelfile refers to, and what of it has no effect."""
-    return model_service_pb2.CheckModelfileResponse(
-        **{"from": [source.value for source in recipe.from_]},
+    message = model_service_pb2.CheckModelfileResponse(
         draft=[source.value for source in recipe.drafts or ()],
         attached=[source.value for source in recipe.file_sources],
-        warnings=[
-            model_service_pb2.ModelfileWarning(line=at.line, column=at.column, message=at.message)
-            for at in recipe.warnings
-        ],
+        warnings=[problem_message(warning) for warning in recipe.warnings],
     )
+    # The name of the field is a word of Python.
+    getattr(message, "from").extend(source.value for source in recipe.from_)
+    return message
+
+
+def problem_message(problem: ModelfileProblem) -> model_service_pb2.ModelfileProblem:
+    """Return what is the matter with a line of a Modelfile."""
+    return model_service_pb2.ModelfileProblem(line=problem.line, column=problem.column, message=problem.message)
 
 
 def parameters_message(parameters: Mapping[str, ParameterValue]) -> model_pb2.Parameters:

@@ -14,10 +14,17 @@ from lmd.daemon.callers import caller_of
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.creating import create
 from lmd.daemon.pulls import Pulls
-from lmd.daemon.services.messages import check_message, info_message, model_message, progress_message, pull_message
+from lmd.daemon.services.messages import (
+    check_message,
+    info_message,
+    model_message,
+    problem_message,
+    progress_message,
+    pull_message,
+)
 from lmd.daemon.uploads import Chunk, StoredBlob
 from lmd.registry.digest import Digest
-from lmd.registry.errors import ModelNotFound
+from lmd.registry.errors import ModelfileSyntax, ModelNotFound
 from lmd.registry.pull import PullEvent
 from lmd.v1 import model_service_pb2 as pb
 from lmd.v1 import model_service_pb2_grpc as rpc
@@ -61,8 +68,12 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
-        recipe = await self._catalog.parse(request.modelfile)
-        return check_message(recipe)
+        try:
+            return check_message(await self._catalog.parse(request.modelfile))
+        except ModelfileSyntax as error:
+            if not request.tell_mistakes:
+                raise
+            return pb.CheckModelfileResponse(mistakes=[problem_message(problem) for problem in error.problems])
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context

@@ -73,8 +73,9 @@ def read_quantization(text: str) -> str:
         return name
     close = difflib.get_close_matches(name[:32], QUANTIZATIONS, 2)
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    shown = f"`{text[:32]}`" if text else "an empty value"
     raise InvalidRequest(
-        f"`{text[:32]}` is no quantization{meant}", field="quantize", hint=f"legal are {', '.join(QUANTIZATIONS)}"
+        f"{shown} is no quantization{meant}", field="quantize", hint=f"legal are {', '.join(QUANTIZATIONS)}"
     )
 
 
@@ -82,7 +83,6 @@ def read_version(text: str) -> str:
     """Read a version, without the `v` it may begin with. Raises: InvalidRequest."""
     found = _VERSION.fullmatch(text)
     if found is None:
-        raise InvalidRequest(
-            f"`{text[:32]}` is no version", field="requires", hint="a version of Ollama looks like 0.14.0"
-        )
+        shown = f"`{text[:32]}`" if text else "an empty value"
+        raise InvalidRequest(f"{shown} is no version", field="requires", hint="a version of Ollama looks like 0.14.0")
     return found[1]
