@@ -92,6 +92,27 @@ def test_each_request_has_the_scales_it_asks_for(files: Files) -> None:
             assert {pair: answer.text for pair, answer in answers.items()} == expected
 
 
+def test_drafts_and_steps_of_ones_own_have_the_adapters_as_well(files: Files) -> None:
+    expected = text_of(files.merged(0.5), STORY)
+    with RunnerProcess() as runner:
+        runner.ask_load(
+            files.base,
+            num_ctx=256,
+            slots=4,
+            num_batch=64,
+            num_thread=1,
+            # It knows nothing of adapters, so that most of its guesses are wrong.
+            draft_paths=[str(files.base)],
+            adapters=[(files.one, 1.0)],
+        )
+        runner.until(lambda: runner.ready is not None)
+        ways: list[dict[str, Any]] = [{"prompt_lookup": True}, {"draft_num_predict": 8}, {"deterministic": True}, {}]
+        asked = [runner.submit(STORY, num_predict=40, options=scales((0, 0.5)), **way) for way in ways]
+        others = [runner.submit(STORY, num_predict=40, **way) for way in ways[2:]]
+        assert [runner.answer(request).text for request in asked] == [expected] * 4
+        assert [runner.answer(request).text for request in others] == [text_of(files.merged(1.0), STORY)] * 2
+
+
 def test_prefixes_are_shared_among_equal_adapters_only(files: Files) -> None:
     with running(files.base, (files.one, 1.0)) as runner:
         cached = [
@@ -144,6 +165,7 @@ def test_parked_prefixes_come_back_to_their_adapters(files: Files) -> None:
     with running(files.base, (files.one, 1.0), slots=1, num_ctx=256) as runner:
         first = [runner.ask(prompt, num_predict=20, options=options) for prompt, options in asked]
         again = [runner.ask(prompt, num_predict=20, options=options) for prompt, options in asked]
+        assert runner.ping().stats.parked_bytes > 0
     assert [answer.text for answer in again] == [answer.text for answer in first]
     assert all(answer.done.cached_tokens > 40 for answer in again)
 
