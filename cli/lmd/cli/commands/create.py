@@ -33,7 +33,7 @@ def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
     """Create a model from a Modelfile, or replace the one that has the name.
 
     FROM names a model, which is pulled when it is not here, or a GGUF file; relative paths start at the Modelfile.
-    PARAMETER, TEMPLATE (Jinja), SYSTEM, MESSAGE and LICENSE win over those of the base. DRAFT names a smaller model
+    PARAMETER, TEMPLATE (Jinja or Go), SYSTEM, MESSAGE and LICENSE win over those of the base. DRAFT names a smaller model
     with the same vocabulary, which makes answers faster without changing them.
 
     \b
