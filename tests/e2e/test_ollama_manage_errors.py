@@ -78,7 +78,13 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
         400,
         TEMPLATE_REFUSED,
     ),
-    ("POST", "/api/create", {"model": "new", "from": "mine", "quantize": "q4_0"}, 400, "quantize: this daemon"),
+    (
+        "POST",
+        "/api/create",
+        {"model": "new", "from": "mine", "quantize": "q9_9"},
+        400,
+        "`q9_9` is no quantization that can be made; legal are F32, F16",
+    ),
     ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "adapters: adapters are"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "renderer": "x"}, 400, "renderer: there are no"),
     (

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelfileProblem, ModelfileSyntax
 from lmd.registry.lm_config import Message
-from lmd.registry.modelfile import From, Modelfile, decode_modelfile, format_modelfile, parse_modelfile
+from lmd.registry.modelfile import (
+    QUANTIZATIONS,
+    Adapter,
+    From,
+    Modelfile,
+    decode_modelfile,
+    format_modelfile,
+    parse_modelfile,
+)
 from lmd.registry.parameters import PARAMETERS, Kind
 
 
@@ -224,6 +232,68 @@ def test_the_last_value_of_a_parameter_wins_and_stops_add_up() -> None:
     assert "at most 1024 texts" in problem("FROM x\n" + "PARAMETER stop a\n" * 1025).message
 
 
+def test_control_characters_are_dropped_with_one_warning() -> None:
+    """Licences have form feeds; Ollama drops them as well."""
+    found = parse_modelfile('FROM x\nSYSTEM a\x1b[2Jb\nLICENSE "MIT\x0c"\n\x07PARAMETER\x07 top_k 5')
+    assert (found.system, found.licenses, found.parameters) == ("a[2Jb", ("MIT",), {"top_k": 5})
+    (warning,) = found.warnings
+    assert (warning.line, warning.column) == (2, 9)
+    assert warning.message == "U+001B is a control character; it and 3 more are dropped"
+
+
+def test_columns_are_those_of_the_file_when_characters_are_dropped() -> None:
+    assert problem("FROM x\n\x07PARAMETER\x07 top_k\x07 five").column == 20
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_all_line_ends(end: str) -> None:
+    found = parse_modelfile(end.join(["FROM x", 'SYSTEM """a', 'b"""', "PARAMETER top_k 5", ""]))
+    assert (found.from_[0].value, found.system, found.parameters) == ("x", "a\nb", {"top_k": 5})
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "scale"),
+    [
+        ("./a.gguf", "./a.gguf", 1.0),
+        ("./a.gguf 0.5", "./a.gguf", 0.5),
+        ("./a.gguf\t-2", "./a.gguf", -2.0),
+        ("./a.gguf .25  ", "./a.gguf", 0.25),
+        ("./a.gguf 1e-2", "./a.gguf", 0.01),
+        ("./a.gguf -0", "./a.gguf", 0.0),
+        ("my adapter.gguf", "my adapter.gguf", 1.0),
+        ("my adapter.gguf 0.5", "my adapter.gguf", 0.5),
+        ('"my adapter 2"', "my adapter 2", 1.0),
+        ('"my adapter 2" 0.5', "my adapter 2", 0.5),
+        ('"""my "own" adapter""" 0.5', 'my "own" adapter', 0.5),
+        ("./v1.gguf copy/a.gguf", "./v1.gguf copy/a.gguf", 1.0),
+        ("./a b", "./a b", 1.0),
+    ],
+)
+def test_adapters(argument: str, path: str, scale: float) -> None:
+    found = parse_modelfile(f"FROM x\nADAPTER {argument}")
+    assert found.adapters == (Adapter(From(path), scale),)
+    assert found.sources == (From("x"), From(path))
+    assert parse_modelfile(format_modelfile(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ('ADAPTER ""', Modelfile((From("x"),), adapters=())),
+        ('ADAPTER a.gguf\nADAPTER ""', Modelfile((From("x"),), adapters=())),
+        ("PROJECTOR ./p.gguf", Modelfile((From("x"),), projectors=(From("./p.gguf"),))),
+        ('PROJECTOR ""', Modelfile((From("x"),), projectors=())),
+        ("QUANTIZE q4_k", Modelfile((From("x"),), quantize="Q4_K_M")),
+        ("quantize iq2_xxs", Modelfile((From("x"),), quantize="IQ2_XXS")),
+        ("REQUIRES v0.14.0-rc1", Modelfile((From("x"),), requires="0.14.0-rc1")),
+        ('REQUIRES "0.14"', Modelfile((From("x"),), requires="0.14")),
+    ],
+)
+def test_what_is_attached_made_and_required(lines: str, found: Modelfile) -> None:
+    assert parse_modelfile(f"FROM x\n{lines}") == found
+    assert parse_modelfile(format_modelfile(found)) == found
+
+
 def test_a_file_beyond_all_measure() -> None:
     assert "at most" in problem("FROM x\n" + "#" * (4 * 1024**2)).message
 
@@ -319,6 +389,15 @@ MODELFILES = st.builds(
     Modelfile,
     from_=st.lists(SOURCES, min_size=1, max_size=2).map(tuple),
     drafts=st.one_of(st.none(), st.lists(SOURCES, max_size=2).map(tuple)),
+    adapters=st.one_of(
+        st.none(),
+        st.lists(st.builds(Adapter, SOURCES, st.floats(-100, 100).map(lambda value: value or 0.0)), max_size=2)
+        .filter(lambda adapters: len({adapter.source for adapter in adapters}) == len(adapters))
+        .map(tuple),
+    ),
+    projectors=st.one_of(st.none(), st.lists(SOURCES, max_size=1).map(tuple)),
+    quantize=st.one_of(st.none(), st.sampled_from(QUANTIZATIONS)),
+    requires=st.one_of(st.none(), st.sampled_from(["0.14.0", "1", "0.9-rc1"])),
     parameters=st.fixed_dictionaries({}, optional=PARAMETER_VALUES),
     template=st.one_of(st.none(), WRITABLE),
     system=st.one_of(st.none(), WRITABLE),
@@ -335,6 +414,9 @@ MODELFILES = st.builds(
 @example(Modelfile((From("x"),), system='a"\nb'))
 @example(Modelfile((From(" x "),), system="\n"))
 @example(Modelfile((From('"x"'),), template="", licenses=("", "\t")))
+@example(
+    Modelfile((From("x"),), adapters=(Adapter(From("a 2")), Adapter(From('"a" 2')), Adapter(From("a.gguf b"), -1e-9)))
+)
 def test_formatting_and_parsing_are_inverse(modelfile: Modelfile) -> None:
     text = format_modelfile(modelfile)
     assert parse_modelfile(text) == modelfile

@@ -10,13 +10,13 @@ import pytest
 
 from lmd.daemon.http.ollama.create import create_refusal
 from lmd.daemon.http.ollama.failures import Refusal
-from lmd.daemon.http.ollama.level import API_LEVEL, is_met
 from lmd.daemon.http.ollama.listing import expiry
 from lmd.daemon.http.ollama.manage_requests import CreateBody
 from lmd.daemon.http.ollama.pull import PullProgress, pull_refusal
 from lmd.daemon.http.ollama.recipes import Recipe, recipe_of
 from lmd.daemon.http.ollama.shapes import count_text, moment_text, time_text
 from lmd.daemon.http.ollama.show import parameters_text, shown_metadata
+from lmd.daemon.ollama_level import API_LEVEL, is_met
 from lmd.daemon.residency.values import RunnerState, RunnerStatus
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull, LmdError, ModelNotFound, SourceDenied, SourceNotFound
@@ -247,7 +247,7 @@ def test_from_may_name_an_uploaded_file_or_a_digest() -> None:
         ({"from": "sha256:1"}, "invalid digest format"),
         ({"from": "../x"}, "not read from paths"),
         ({"from": "FILE:/x"}, "not read from paths"),
-        ({"from": "x", "draft_quantize": "q4_0"}, "does not quantize"),
+        ({"from": "x", "draft_quantize": "q4_0"}, "drafts are not quantized"),
         ({"from": "x", "parser": "y"}, "no built-in parsers"),
         ({"from": "x", "info": {"a": 1}}, "cannot be overridden"),
         ({"from": "x", "remote_host": "y"}, "no remote models"),

@@ -12,6 +12,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ls": "List the models of the store",
         "show": "Show what a model is",
         "create": "Create a model from a Modelfile",
+        "quantize": "Make a model with smaller weights of a model",
         "cp": "Give a model a second name",
         "rm": "Remove models",
     },
@@ -26,6 +27,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Daemon": {
         "serve": "Run the daemon in the foreground",
         "status": "Show the daemon and its devices",
+        "du": "Show what takes space in the store",
         "gc": "Free disk space that nothing needs",
         "version": "Show the versions of both sides",
         "completion": "Print a shell's completion script",

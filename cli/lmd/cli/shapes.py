@@ -75,12 +75,26 @@ def model_json(model: model_pb2.Model) -> Json:
         "name": model.name,
         "digest": model.digest,
         "size_bytes": model.size_bytes,
+        "own_bytes": model.own_bytes,
         "modified_at": time_text(model.modified_time),
         "architecture": details.architecture,
         "parameter_count": details.parameter_count,
         "quantization": details.quantization,
         "context_length": details.context_length,
         "capabilities": list(model.capabilities),
+    }
+
+
+def measurement_json(side: model_service_pb2.Measurement) -> Json:
+    """Return one side of the comparison of `lm quantize --json`."""
+    return {
+        "name": side.name,
+        "quantization": side.quantization,
+        "size_bytes": side.size_bytes,
+        "perplexity": float(f"{side.perplexity:.9g}"),
+        "scored_tokens": side.scored_tokens,
+        "prompt_tokens_per_second": float(f"{side.prompt_tokens_per_second:.6g}"),
+        "answer_tokens_per_second": float(f"{side.answer_tokens_per_second:.6g}"),
     }
 
 
@@ -102,11 +116,22 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "ref": info.origin.ref,
             "commit": info.origin.commit,
             "pulled_at": time_text(info.origin.pulled_time),
+            "quantize": info.origin.quantize,
+            "quantized_from": info.origin.quantized_from,
+            "imatrix": info.origin.imatrix,
         },
         "files": [
-            {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes} for f in info.files
+            {
+                "role": f.role,
+                "filename": f.filename,
+                "digest": f.digest,
+                "size_bytes": f.size_bytes,
+                **({"scale": f.scale} if f.role == "adapter" else {}),
+            }
+            for f in info.files
         ],
         "modelfile": info.modelfile,
+        "requires": info.requires,
         "metadata": dict(sorted(info.metadata.items())),
     }
 

@@ -6,26 +6,27 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.footprints import Footprints
 from lmd.daemon.names import Names, Removal, new_name
 from lmd.daemon.summaries import ListedModel, Summaries
 from lmd.daemon.tasks import TaskSet
 from lmd.daemon.uploads import Uploads
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
-from lmd.registry.create import create_model
+from lmd.registry.create import build_from_files, create_model, gather_parts
 from lmd.registry.digest import Digest
-from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError
+from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError, ModelNotFound
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info, read_whole_header
-from lmd.registry.lm_config import FileRole, Message
-from lmd.registry.manifest import Manifest
+from lmd.registry.lm_config import FileRole, LmConfig, Message
+from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.modelfile import Modelfile, parse_modelfile
 from lmd.registry.parameters import ParameterValue
 from lmd.registry.store import Store, TagRecord
@@ -86,6 +87,7 @@ class Catalog:
         #: For the drop-in folder, which works in a thread of its own.
         self.names = Names(store, aliases)
         self.uploads = Uploads(store, pool)
+        self._footprints = Footprints(store)
 
     async def find(self, text: str) -> TagRecord:
         """Return the tag that a reference means. Raises: InvalidRef, ModelNotFound."""
@@ -116,6 +118,10 @@ class Catalog:
     async def models(self) -> tuple[ListedModel, ...]:
         """Return all models, most recently modified first."""
         return await self._pool.run(lambda: self._page("", sys.maxsize, None).models)
+
+    async def own_bytes(self) -> Mapping[str, int]:
+        """Return, by name, the bytes that only this name needs; those of one being removed may be missing."""
+        return await self._pool.run(self._footprints.own_bytes)
 
     async def describe(self, tag: TagRecord) -> ListedModel:
         """Return the headline facts of a tag."""
@@ -184,6 +190,31 @@ class Catalog:
         """
         return await self._pool.run(self._build, name, recipe, files, base, draft)
 
+    async def gather(
+        self,
+        recipe: Modelfile,
+        *,
+        files: Mapping[str, Digest],
+        base: TagRecord | None,
+        draft: TagRecord | None = None,
+    ) -> tuple[Sequence[FileLayer], LmConfig]:
+        """Return the files and settings that a Modelfile adds up to, all of which are in the store; see `publish`.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing.
+        """
+        return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
+
+    async def publish(self, name: str, files: Sequence[FileLayer], lm: LmConfig, *, note: str) -> TagRecord:
+        """Make or replace the model *name* of files that are in the store and held there.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
+        """
+        return await self._pool.run(build_from_files, self._store, name, files, lm=lm, note=note)
+
+    async def let_go(self, digests: Iterable[Digest]) -> None:
+        """Give up the leases of uploads that a model was made of."""
+        await self._pool.run(self.uploads.release, tuple(digests))
+
     def model_released(self, manifest: Digest) -> None:
         """Take note that no runner holds *manifest* any more: what was removed meanwhile can go now."""
         self._sweeps.start(self._sweep(manifest), name="sweep")
@@ -243,10 +274,23 @@ class Catalog:
         draft: TagRecord | None,
     ) -> TagRecord:
         with self._store.lease(f"create {name}") as lease:
-            lease.add(*files.values(), *(named.manifest for named in (base, draft) if named is not None))
+            models = [named for named in (base, draft) if named is not None]
+            lease.add(*files.values(), *(named.manifest for named in models))
+            for named in models:
+                self._check_there(named)
             tag = create_model(self._store, name, recipe, files=files, base=base, draft=draft)
         self.uploads.release(files.values())
         return tag
+
+    def _check_there(self, tag: TagRecord) -> None:
+        """Make sure, once a lease holds it, that a model was not removed after it was found. Raises: ModelNotFound."""
+        try:
+            for digest in self._store.get_manifest(tag.manifest).blob_digests():
+                self._store.blob_size(digest)
+        except BlobMissing as error:
+            raise ModelNotFound(
+                tag.name, hint="it was removed meanwhile; pull or create it again, then try once more"
+            ) from error
 
 
 def _place(tag: TagRecord) -> tuple[float, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import structlog
 
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.names import new_name
+from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.modelfile import Modelfile
@@ -20,6 +23,20 @@ from lmd.registry.store import TagRecord
 
 log = structlog.get_logger(__name__)
 
+Step = str | PullEvent | WorkProgress | TagRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """The type to quantize the weights of a new model to ("": that of its Modelfile), and by whom.
+
+    *requantize* allows weights that are quantized already.
+    """
+
+    by: Quantizer
+    quantize: str = ""
+    requantize: bool = False
+
 
 async def create(
     catalog: Catalog,
@@ -28,13 +45,15 @@ async def create(
     name: str,
     modelfile: str,
     files: Mapping[str, Digest],
+    quantization: Quantization,
     token: str | None = None,
-) -> AsyncGenerator[str | PullEvent | TagRecord]:
+) -> AsyncGenerator[Step]:
     """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
     target = new_name(name, "name")
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
-    async with aclosing(make(catalog, pulls, name=target, recipe=recipe, files=files, token=token)) as steps:
+    making = make(catalog, pulls, name=target, recipe=recipe, files=files, quantization=quantization, token=token)
+    async with aclosing(making) as steps:
         async for step in steps:
             yield step
 
@@ -46,18 +65,20 @@ async def make(
     name: str,
     recipe: Modelfile,
     files: Mapping[str, Digest],
+    quantization: Quantization,
     token: str | None = None,
-) -> AsyncGenerator[str | PullEvent | TagRecord]:
-    """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
+) -> AsyncGenerator[Step]:
+    """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
 
     *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
     one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
     closing the iterator is leaving that pull.
 
-    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, DiskFull,
-    StoreError.
+    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, what
+    `Quantizer.quantize` raises, DiskFull, StoreError.
     """
     target = new_name(name, "name")
+    check_required(recipe.requires)
     used = {key for source in recipe.sources for key in keys_of(source.value, files)}
     if unused := files.keys() - used:
         raise InvalidRequest(f"no directive of the Modelfile names the file `{min(unused)[:200]}`", field="files")
@@ -71,21 +92,34 @@ async def make(
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
-            steps = _find(catalog, pulls, directive, source.value, token)
+            steps = _find(catalog, pulls, directive, source.value, token, target)
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, TagRecord):
                         named[directive] = step
                     else:
                         yield step
-    yield f"creating {target}"
-    tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
+    wanted_type = quantization.quantize or recipe.quantize
+    if wanted_type:
+        parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
+        wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
+        async with aclosing(quantization.by.quantize(wanted)) as working:
+            async for made in working:
+                if isinstance(made, Quantized):
+                    yield f"creating {target}"
+                    tag = await catalog.publish(target, made.files, made.lm, note="create")
+                else:
+                    yield made
+        await catalog.let_go(files.values())
+    else:
+        yield f"creating {target}"
+        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
 
 
 async def _find(
-    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None
+    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None, target: str
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Find the model *value*, pulling it when it is not here; the tag comes last."""
     try:
@@ -95,6 +129,12 @@ async def _find(
         ref = parse_ref(value)
         if isinstance(ref, FileRef):
             raise _file_not_sent(directive, value) from None
+        if ref.name == target:
+            raise InvalidRequest(
+                f"{directive} {value[:200]} is the model that is to be made, and there is none yet",
+                field=directive.lower(),
+                hint="name the model or the file to start from",
+            ) from None
     yield f"pulling {ref.name}"
     async with pulls.attach(ref, text=value, token=token) as watcher:
         async for event in watcher:

@@ -234,16 +234,22 @@ class CheckModelfileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELFILE_FIELD_NUMBER: _builtins.int
+    TELL_MISTAKES_FIELD_NUMBER: _builtins.int
     modelfile: _builtins.str
     """The text, decoded."""
+    tell_mistakes: _builtins.bool
+    """Whether mistakes are told in the response, all of them. Without it the call fails with MODELFILE_SYNTAX, and the
+    details of a failure have room for a few only.
+    """
     def __init__(
         self,
         *,
         modelfile: _builtins.str = ...,
+        tell_mistakes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modelfile", b"modelfile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["modelfile", b"modelfile", "tell_mistakes", b"tell_mistakes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,22 +263,70 @@ class CheckModelfileResponse(_message.Message):
 
     FROM_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    MISTAKES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def draft(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The arguments of DRAFT, likewise."""
+
+    @_builtins.property
+    def attached(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The arguments of ADAPTER, without their scales, and of PROJECTOR: files or digests."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelfileProblem]:
+        """Lines that have no effect, in order."""
+
+    @_builtins.property
+    def mistakes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelfileProblem]:
+        """What is wrong, in order; all other fields are then empty."""
 
     def __init__(
         self,
         *,
         draft: _abc.Iterable[_builtins.str] | None = ...,
+        attached: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[Global___ModelfileProblem] | None = ...,
+        mistakes: _abc.Iterable[Global___ModelfileProblem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "from", b"from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "draft", b"draft", "from", b"from", "mistakes", b"mistakes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckModelfileResponse: _TypeAlias = CheckModelfileResponse  # noqa: Y015
+
+@_typing.final
+class ModelfileProblem(_message.Message):
+    """What is the matter with a line of a Modelfile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """The line, from 1."""
+    column: _builtins.int
+    """The column, from 1."""
+    message: _builtins.str
+    """What is the matter."""
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        column: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "line", b"line", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelfileProblem: _TypeAlias = ModelfileProblem  # noqa: Y015
 
 @_typing.final
 class CreateModelRequest(_message.Message):
@@ -304,15 +358,23 @@ class CreateModelRequest(_message.Message):
     MODELFILE_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    REQUANTIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to create or replace."""
     modelfile: _builtins.str
     """The Modelfile's text."""
     token: _builtins.str
     """A token for the source of a base or draft that must be pulled; never stored or logged."""
+    quantize: _builtins.str
+    """The type to quantize the weights to, such as Q4_K_M; wins over QUANTIZE. Empty for the Modelfile's, if any."""
+    requantize: _builtins.bool
+    """Whether weights that are quantized already may be quantized again, which loses more than quantizing the original."""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For each FROM or DRAFT that is a file: the argument as written to the digest of the blob stored for it."""
+        """For each argument that is a file: the argument as written to the digest of the blob stored for it. For one that is
+        a folder or a pattern: "argument/name" of each of its files.
+        """
 
     def __init__(
         self,
@@ -321,10 +383,12 @@ class CreateModelRequest(_message.Message):
         modelfile: _builtins.str = ...,
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         token: _builtins.str = ...,
+        quantize: _builtins.str = ...,
+        requantize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "modelfile", b"modelfile", "name", b"name", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "modelfile", b"modelfile", "name", b"name", "quantize", b"quantize", "requantize", b"requantize", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,7 +407,7 @@ class CreateModelResponse(_message.Message):
     """A step that begins, in words for people."""
     @_builtins.property
     def progress(self) -> Global___PullProgress:
-        """Progress of the pull of the base."""
+        """Progress of the pull of the base, or of quantizing."""
 
     @_builtins.property
     def model(self) -> _model_pb2.Model:
@@ -365,6 +429,140 @@ class CreateModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___CreateModelResponse: _TypeAlias = CreateModelResponse  # noqa: Y015
+
+@_typing.final
+class QuantizeModelRequest(_message.Message):
+    """A model and what to quantize it to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    NEW_NAME_FIELD_NUMBER: _builtins.int
+    REQUANTIZE_FIELD_NUMBER: _builtins.int
+    IMATRIX_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model to quantize; it stays, unless new_name is its name."""
+    quantize: _builtins.str
+    """The type, such as Q4_K_M, in any case."""
+    new_name: _builtins.str
+    """The name of the result; empty for the model's with the type as tag."""
+    requantize: _builtins.bool
+    """Whether a model that is quantized already may be quantized again, which loses more than quantizing the original."""
+    imatrix: _builtins.str
+    """The digest of a stored importance matrix (a GGUF file of llama-imatrix); empty for none."""
+    compare: _builtins.bool
+    """Whether to measure size, speed and perplexity before and after."""
+    text: _builtins.str
+    """What both read for the comparison, at most 1 MiB; empty for a passage that is built in."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        quantize: _builtins.str = ...,
+        new_name: _builtins.str = ...,
+        requantize: _builtins.bool = ...,
+        imatrix: _builtins.str = ...,
+        compare: _builtins.bool = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "imatrix", b"imatrix", "name", b"name", "new_name", b"new_name", "quantize", b"quantize", "requantize", b"requantize", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeModelRequest: _TypeAlias = QuantizeModelRequest  # noqa: Y015
+
+@_typing.final
+class QuantizeModelResponse(_message.Message):
+    """An event of a quantization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """A step that begins, in words for people, or a warning."""
+    @_builtins.property
+    def progress(self) -> Global___PullProgress:
+        """Progress of quantizing or measuring."""
+
+    @_builtins.property
+    def measurement(self) -> Global___Measurement:
+        """One side of the comparison: first that of the model, then that of the result."""
+
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """The result; the last event."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        progress: Global___PullProgress | None = ...,
+        measurement: Global___Measurement | None = ...,
+        model: _model_pb2.Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "measurement", b"measurement", "model", b"model", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "measurement", b"measurement", "model", b"model", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["status", "progress", "measurement", "model"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___QuantizeModelResponse: _TypeAlias = QuantizeModelResponse  # noqa: Y015
+
+@_typing.final
+class Measurement(_message.Message):
+    """How a model reads a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    SCORED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model."""
+    quantization: _builtins.str
+    """Its quantization."""
+    size_bytes: _builtins.int
+    """Bytes of its weights."""
+    perplexity: _builtins.float
+    """The perplexity: e to the mean surprise at a token. Less is better."""
+    scored_tokens: _builtins.int
+    """Tokens of the text that were scored."""
+    prompt_tokens_per_second: _builtins.float
+    """Tokens read in a second, on the processor."""
+    answer_tokens_per_second: _builtins.float
+    """Tokens generated in a second, on the processor."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        perplexity: _builtins.float = ...,
+        scored_tokens: _builtins.int = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        answer_tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens_per_second", b"answer_tokens_per_second", "name", b"name", "perplexity", b"perplexity", "prompt_tokens_per_second", b"prompt_tokens_per_second", "quantization", b"quantization", "scored_tokens", b"scored_tokens", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
 
 @_typing.final
 class PullModelRequest(_message.Message):

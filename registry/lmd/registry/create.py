@@ -16,6 +16,7 @@ from lmd.registry.model_store import ModelStore, Tag, TagT, read_blob_header
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.recipe_files import gather
 from lmd.registry.ref import NameRef, parse_ref
+from lmd.registry.strict_json import MAX_BYTES
 
 _NOT_PLAIN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -28,23 +29,15 @@ def create_model(
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
     draft: Tag | None = None,
-    weights: Sequence[FileLayer] | None = None,
     note: str = "create",
 ) -> TagT:
-    """Create or replace the model *name* from a Modelfile.
-
-    *files* maps the arguments that are files to the blobs stored for them, and *base* and *draft* are the models that
-    the names after FROM and DRAFT stand for; see `gather`. The template, system prompt, parameters and licences of the
-    base are inherited where the Modelfile has none of its own (parameters one by one, licences are added), its messages
-    unless there are new ones.
-
-    *weights* take the place of those the Modelfile names: what a QUANTIZE asks for was made of them (`weights_of`).
+    """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
     Raises:
-        InvalidRequest: when *name* is not a plain name, a directive cannot be used, or QUANTIZE is asked for and there
-            are no *weights*.
+        InvalidRequest: when *name* is not a plain name, a directive cannot be used, or QUANTIZE is asked for, which
+            needs a process of its own.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
     """
@@ -55,30 +48,38 @@ def create_model(
             field="name",
             hint="choose a name such as `mario` or `me/mario:v2`",
         )
-    if modelfile.quantize is not None and weights is None:
+    if modelfile.quantize is not None:
         raise InvalidRequest(
-            f"QUANTIZE {modelfile.quantize}: nothing was quantized",
+            f"QUANTIZE {modelfile.quantize}: nothing is quantized here",
             field="quantize",
-            hint="leave QUANTIZE out, or name weights that are quantized already",
+            hint="use `lm create`, or name weights that are quantized already",
         )
-    gathered = gather(store, modelfile, files or {}, base, draft)
-    parts = gathered.files
-    if weights is not None:
-        parts = [*weights, *(file for file in parts if file.role != "weights")]
-    return build_from_files(store, target.name, parts, lm=_merge(gathered.inherited, modelfile), note=note)
+    parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
+    return build_from_files(store, target.name, parts, lm=lm, note=note)
 
 
-def weights_of(
-    store: ModelStore[Tag],
+def gather_parts(
+    store: ModelStore[TagT],
     modelfile: Modelfile,
     *,
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
-) -> list[tuple[FileLayer, GgufHeader]]:
-    """Return the weights that a Modelfile names, shards in order, with their headers. Raises: as `create_model`."""
-    parts = gather(store, replace(modelfile, drafts=(), adapters=()), files or {}, base, None).files
-    weights = [file for file in parts if file.role == "weights"]
-    return in_shard_order(weights, [read_blob_header(store, file.digest) for file in weights])
+    draft: Tag | None = None,
+) -> tuple[list[FileLayer], LmConfig]:
+    """Return the files and settings that a Modelfile adds up to, for `build_from_files`.
+
+    *files* maps the arguments that are files to the blobs stored for them, and *base* and *draft* are the models that
+    the names after FROM and DRAFT stand for; see `gather`. The template, system prompt, parameters and licences of the
+    base are inherited where the Modelfile has none of its own (parameters one by one, licences are added), its messages
+    unless there are new ones.
+
+    Raises:
+        InvalidRequest: when a directive cannot be used.
+        GgufInvalid: when a file is no GGUF, or of a kind that cannot be a model.
+        BlobMissing: when a blob is not in the store.
+    """
+    gathered = gather(store, modelfile, files or {}, base, draft)
+    return gathered.files, _merge(gathered.inherited, modelfile)
 
 
 def build_from_files(
@@ -111,9 +112,11 @@ def build_from_files(
         _check_others(store, others)
         if drafts:
             drafts = _checked_drafts(store, drafts, ordered)
+        texts = _with_plain_texts(lm or LmConfig())
+        _check_size(texts)
         built = build_manifest(
             [*(file for file, _ in ordered), *others, *drafts],
-            _with_plain_texts(lm or LmConfig()),
+            texts,
             [header for _, header in ordered],
         )
         lease.add(built.digest, *built.manifest.blob_digests())
@@ -207,6 +210,26 @@ def _with_plain_texts(lm: LmConfig) -> LmConfig:
         system=_plain_text(lm.system or "") or None,
         licenses=tuple(text for license_text in lm.licenses if (text := _plain_text(license_text))),
         messages=tuple(replace(message, content=_plain_text(message.content)) for message in lm.messages),
+    )
+
+
+def _check_size(lm: LmConfig) -> None:
+    """Refuse texts that together are larger than what a manifest holds, by the largest of them."""
+    size_bytes = len(lm.to_bytes())
+    if size_bytes <= MAX_BYTES:
+        return
+    texts = {
+        "license": lm.licenses,
+        "message": tuple(message.content for message in lm.messages),
+        "template": (lm.template or "",),
+        "system": (lm.system or "",),
+    }
+    largest = max(texts, key=lambda name: sum(map(len, texts[name])))
+    raise InvalidRequest(
+        f"the texts of the model have {size_bytes} bytes together, most of them {largest.upper()}; "
+        f"at most {MAX_BYTES} are allowed",
+        field=largest,
+        hint="shorten it, or name where it can be read",
     )
 
 

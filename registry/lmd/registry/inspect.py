@@ -53,6 +53,7 @@ class ModelFacts:
     files: tuple[Layer, ...]
     modelfile: str
     metadata: Mapping[str, str]
+    requires: str = ""
 
 
 class HeaderCache:
@@ -138,6 +139,7 @@ def model_info(store: ModelStore[Tag], tag: Tag, headers: HeaderCache | None = N
         files=manifest.files,
         modelfile=recreating_modelfile(manifest, tag.name),
         metadata=header.text_metadata(),
+        requires=lm.requires or "",
     )
 
 

@@ -12,12 +12,23 @@ import grpc.aio
 from lmd.daemon.access import pull_ref
 from lmd.daemon.callers import caller_of
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.creating import create
+from lmd.daemon.creating import Quantization, create
 from lmd.daemon.pulls import Pulls
-from lmd.daemon.services.messages import info_message, model_message, progress_message, pull_message
+from lmd.daemon.quantizer import Quantizer, WorkProgress
+from lmd.daemon.quantizing import Compared, QuantizeRequest, Quantizing
+from lmd.daemon.services.messages import (
+    check_message,
+    info_message,
+    measurement_message,
+    model_message,
+    problem_message,
+    progress_message,
+    pull_message,
+    work_message,
+)
 from lmd.daemon.uploads import Chunk, StoredBlob
 from lmd.registry.digest import Digest
-from lmd.registry.errors import ModelNotFound
+from lmd.registry.errors import ModelfileSyntax, ModelNotFound
 from lmd.registry.pull import PullEvent
 from lmd.v1 import model_service_pb2 as pb
 from lmd.v1 import model_service_pb2_grpc as rpc
@@ -28,19 +39,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ModelServiceServicer(rpc.ModelServiceServicer):
     """Manages the models of the store."""
 
-    def __init__(self, catalog: Catalog, pulls: Pulls) -> None:
+    def __init__(self, catalog: Catalog, pulls: Pulls, quantizer: Quantizer) -> None:
         self._catalog = catalog
         self._pulls = pulls
+        self._quantizer = quantizer
+        self._quantizing = Quantizing(catalog, quantizer)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List models, most recently modified first."""
         page = await self._catalog.list(request.prefix, page_size=request.page_size, page_token=request.page_token)
-        models = [model_message(listed) for listed in page.models]
+        own = await self._catalog.own_bytes()
+        models = [model_message(listed, own.get(listed.tag.name, 0)) for listed in page.models]
         return pb.ListModelsResponse(models=models, next_page_token=page.next_token)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Return everything known about one model."""
-        return pb.GetModelResponse(info=info_message(await self._catalog.info(request.name)))
+        facts = await self._catalog.info(request.name)
+        own = await self._catalog.own_bytes()
+        return pb.GetModelResponse(info=info_message(facts, own.get(facts.name, 0)))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a name."""
@@ -58,9 +74,12 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
-        recipe = await self._catalog.parse(request.modelfile)
-        froms, drafts = ([source.value for source in sources] for sources in (recipe.from_, recipe.drafts or ()))
-        return pb.CheckModelfileResponse(**{"from": froms}, draft=drafts)
+        try:
+            return check_message(await self._catalog.parse(request.modelfile))
+        except ModelfileSyntax as error:
+            if not request.tell_mistakes:
+                raise
+            return pb.CheckModelfileResponse(mistakes=[problem_message(problem) for problem in error.problems])
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context
@@ -72,6 +91,7 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
             name=request.name,
             modelfile=request.modelfile,
             files={value: Digest.parse(digest) for value, digest in request.files.items()},
+            quantization=Quantization(self._quantizer, request.quantize, request.requantize),
             token=request.token or None,
         )
         async with aclosing(steps):
@@ -80,8 +100,34 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
                     yield pb.CreateModelResponse(status=step)
                 elif isinstance(step, PullEvent):
                     yield pb.CreateModelResponse(progress=progress_message(step))
+                elif isinstance(step, WorkProgress):
+                    yield pb.CreateModelResponse(progress=work_message(step))
                 else:
                     yield pb.CreateModelResponse(model=model_message(await self._catalog.describe(step)))
+
+    async def QuantizeModel(
+        self, request: pb.QuantizeModelRequest, context: Context
+    ) -> AsyncIterator[pb.QuantizeModelResponse]:
+        """Quantize a model under a new name; ends after exactly one `model`."""
+        wanted = QuantizeRequest(
+            name=request.name,
+            quantize=request.quantize,
+            new_name=request.new_name,
+            requantize=request.requantize,
+            imatrix=Digest.parse(request.imatrix) if request.imatrix else None,
+            compare=request.compare,
+            text=request.text,
+        )
+        async with aclosing(self._quantizing.quantize(wanted)) as steps:
+            async for step in steps:
+                if isinstance(step, str):
+                    yield pb.QuantizeModelResponse(status=step)
+                elif isinstance(step, WorkProgress):
+                    yield pb.QuantizeModelResponse(progress=work_message(step))
+                elif isinstance(step, Compared):
+                    yield pb.QuantizeModelResponse(measurement=measurement_message(step))
+                else:
+                    yield pb.QuantizeModelResponse(model=model_message(await self._catalog.describe(step)))
 
     async def PullModel(self, request: pb.PullModelRequest, context: Context) -> AsyncIterator[pb.PullModelResponse]:
         """Start a pull or join it: `started`, then progress, then `model`."""

@@ -42,7 +42,7 @@ def parse_modelfile(text: str) -> Modelfile:
     parser = _Parser(text)
     parser.run()
     if parser.problems:
-        raise ModelfileSyntax(parser.problems)
+        raise ModelfileSyntax(sorted(parser.problems, key=lambda problem: (problem.line, problem.column)))
     return replace(
         parser.found,
         from_=tuple(parser.from_),
@@ -116,7 +116,7 @@ class _Parser:
             key, column = second[0], second.end()
         first = _WORD.search(self._lines[number], column)
         if first is None:
-            self._problem(number, word.start(), f'{name} needs a value; write "" for an empty one')
+            self._problem(number, word.start(), _needs_value(name))
             return number + 1
         if name == "ADAPTER" and self._take_adapter(number, first.start()):
             return number + 1
@@ -134,7 +134,7 @@ class _Parser:
         name, shown = word[0].upper(), word[0][:32]
         close = difflib.get_close_matches(name[:32], DIRECTIVES, 1)
         if name in FOREIGN:
-            self._problem(number, word.start(), f"{name} cannot be used: {FOREIGN[name]}")
+            self._problem(number, word.start(), f"{name} cannot be used here: {FOREIGN[name]}")
         else:
             meant = f" (did you mean {close[0]}?)" if close else ""
             self._problem(
@@ -285,6 +285,12 @@ class _Parser:
 
 def _at_raw(number: int, column: int, line: str, message: str) -> ModelfileProblem:
     return ModelfileProblem(number + 1, column + 1, message, cut(line))
+
+
+def _needs_value(name: str) -> str:
+    if name in ("FROM", "PARAMETER", "QUANTIZE", "REQUIRES"):
+        return f"{name} needs a value"
+    return f'{name} needs a value; write "" for an empty one'
 
 
 def _not_text(char: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmd.daemon.http.ollama.failures import Refusal, told
-from lmd.daemon.http.ollama.level import API_LEVEL, is_met
 from lmd.daemon.http.ollama.manage_replies import blob_digest, cut
 from lmd.daemon.http.ollama.manage_requests import CreateBody, MessageBody
+from lmd.daemon.ollama_level import API_LEVEL, is_met
 from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.filenames import why_hostile
@@ -19,8 +19,7 @@ from lmd.registry.parameters import IGNORED, ParameterValue, validate
 #: Field → what would have to be there for it to have the effect its user expects.
 _NOT_HERE = {
     "adapters": "adapters are not supported yet; merge them into the weights",
-    "quantize": "this daemon does not quantize yet; upload a file that is quantized already",
-    "draft_quantize": "this daemon does not quantize yet; upload a file that is quantized already",
+    "draft_quantize": "drafts are not quantized; upload a file that is quantized already",
     "renderer": "there are no built-in renderers; leave it out, and the model's own chat template renders",
     "parser": "there are no built-in parsers by name; leave it out, and the model's own chat template decides",
     "info": "metadata of the weights cannot be overridden",
@@ -59,6 +58,7 @@ def recipe_of(body: CreateBody) -> Recipe:
         licenses=_licenses(body.license),
         messages=_messages(body.messages or ()),
         drafts=tuple(From(name) for name in drafts) if drafts else None,
+        requires=body.requires.removeprefix("v") if body.requires else None,
     )
     return Recipe(modelfile, {**files, **drafts})
 
