@@ -17,6 +17,7 @@ from lmd.daemon.names import Names, Removal, new_name
 from lmd.daemon.summaries import ListedModel, Summaries
 from lmd.daemon.tasks import TaskSet
 from lmd.daemon.uploads import Uploads
+from lmd.daemon.versions import Versions
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
 from lmd.registry.create import create_model
@@ -86,6 +87,7 @@ class Catalog:
         #: For the drop-in folder, which works in a thread of its own.
         self.names = Names(store, aliases)
         self.uploads = Uploads(store, pool)
+        self.versions = Versions(store, self.names, pool)
 
     async def find(self, text: str) -> TagRecord:
         """Return the tag that a reference means. Raises: InvalidRef, ModelNotFound."""
@@ -121,9 +123,12 @@ class Catalog:
         """Return the headline facts of a tag."""
         return await self._pool.run(self._summaries.of, tag)
 
-    async def info(self, text: str) -> ModelFacts:
-        """Return everything about a model. Raises: as `resolve`."""
-        return await self._pool.run(lambda: model_info(self._store, self.names.find(text), self._headers))
+    async def info(self, text: str, version: int = 0) -> ModelFacts:
+        """Return everything about a model, or about a version of it (0 is the current one).
+
+        Raises: as `resolve`, and VersionNotFound.
+        """
+        return await self._pool.run(lambda: model_info(self._store, self.versions.tag_at(text, version), self._headers))
 
     async def header(self, facts: ModelFacts, role: FileRole, *, whole: bool = False) -> GgufHeader | None:
         """Return the header of the files of a model that have this role; None when there are none.
@@ -177,12 +182,15 @@ class Catalog:
         files: Mapping[str, Digest],
         base: TagRecord | None,
         draft: TagRecord | None = None,
+        edited: Digest | None = None,
     ) -> TagRecord:
         """Make or replace the model *name*, all of whose parts are in the store; see `create_model`.
 
-        Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
+        *edited* is the manifest that an edit began with; the name has to be there still.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
         """
-        return await self._pool.run(self._build, name, recipe, files, base, draft)
+        return await self._pool.run(self._build, name, recipe, files, base, draft, edited)
 
     def model_released(self, manifest: Digest) -> None:
         """Take note that no runner holds *manifest* any more: what was removed meanwhile can go now."""
@@ -241,10 +249,14 @@ class Catalog:
         files: Mapping[str, Digest],
         base: TagRecord | None,
         draft: TagRecord | None,
+        edited: Digest | None,
     ) -> TagRecord:
+        note = "create" if edited is None else "edit"
         with self._store.lease(f"create {name}") as lease:
             lease.add(*files.values(), *(named.manifest for named in (base, draft) if named is not None))
-            tag = create_model(self._store, name, recipe, files=files, base=base, draft=draft)
+            tag = create_model(
+                self._store, name, recipe, files=files, base=base, draft=draft, note=note, expected=edited
+            )
         self.uploads.release(files.values())
         return tag
 

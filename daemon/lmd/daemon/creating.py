@@ -28,12 +28,14 @@ async def create(
     modelfile: str,
     files: Mapping[str, Digest],
     token: str | None = None,
+    edited: Digest | None = None,
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
     target = new_name(name, "name")
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
-    async with aclosing(make(catalog, pulls, name=target, recipe=recipe, files=files, token=token)) as steps:
+    steps = make(catalog, pulls, name=target, recipe=recipe, files=files, token=token, edited=edited)
+    async with aclosing(steps):
         async for step in steps:
             yield step
 
@@ -46,14 +48,16 @@ async def make(
     recipe: Modelfile,
     files: Mapping[str, Digest],
     token: str | None = None,
+    edited: Digest | None = None,
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
     *files* holds, for each FROM or DRAFT that is a file, its argument as written and the blob that was stored for it.
-    A model that is not here is pulled; closing the iterator is leaving that pull.
+    A model that is not here is pulled; closing the iterator is leaving that pull. *edited* makes it an edit of the
+    manifest that *name* points to: when that is another one by now, nothing is done.
 
-    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, DiskFull,
-    StoreError.
+    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, TagChanged,
+    DiskFull, StoreError.
     """
     target = new_name(name, "name")
     unused = files.keys() - {source.value for source in recipe.sources}
@@ -74,7 +78,7 @@ async def make(
                     else:
                         yield step
     yield f"creating {target}"
-    tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
+    tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
 

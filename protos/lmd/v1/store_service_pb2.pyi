@@ -98,21 +98,27 @@ class CollectGarbageRequest(_message.Message):
 
     DRY_RUN_FIELD_NUMBER: _builtins.int
     GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Whether to only say what would go."""
     @_builtins.property
     def grace_period(self) -> _duration_pb2.Duration:
         """Spares things younger than this. Unset: the daemon's grace period."""
 
+    @_builtins.property
+    def history(self) -> _duration_pb2.Duration:
+        """Spares the earlier versions of names that were replaced less than this ago. Unset: the daemon's setting."""
+
     def __init__(
         self,
         *,
         dry_run: _builtins.bool = ...,
         grace_period: _duration_pb2.Duration | None = ...,
+        history: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "grace_period", b"grace_period"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "grace_period", b"grace_period", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,6 +43,7 @@ def create_model(
     base: Tag | None = None,
     draft: Tag | None = None,
     note: str = "create",
+    expected: Digest | None = None,
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile.
 
@@ -59,12 +60,15 @@ def create_model(
     The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
     draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
 
+    With *expected*, the name must point to that manifest until then.
+
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
     Raises:
         InvalidRequest: when *name* is not a plain name, or a FROM or DRAFT cannot be used.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
+        TagChanged: when the name points to another manifest than *expected*.
     """
     target = parse_ref(name)
     if not isinstance(target, NameRef) or target.digest is not None:
@@ -77,7 +81,8 @@ def create_model(
     for source in modelfile.from_:
         _add_source(store, sources, source, files or {}, base)
     _add_drafts(store, sources, modelfile.drafts, files or {}, draft)
-    return build_from_files(store, target.name, _all_files(sources), lm=_merge(sources.inherited, modelfile), note=note)
+    lm = _merge(sources.inherited, modelfile)
+    return build_from_files(store, target.name, _all_files(sources), lm=lm, note=note, expected=expected)
 
 
 def build_from_files(
@@ -88,6 +93,7 @@ def build_from_files(
     lm: LmConfig | None = None,
     headers: Sequence[GgufHeader] | None = None,
     note: str = "pull",
+    expected: Digest | None = None,
 ) -> TagT:
     """Make a manifest of files that are in the store, and point *name* (a canonical name) at it.
 
@@ -116,7 +122,7 @@ def build_from_files(
             [header for _, header in ordered],
         )
         lease.add(built.digest, *built.manifest.blob_digests())
-        return _publish(store, name, built, note)
+        return _publish(store, name, built, note, expected)
 
 
 def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) -> list[tuple[FileLayer, GgufHeader]]:
@@ -166,10 +172,10 @@ def _checked_drafts(
     return [file for file, _ in ordered]
 
 
-def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str) -> TagT:
+def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str, expected: Digest | None) -> TagT:
     for blob in built.extra_blobs:
         store.put_bytes(blob)
-    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note)
+    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note, expected=expected)
 
 
 def _add_source(

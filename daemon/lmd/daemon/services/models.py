@@ -14,7 +14,7 @@ from lmd.daemon.callers import caller_of
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.creating import create
 from lmd.daemon.pulls import Pulls
-from lmd.daemon.services.messages import info_message, model_message, progress_message, pull_message
+from lmd.daemon.services.messages import info_message, model_message, progress_message, pull_message, version_message
 from lmd.daemon.uploads import Chunk, StoredBlob
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
@@ -40,7 +40,18 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Return everything known about one model."""
-        return pb.GetModelResponse(info=info_message(await self._catalog.info(request.name)))
+        return pb.GetModelResponse(info=info_message(await self._catalog.info(request.name, request.version)))
+
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
+        """List what a name has pointed to since it was made."""
+        name, versions = await self._catalog.versions.of(request.name)
+        return pb.ListVersionsResponse(name=name, versions=[version_message(version) for version in versions])
+
+    async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
+        """Point a name at one of its earlier versions again."""
+        rollback = await self._catalog.versions.rollback(request.name, request.version)
+        model = model_message(await self._catalog.describe(rollback.tag))
+        return pb.RollbackModelResponse(model=model, version=rollback.version)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a name."""
@@ -73,6 +84,7 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
             modelfile=request.modelfile,
             files={value: Digest.parse(digest) for value, digest in request.files.items()},
             token=request.token or None,
+            edited=Digest.parse(request.edited_digest) if request.edited_digest else None,
         )
         async with aclosing(steps):
             async for step in steps:

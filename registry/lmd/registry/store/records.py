@@ -32,6 +32,21 @@ class TagChange:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class TagVersion:
+    """One manifest that a tag has pointed to since it was made; the first has the number 1.
+
+    *note* says how it came about: a word such as "pull" or "edit", and perhaps more. *superseded_at* is when the next
+    version took its place; None for the current one. Times are in seconds since the epoch.
+    """
+
+    number: int
+    manifest: Digest
+    changed_at: float
+    note: str
+    superseded_at: float | None
+
+
 GarbageKind = Literal["blob", "ingest", "quarantined"]
 
 
