@@ -138,7 +138,7 @@ class DropInFolder:
             raise
         except LmdError as error:
             lasting = isinstance(error, GgufInvalid | ModelfileSyntax)
-            self._report(entry, marks, error.message, may_pass=not lasting)
+            self._report(entry, marks, _told(error), may_pass=not lasting)
             return
         except OSError as error:
             self._report(entry, marks, f"cannot read it: {error.strerror}", may_pass=True)
@@ -160,7 +160,7 @@ class DropInFolder:
 
     def _make(self, entry: Entry, name: str, inode: int, recipe: Modelfile, cancelled: threading.Event) -> TagRecord:
         existing = self._store.get_tag(name)
-        if existing is not None and not self._state.owns(existing.name, str(existing.manifest)):
+        if existing is not None and not self._owns(entry, existing):
             raise FileInvalid(entry.key, f"the name `{name}` belongs to a model from elsewhere; rename the file")
         digests: dict[str, Digest] = {}
         for source in recipe.sources:
@@ -171,13 +171,26 @@ class DropInFolder:
         before = self._state.made.get(entry.key)
         self._state.put(entry.key, Made(name, "", {}, inode))
         try:
-            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft)
+            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft, note="folder")
         except LmdError:
             if before is None:
                 self._state.drop(entry.key)
             else:
                 self._state.put(entry.key, before)
             raise
+
+    def _owns(self, entry: Entry, tag: TagRecord) -> bool:
+        """Tell whether the folder may replace what a name points to.
+
+        That is what it made itself, and what came of it since by an edit or a rollback: the last who writes wins, and
+        what was before can be gone back to. A model that took the place of one that was removed is from elsewhere.
+        """
+        if self._state.owns(tag.name, str(tag.manifest)):
+            return True
+        made = self._state.made.get(entry.key)
+        if made is None or made.name != tag.name:
+            return False
+        return any(str(version.manifest) == made.manifest for version in self._store.tag_versions(tag.name))
 
     def _named(self, sources: Sequence[From]) -> TagRecord | None:
         """Return the model among the arguments of FROM or DRAFT, which must be in the store already."""
@@ -257,6 +270,13 @@ class DropInFolder:
         self._problems[entry.key] = Problem(message, marks, retry_at)
         if known is None or known.message != message or known.marks != marks:
             log.warning("dropin_file_refused", file=entry.key, reason=message)
+
+
+def _told(error: LmdError) -> str:
+    """Return what is wrong; of a Modelfile every mistake, with its line and column."""
+    if not isinstance(error, ModelfileSyntax) or len(error.problems) == 1:
+        return error.message
+    return "; ".join(f"line {problem.line}:{problem.column}: {problem.message}" for problem in error.problems)
 
 
 def _is_file(value: str) -> bool:

@@ -49,14 +49,23 @@ def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
     text = read_modelfile(modelfile)
     directory = Path.cwd() if modelfile == "-" else Path(modelfile).absolute().parent
     with app.daemon() as client:
-        created = _create(client, name, text, directory, "stdin" if modelfile == "-" else modelfile)
+        created = create_model(client, name, text, directory, "stdin" if modelfile == "-" else modelfile)
     if as_json:
         print_json(model_json(created))
     else:
         announce("created", created.name)
 
 
-def _create(client: Client, name: str, text: str, directory: Path, shown_as: str) -> model_pb2.Model:
+def create_model(
+    client: Client, name: str, text: str, directory: Path, shown_as: str, *, edited_digest: str = ""
+) -> model_pb2.Model:
+    """Make a model of a Modelfile, whose relative paths start at *directory*, and show how that goes.
+
+    *edited_digest* makes it an edit of the manifest that *name* points to.
+
+    Raises:
+        ClientError: the Modelfile has mistakes, which are shown under the name *shown_as*, or the model cannot be made.
+    """
     from lmd.cli.modelfiles import referred_files, with_places
     from lmd.cli.progress import reporter_for
     from lmd.cli.pulling import token_from_environment
@@ -73,6 +82,7 @@ def _create(client: Client, name: str, text: str, directory: Path, shown_as: str
     with quiet_keyboard(), closing(reporter_for()) as reporter:
         digests = {argument: store_file(client, path, reporter) for argument, path in files.items()}
         request = pb.CreateModelRequest(name=name, modelfile=text, files=digests, token=token_from_environment())
+        request.edited_digest = edited_digest
         with client.stream(client.models.CreateModel, request) as events:
             for event in with_ticks(events):
                 if event is None:
