@@ -37,7 +37,12 @@ def _lines(lines: list[str]) -> str:
 
 
 def unified(old: str, new: str, old_name: str, new_name: str) -> Iterator[str]:
-    """Yield the lines of a unified diff of two texts; none when they are equal."""
+    """Yield the lines of a unified diff of two texts; none when they are equal.
+
+    That a text does not end its last line is told only where the other one does.
+    """
+    if old != new and not old.endswith("\n") and not new.endswith("\n"):
+        old, new = (f"{text}\n" if text else "" for text in (old, new))
     lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), old_name, new_name)
     for line in lines:
         yield line.removesuffix("\n")
