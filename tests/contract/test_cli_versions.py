@@ -303,6 +303,8 @@ def test_with_one_model_the_version_before_is_compared(daemon: FakeDaemon, capsy
     assert (result.code, result.err.splitlines()[0]) == (2, "error: `poet` has no version before the first")
     lm(capsys, "show", "poet@1")
     assert daemon.requests("GetModel")[-1].version == 1
+    lm(capsys, "cp", "poet@1", "old")
+    assert [(r.source, r.version, r.destination) for r in daemon.requests("CopyModel")] == [("poet", 1, "old")]
 
 
 def test_trouble_is_not_a_difference(daemon: FakeDaemon, capsys: Capture) -> None:

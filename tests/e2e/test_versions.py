@@ -54,6 +54,8 @@ def test_a_model_is_edited_compared_and_rolled_back(product: Product) -> None:
     product.lm("rollback", "poet")
     assert product.json("show", "poet")["digest"] == first["digest"]
     product.lm("diff", "poet@1", "poet", code=0)
+    product.lm("cp", "poet@2", "bold")
+    assert (product.json("show", "bold")["system"], _hows(product, "bold")) == ("Be bold.", ["copy of poet:latest@2"])
     assert _hows(product, "poet") == ["rollback to version 1", "edit", "create"]
     assert _hows(product, "other") == ["copy of poet:latest"]
 
@@ -66,6 +68,20 @@ def test_a_model_is_edited_compared_and_rolled_back(product: Product) -> None:
     assert kept is not None
     assert "SYSTEM Be slow." in Path(kept[1]).read_text()
     assert product.json("show", "poet")["digest"] == second["digest"]
+
+
+def test_a_pulled_model_is_edited_under_the_name_of_its_source(product: Product) -> None:
+    product.start()
+    name = "hf.co/test/chat:latest"
+    product.lm("pull", name)
+    pulled = product.json("show", name)
+    _edit(product, name, "$aSYSTEM Be bold.")
+    assert product.json("show", name)["system"] == "Be bold."
+    product.lm("pull", "hf.co/test/chat")
+    assert product.json("show", name)["digest"] == pulled["digest"], "a pull brings what the source has"
+    assert _hows(product, name) == ["pull", "edit", "pull"]
+    product.lm("rollback", name)
+    assert product.json("show", name)["system"] == "Be bold."
 
 
 def test_versions_outlive_a_restart_and_go_when_they_are_told_to(product: Product, tiny_chat: Path) -> None:

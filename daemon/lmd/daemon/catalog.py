@@ -160,14 +160,15 @@ class Catalog:
         log.info("model_removed", name=tag.name, freed_bytes=removal.freed_bytes, pending_bytes=removal.pending_bytes)
         return removal
 
-    async def copy(self, source: str, destination: str) -> ListedModel:
-        """Point the name *destination* at the model *source*.
+    async def copy(self, source: str, destination: str, version: int = 0) -> ListedModel:
+        """Point the name *destination* at the model *source*, or at a version of it (0 is the current one).
 
-        Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, StoreError.
+        Raises: InvalidRef, InvalidRequest, ModelNotFound, VersionNotFound, BlobMissing, StoreError.
         """
         name = new_name(destination, "destination")
-        tag = await self.find(source)
-        copied = await self._pool.run(self._store.set_tag, name, tag.manifest, note=f"copy of {tag.name}")
+        tag = await self._pool.run(self.versions.tag_at, source, version)
+        note = f"copy of {tag.name}{f'@{version}' if version else ''}"
+        copied = await self._pool.run(self._store.set_tag, name, tag.manifest, note=note)
         return await self.describe(copied)
 
     async def parse(self, modelfile: str) -> Modelfile:

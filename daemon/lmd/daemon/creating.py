@@ -31,7 +31,7 @@ async def create(
     edited: Digest | None = None,
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
-    target = new_name(name, "name")
+    target = _target(name, edited)
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
     steps = make(catalog, pulls, name=target, recipe=recipe, files=files, token=token, edited=edited)
@@ -59,7 +59,7 @@ async def make(
     Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, TagChanged,
     DiskFull, StoreError.
     """
-    target = new_name(name, "name")
+    target = _target(name, edited)
     unused = files.keys() - {source.value for source in recipe.sources}
     if unused:
         raise InvalidRequest(f"no FROM or DRAFT names the file `{min(unused)[:200]}`", field="files")
@@ -81,6 +81,11 @@ async def make(
     tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
+
+
+def _target(name: str, edited: Digest | None) -> str:
+    """Return the canonical name. An edit may be of a model that was pulled, whose name is that of its source."""
+    return new_name(name, "name") if edited is None else parse_ref(name).name
 
 
 async def _find(

@@ -16,6 +16,8 @@ from lmd.registry.store import Store, TagRecord, TagVersion
 
 log = structlog.get_logger(__name__)
 
+#: The versions of one list: what a person may look through, and what fits into a message.
+MAX_LISTED = 1000
 _ROLLBACK = "rollback to version "
 
 
@@ -58,7 +60,7 @@ class Versions:
         self._pool = pool
 
     async def of(self, text: str) -> tuple[str, list[ListedVersion]]:
-        """Return the canonical name and its versions, newest first. Raises: InvalidRef, ModelNotFound."""
+        """Return the canonical name and its newest versions, newest first. Raises: InvalidRef, ModelNotFound."""
         return await self._pool.run(self._list, text)
 
     async def rollback(self, text: str, number: int = 0) -> Rollback:
@@ -85,7 +87,8 @@ class Versions:
 
     def _list(self, text: str) -> tuple[str, list[ListedVersion]]:
         tag = self._names.find(text)
-        versions = self._store.tag_versions(tag.name)
+        # One more than is listed: the oldest of those tells what it changed, too.
+        versions = self._store.tag_versions(tag.name)[-MAX_LISTED - 1 :]
         manifests = [self._manifest(version) for version in versions]
         listed = []
         for place, (version, manifest) in enumerate(zip(versions, manifests, strict=True)):
@@ -98,7 +101,7 @@ class Versions:
             elif manifest is not None:
                 spared_until = version.superseded_at + self._store.history_s
             listed.append(ListedVersion(version, state, change, spared_until))
-        return tag.name, listed[::-1]
+        return tag.name, listed[-MAX_LISTED:][::-1]
 
     def _manifest(self, version: TagVersion) -> Manifest | None:
         """Read the manifest of a version; None when it or something that it names is gone."""
@@ -126,7 +129,7 @@ class Versions:
         return version
 
     def _rollback(self, text: str, number: int) -> Rollback:
-        tag = self._names.find_exactly(text)
+        tag = self._names.find(text)
         versions = self._store.tag_versions(tag.name)
         target = self._pick(tag.name, versions, number or _one_before(tag.name, versions))
         if target.manifest != tag.manifest:

@@ -189,19 +189,23 @@ class CopyModelRequest(_message.Message):
 
     SOURCE_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The model to copy."""
     destination: _builtins.str
     """The new name."""
+    version: _builtins.int
+    """The number of the version to copy; 0 is the current one. One that is not kept gives VERSION_NOT_FOUND."""
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         destination: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,7 +269,7 @@ class ListVersionsResponse(_message.Message):
     """The canonical name."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
-        """Newest first, so that the first is the current one."""
+        """Newest first, so that the first is the current one; at most 1000."""
 
     def __init__(
         self,
@@ -371,7 +375,7 @@ class RollbackModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name. References that only mean it, such as aliases, are not taken."""
+    """A model reference."""
     version: _builtins.int
     """The number of a version; 0 is the one before. After a rollback that is the one before the version gone back to."""
     def __init__(

@@ -60,7 +60,7 @@ def create_model(
     The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
     draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
 
-    With *expected*, the name must point to that manifest until then.
+    With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
@@ -71,7 +71,7 @@ def create_model(
         TagChanged: when the name points to another manifest than *expected*.
     """
     target = parse_ref(name)
-    if not isinstance(target, NameRef) or target.digest is not None:
+    if target.digest is not None or not (isinstance(target, NameRef) or expected is not None):
         raise InvalidRequest(
             f"a model cannot be created as `{name}`",
             field="name",

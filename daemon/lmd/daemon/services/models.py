@@ -65,7 +65,8 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CopyModel(self, request: pb.CopyModelRequest, context: Context) -> pb.CopyModelResponse:
         """Point a second name at a model."""
-        return pb.CopyModelResponse(model=model_message(await self._catalog.copy(request.source, request.destination)))
+        copied = await self._catalog.copy(request.source, request.destination, request.version)
+        return pb.CopyModelResponse(model=model_message(copied))
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
