@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from lmd.cli.errors import ClientError
-from lmd.cli.modelfiles import referred_files, with_places
+from lmd.cli.model_files import referred_files
+from lmd.cli.modelfiles import with_places
 from lmd.v1.endpoint import home_socket
 from tests.support.cli import lm, lm_process
 from tests.support.fake_daemon import FakeDaemon, FakeFailure
@@ -184,7 +185,7 @@ def test_the_caret_stands_right_in_a_long_line() -> None:
     ("make", "why"),
     [
         (lambda path: None, "there is no such file"),
-        (lambda path: path.mkdir(), "it is a directory"),
+        (lambda path: path.mkdir(), "there is no GGUF file in it"),
         (lambda path: os.mkfifo(path), "it is not a regular file"),
         (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "it is not a regular file"),
     ],

@@ -37,9 +37,9 @@ def test_ls_is_a_table_that_lines_up(daemon: FakeDaemon, capsys: Capture) -> Non
     assert (result.code, result.err) == (0, "")
     digest = daemon.models["s:latest"].model.digest[7:19]
     header, first, second = result.out.splitlines()
-    assert header == "NAME           ID            PARAMS  QUANT       SIZE  MODIFIED"
-    assert first.endswith(" 8.03B  Q4_K_M  4.56 GiB  2 minutes ago")
-    assert second == f"s:latest       {digest}    260K  F32     1.13 MiB  2 hours ago"
+    assert header == "NAME           ID            PARAMS  QUANT       SIZE  OWN  MODIFIED"
+    assert first.endswith(" 8.03B  Q4_K_M  4.56 GiB  0 B  2 minutes ago")
+    assert second == f"s:latest       {digest}    260K  F32     1.13 MiB  0 B  2 hours ago"
 
 
 def test_ls_json_is_a_list_of_models(daemon: FakeDaemon, capsys: Capture) -> None:
@@ -293,7 +293,7 @@ def test_ls_into_a_pipe_loads_no_rich(daemon: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "header"), [(100, "NAME ID PARAMS QUANT SIZE MODIFIED"), (64, "NAME PARAMS QUANT SIZE MODIFIED"),
+    ("columns", "header"), [(100, "NAME ID PARAMS QUANT SIZE OWN MODIFIED"), (64, "NAME PARAMS QUANT SIZE MODIFIED"),
                             (30, "NAME SIZE MODIFIED")]
 )  # fmt: skip
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_names(daemon: FakeDaemon, columns: int, header: str) -> None:

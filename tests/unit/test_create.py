@@ -226,8 +226,8 @@ def test_a_file_that_is_no_gguf(store: MemoryStore) -> None:
         create(store, "FROM a", files={"a": TINY[:200]})
 
 
-def test_an_adapter_is_refused(store: MemoryStore) -> None:
-    with pytest.raises(GgufInvalid, match="`a` is of the kind `adapter`, which is not supported yet"):
+def test_an_adapter_is_no_model(store: MemoryStore) -> None:
+    with pytest.raises(InvalidRequest, match="FROM `a` is an adapter, not a model"):
         create(store, "FROM a", files={"a": ADAPTER})
     layer = FileLayer(store.add(ADAPTER), len(ADAPTER), "a.gguf")
     with pytest.raises(GgufInvalid, match="not a model"):

@@ -316,7 +316,7 @@ def test_lmd_json_and_back(config: LmConfig) -> None:
     ("content", "why"),
     [
         ({}, "version"),
-        ({"version": 2}, "version"),
+        ({"version": 3}, "version"),
         ({"version": True}, "version"),
         ({"version": "1"}, "version"),
         ({"version": 1, "system": 5}, "system"),

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelfileProblem, ModelfileSyntax
 from lmd.registry.lm_config import Message
-from lmd.registry.modelfile import From, Modelfile, decode_modelfile, format_modelfile, parse_modelfile
+from lmd.registry.modelfile import (
+    QUANTIZATIONS,
+    Adapter,
+    From,
+    Modelfile,
+    decode_modelfile,
+    format_modelfile,
+    parse_modelfile,
+)
 from lmd.registry.parameters import PARAMETERS, Kind
 
 
@@ -15,7 +23,7 @@ def problems(text: str) -> tuple[ModelfileProblem, ...]:
     with pytest.raises(ModelfileSyntax) as caught:
         parse_modelfile(text)
     found: tuple[ModelfileProblem, ...] = caught.value.problems
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for problem in found:
         assert 1 <= problem.line <= len(lines)
         assert problem.source_line == lines[problem.line - 1][:200]
@@ -156,15 +164,13 @@ def test_without_directives_there_is_nothing() -> None:
         ('FROM x\nDRAFT "a\nb"', 2, 7, "DRAFT needs the name of a model or a file, on one line"),
         ("FROM x\nDRAFT sha256:12", 2, 7, "digest"),
         ("DRAFT x", 1, 1, "there is no FROM"),
-        ("FROM x\nADAPTER a.gguf", 2, 1, "ADAPTER is not supported yet"),
-        ("FROM x\nquantize q4_0", 2, 1, "QUANTIZE is not supported yet"),
-        ('FROM x\nREQUIRES """1\n2"""', 2, 1, "REQUIRES is not supported yet"),
+        ("FROM x\nADAPTER a.gguf much", 2, 16, "a number from -100 to 100, not `much`"),
+        ("FROM x\nquantize q4", 2, 10, "`q4` is no quantization"),
+        ('FROM x\nREQUIRES """1\n2"""', 2, 10, "is no version"),
         ('FROM x\nSYSTEM """never\nends\n', 2, 8, 'never ends; """ must end a line'),
         ('FROM x\nSYSTEM "never ends', 2, 8, 'never ends; " must end a line'),
         ('FROM x\nSYSTEM """', 2, 8, "never ends"),
         ('FROM x\nSYSTEM """"', 2, 8, "never ends"),
-        ("FROM x\nSYSTEM a\x1b[2J", 2, 9, "U+001B"),
-        ("FROM x\nSYSTEM a\rb", 2, 9, "U+000D"),
         ("FROM x\0", 1, 7, "U+0000"),
         ("FROM x\nTEMPLATE {{ .System }}", 2, 10, "Go template"),
         ('FROM x\nTEMPLATE """a{{- if .System }}"""', 2, 14, "Go template"),
@@ -218,6 +224,68 @@ def test_the_last_value_of_a_parameter_wins_and_stops_add_up() -> None:
     found = parse_modelfile("FROM x\nPARAMETER seed 1\nPARAMETER seed 2\nPARAMETER stop a\nPARAMETER stop b")
     assert found.parameters == {"seed": 2, "stop": ("a", "b")}
     assert "at most 1024 texts" in problem("FROM x\n" + "PARAMETER stop a\n" * 1025).message
+
+
+def test_control_characters_are_dropped_with_one_warning() -> None:
+    """Licences have form feeds; Ollama drops them as well."""
+    found = parse_modelfile('FROM x\nSYSTEM a\x1b[2Jb\nLICENSE "MIT\x0c"\n\x07PARAMETER\x07 top_k 5')
+    assert (found.system, found.licenses, found.parameters) == ("a[2Jb", ("MIT",), {"top_k": 5})
+    (warning,) = found.warnings
+    assert (warning.line, warning.column) == (2, 9)
+    assert warning.message == "U+001B is a control character; it and 3 more are dropped"
+
+
+def test_columns_are_those_of_the_file_when_characters_are_dropped() -> None:
+    assert problem("FROM x\n\x07PARAMETER\x07 top_k\x07 five").column == 20
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_all_line_ends(end: str) -> None:
+    found = parse_modelfile(end.join(["FROM x", 'SYSTEM """a', 'b"""', "PARAMETER top_k 5", ""]))
+    assert (found.from_[0].value, found.system, found.parameters) == ("x", "a\nb", {"top_k": 5})
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "scale"),
+    [
+        ("./a.gguf", "./a.gguf", 1.0),
+        ("./a.gguf 0.5", "./a.gguf", 0.5),
+        ("./a.gguf\t-2", "./a.gguf", -2.0),
+        ("./a.gguf .25  ", "./a.gguf", 0.25),
+        ("./a.gguf 1e-2", "./a.gguf", 0.01),
+        ("./a.gguf -0", "./a.gguf", 0.0),
+        ("my adapter.gguf", "my adapter.gguf", 1.0),
+        ("my adapter.gguf 0.5", "my adapter.gguf", 0.5),
+        ('"my adapter 2"', "my adapter 2", 1.0),
+        ('"my adapter 2" 0.5', "my adapter 2", 0.5),
+        ('"""my "own" adapter""" 0.5', 'my "own" adapter', 0.5),
+        ("./v1.gguf copy/a.gguf", "./v1.gguf copy/a.gguf", 1.0),
+        ("./a b", "./a b", 1.0),
+    ],
+)
+def test_adapters(argument: str, path: str, scale: float) -> None:
+    found = parse_modelfile(f"FROM x\nADAPTER {argument}")
+    assert found.adapters == (Adapter(From(path), scale),)
+    assert found.sources == (From("x"), From(path))
+    assert parse_modelfile(format_modelfile(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ('ADAPTER ""', Modelfile((From("x"),), adapters=())),
+        ('ADAPTER a.gguf\nADAPTER ""', Modelfile((From("x"),), adapters=())),
+        ("PROJECTOR ./p.gguf", Modelfile((From("x"),), projectors=(From("./p.gguf"),))),
+        ('PROJECTOR ""', Modelfile((From("x"),), projectors=())),
+        ("QUANTIZE q4_k", Modelfile((From("x"),), quantize="Q4_K_M")),
+        ("quantize iq2_xxs", Modelfile((From("x"),), quantize="IQ2_XXS")),
+        ("REQUIRES v0.14.0-rc1", Modelfile((From("x"),), requires="0.14.0-rc1")),
+        ('REQUIRES "0.14"', Modelfile((From("x"),), requires="0.14")),
+    ],
+)
+def test_what_is_attached_made_and_required(lines: str, found: Modelfile) -> None:
+    assert parse_modelfile(f"FROM x\n{lines}") == found
+    assert parse_modelfile(format_modelfile(found)) == found
 
 
 def test_a_file_beyond_all_measure() -> None:
@@ -315,6 +383,15 @@ MODELFILES = st.builds(
     Modelfile,
     from_=st.lists(SOURCES, min_size=1, max_size=2).map(tuple),
     drafts=st.one_of(st.none(), st.lists(SOURCES, max_size=2).map(tuple)),
+    adapters=st.one_of(
+        st.none(),
+        st.lists(st.builds(Adapter, SOURCES, st.floats(-100, 100).map(lambda value: value or 0.0)), max_size=2)
+        .filter(lambda adapters: len({adapter.source for adapter in adapters}) == len(adapters))
+        .map(tuple),
+    ),
+    projectors=st.one_of(st.none(), st.lists(SOURCES, max_size=1).map(tuple)),
+    quantize=st.one_of(st.none(), st.sampled_from(QUANTIZATIONS)),
+    requires=st.one_of(st.none(), st.sampled_from(["0.14.0", "1", "0.9-rc1"])),
     parameters=st.fixed_dictionaries({}, optional=PARAMETER_VALUES),
     template=st.one_of(st.none(), WRITABLE),
     system=st.one_of(st.none(), WRITABLE),
@@ -331,6 +408,9 @@ MODELFILES = st.builds(
 @example(Modelfile((From("x"),), system='a"\nb'))
 @example(Modelfile((From(" x "),), system="\n"))
 @example(Modelfile((From('"x"'),), template="", licenses=("", "\t")))
+@example(
+    Modelfile((From("x"),), adapters=(Adapter(From("a 2")), Adapter(From('"a" 2')), Adapter(From("a.gguf b"), -1e-9)))
+)
 def test_formatting_and_parsing_are_inverse(modelfile: Modelfile) -> None:
     text = format_modelfile(modelfile)
     assert parse_modelfile(text) == modelfile

@@ -10,13 +10,13 @@ import pytest
 
 from lmd.daemon.http.ollama.create import create_refusal
 from lmd.daemon.http.ollama.failures import Refusal
-from lmd.daemon.http.ollama.level import API_LEVEL, is_met
 from lmd.daemon.http.ollama.listing import expiry
 from lmd.daemon.http.ollama.manage_requests import CreateBody
 from lmd.daemon.http.ollama.pull import PullProgress, pull_refusal
 from lmd.daemon.http.ollama.recipes import Recipe, recipe_of
 from lmd.daemon.http.ollama.shapes import count_text, moment_text, time_text
 from lmd.daemon.http.ollama.show import parameters_text, shown_metadata
+from lmd.daemon.ollama_level import API_LEVEL, is_met
 from lmd.daemon.residency.values import RunnerState, RunnerStatus
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull, LmdError, ModelNotFound, SourceDenied, SourceNotFound

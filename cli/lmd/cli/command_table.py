@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Daemon": {
         "serve": "Run the daemon in the foreground",
         "status": "Show the daemon and its devices",
+        "du": "Show what takes space in the store",
         "gc": "Free disk space that nothing needs",
         "version": "Show the versions of both sides",
         "completion": "Print a shell's completion script",

@@ -32,8 +32,9 @@ def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
                 ("context", _number(details.context_length, "tokens")),
                 ("embedding", _number(details.embedding_length)),
                 ("vocabulary", _number(details.vocabulary_size, "tokens")),
-                ("size", format_size(model.size_bytes)),
+                ("size", _size(model)),
                 ("capabilities", ", ".join(model.capabilities)),
+                ("requires", f"Ollama {one_line(info.requires)}" if info.requires else ""),
                 ("digest", model.digest),
             ],
         ),
@@ -46,7 +47,7 @@ def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
                 ("modified", format_ago(now - unix_time(model.modified_time))),
             ],
         ),
-        ("Files", [(file.role, f"{one_line(file.filename)}  {format_size(file.size_bytes)}") for file in info.files]),
+        ("Files", [(file.role, _file(file)) for file in info.files]),
         ("Parameters", [(name, one_line(text)) for name, text in parameter_pairs(info.parameters)]),
         ("System", [("", _excerpt(info.system, _TEXT_LINES, "--system"))]),
         ("Messages", [(message.role, _first(message.content)) for message in info.messages]),
@@ -79,6 +80,18 @@ def parameter_pairs(parameters: model_pb2.Parameters) -> list[tuple[str, str]]:
         else:
             pairs.append((name, str(value)))
     return pairs
+
+
+def _size(model: model_pb2.Model) -> str:
+    """Return the size, and how much of it other names need as well."""
+    shared = model.size_bytes - model.own_bytes
+    text = format_size(model.size_bytes)
+    return f"{text}, {format_size(shared)} of it shared" if model.own_bytes and shared else text
+
+
+def _file(file: model_pb2.ModelFile) -> str:
+    scale = f"  scale {file.scale:g}" if file.role == "adapter" and file.scale != 1 else ""
+    return f"{one_line(file.filename)}  {format_size(file.size_bytes)}{scale}"
 
 
 def _number(value: int, unit: str = "") -> str:

@@ -1,23 +1,23 @@
-"""Reading a Modelfile for `lm create`: its text, the files it refers to, and what is wrong with it."""
+"""Reading a Modelfile for `lm create`: its text, and what is wrong with it."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import re
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from lmd.cli.errors import BadUsage, ClientError
+from lmd.cli.errors import BadUsage, ClientError, Violation
 from lmd.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from lmd.v1 import model_service_pb2
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _LARGEST_BYTES = 16 * 1024 * 1024
 _PLACE = re.compile(r"(\d+):(\d+)")
-_FILE_PREFIXES = ("/", "./", "../", "~/", "file:")
 
 
 def read_modelfile(path: str) -> str:
@@ -53,42 +53,15 @@ def _read(file: BinaryIO, name: str) -> bytes:
     return data
 
 
-def referred_files(arguments: Sequence[str], directory: Path) -> dict[str, Path]:
-    """Return the arguments of FROM and DRAFT that are files, with their absolute paths.
-
-    A relative path starts at *directory*, where the Modelfile is. What looks like a path must exist; any other
-    argument is a file if there is one of that name, and otherwise the name of a model.
-
-    Raises:
-        ClientError: a file is not there, or is not a regular one.
-    """
-    files = {}
-    for argument in arguments:
-        looks_like_path = argument.startswith(_FILE_PREFIXES)
-        path = directory / Path(argument.removeprefix("file:")).expanduser()
-        try:
-            mode = path.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            if looks_like_path:
-                raise _not_importable(path, "there is no such file") from None
-            continue
-        except OSError as error:
-            if looks_like_path:
-                raise _not_importable(path, (error.strerror or "it cannot be read").lower()) from None
-            continue
-        if stat.S_ISREG(mode):
-            files[argument] = Path(os.path.realpath(path))
-        elif looks_like_path:
-            raise _not_importable(path, "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file")
-    return files
-
-
-def _not_importable(path: Path, why: str) -> ClientError:
+def mistakes_error(mistakes: Sequence[model_service_pb2.ModelfileProblem]) -> ClientError:
+    """Return the failure that the mistakes of a Modelfile, of which there is one at least, are."""
+    first = mistakes[0]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return ClientError(
-        f"cannot import {path}: {why}",
-        reason="FILE_INVALID",
-        hint="paths in a Modelfile start at its directory",
-        metadata={"path": str(path)},
+        f"Modelfile line {first.line}: {first.message}{more}",
+        reason="MODELFILE_SYNTAX",
+        metadata={"line": str(first.line), "column": str(first.column)},
+        violations=[Violation(f"{at.line}:{at.column}", at.message) for at in mistakes],
     )
 
 
@@ -97,7 +70,8 @@ def with_places(error: ClientError, text: str, name: str) -> ClientError:
 
     The daemon gives the place of each mistake as "line:column", counted from 1.
     """
-    lines = text.splitlines()
+    # Not `splitlines`, which ends lines at form feeds and the like as well.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     context: list[str] = []
     for violation in error.violations:
         place = _PLACE.fullmatch(violation.field)

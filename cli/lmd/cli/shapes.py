@@ -75,6 +75,7 @@ def model_json(model: model_pb2.Model) -> Json:
         "name": model.name,
         "digest": model.digest,
         "size_bytes": model.size_bytes,
+        "own_bytes": model.own_bytes,
         "modified_at": time_text(model.modified_time),
         "architecture": details.architecture,
         "parameter_count": details.parameter_count,
@@ -104,9 +105,17 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "pulled_at": time_text(info.origin.pulled_time),
         },
         "files": [
-            {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes} for f in info.files
+            {
+                "role": f.role,
+                "filename": f.filename,
+                "digest": f.digest,
+                "size_bytes": f.size_bytes,
+                **({"scale": f.scale} if f.role == "adapter" else {}),
+            }
+            for f in info.files
         ],
         "modelfile": info.modelfile,
+        "requires": info.requires,
         "metadata": dict(sorted(info.metadata.items())),
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.footprints import Footprints
 from lmd.daemon.names import Names, Removal, new_name
 from lmd.daemon.summaries import ListedModel, Summaries
 from lmd.daemon.tasks import TaskSet
@@ -88,6 +89,7 @@ class Catalog:
         self.names = Names(store, aliases)
         self.uploads = Uploads(store, pool)
         self.versions = Versions(store, self.names, pool)
+        self._footprints = Footprints(store)
 
     async def find(self, text: str) -> TagRecord:
         """Return the tag that a reference means. Raises: InvalidRef, ModelNotFound."""
@@ -118,6 +120,10 @@ class Catalog:
     async def models(self) -> tuple[ListedModel, ...]:
         """Return all models, most recently modified first."""
         return await self._pool.run(lambda: self._page("", sys.maxsize, None).models)
+
+    async def own_bytes(self) -> Mapping[str, int]:
+        """Return, by name, the bytes that only this name needs; those of one being removed may be missing."""
+        return await self._pool.run(self._footprints.own_bytes)
 
     async def describe(self, tag: TagRecord) -> ListedModel:
         """Return the headline facts of a tag."""

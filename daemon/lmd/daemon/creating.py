@@ -9,11 +9,13 @@ import structlog
 
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.names import new_name
+from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
+from lmd.registry.recipe_files import keys_of
 from lmd.registry.ref import FileRef, parse_ref
 from lmd.registry.store import TagRecord
 
@@ -52,21 +54,26 @@ async def make(
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
 
-    *files* holds, for each FROM or DRAFT that is a file, its argument as written and the blob that was stored for it.
-    A model that is not here is pulled; closing the iterator is leaving that pull. *edited* makes it an edit of the
-    manifest that *name* points to: when that is another one by now, nothing is done.
+    *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
+    one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
+    closing the iterator is leaving that pull. *edited* makes it an edit of the manifest that *name* points to: when
+    that is another one by now, nothing is done.
 
     Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, TagChanged,
     DiskFull, StoreError.
     """
     target = _target(name, edited)
-    unused = files.keys() - {source.value for source in recipe.sources}
-    if unused:
-        raise InvalidRequest(f"no FROM or DRAFT names the file `{min(unused)[:200]}`", field="files")
+    check_required(recipe.requires)
+    used = {key for source in recipe.sources for key in keys_of(source.value, files)}
+    if unused := files.keys() - used:
+        raise InvalidRequest(f"no directive of the Modelfile names the file `{min(unused)[:200]}`", field="files")
+    for source in recipe.file_sources:
+        if source.value not in files and source.digest is None:
+            raise _file_not_sent("ADAPTER or PROJECTOR", source.value)
     named: dict[str, TagRecord | None] = {"FROM": None, "DRAFT": None}
     for directive, sources in (("FROM", recipe.from_), ("DRAFT", recipe.drafts or ())):
         for source in sources:
-            if source.value in files or source.digest is not None:
+            if keys_of(source.value, files) or source.digest is not None:
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")

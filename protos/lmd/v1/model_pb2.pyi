@@ -31,12 +31,15 @@ class Model(_message.Message):
     MODIFIED_TIME_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    OWN_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The canonical name, tag included: "llama3:latest", "hf.co/org/repo:Q4_K_M", "https://host/x.gguf"."""
     digest: _builtins.str
     """The manifest's digest, "sha256:" and 64 hex digits."""
     size_bytes: _builtins.int
     """Bytes of all blobs of the manifest; blobs shared with other models count fully."""
+    own_bytes: _builtins.int
+    """Bytes that only this name needs: what removing it would free. Set in lists and by GetModel."""
     @_builtins.property
     def modified_time(self) -> _timestamp_pb2.Timestamp:
         """When the name was last pointed at this manifest."""
@@ -58,10 +61,11 @@ class Model(_message.Message):
         modified_time: _timestamp_pb2.Timestamp | None = ...,
         details: Global___ModelDetails | None = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        own_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "modified_time", b"modified_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "details", b"details", "digest", b"digest", "modified_time", b"modified_time", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "details", b"details", "digest", b"digest", "modified_time", b"modified_time", "name", b"name", "own_bytes", b"own_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,12 +157,15 @@ class ModelInfo(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     MODELFILE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    REQUIRES_FIELD_NUMBER: _builtins.int
     template: _builtins.str
     """The chat template as it is used (Jinja); empty when the model has none."""
     system: _builtins.str
     """The system prompt; empty when the model has none."""
     modelfile: _builtins.str
     """A Modelfile that recreates this manifest."""
+    requires: _builtins.str
+    """The release of Ollama whose behaviour the model needs; empty when it says nothing."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The name and the headline facts."""
@@ -200,10 +207,11 @@ class ModelInfo(_message.Message):
         files: _abc.Iterable[Global___ModelFile] | None = ...,
         modelfile: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        requires: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "origin", b"origin", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "licenses", b"licenses", "messages", b"messages", "metadata", b"metadata", "model", b"model", "modelfile", b"modelfile", "origin", b"origin", "parameters", b"parameters", "system", b"system", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "licenses", b"licenses", "messages", b"messages", "metadata", b"metadata", "model", b"model", "modelfile", b"modelfile", "origin", b"origin", "parameters", b"parameters", "requires", b"requires", "system", b"system", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,6 +259,7 @@ class ModelFile(_message.Message):
     FILENAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """What the file is for: "weights", "projector", "draft", "adapter"."""
     filename: _builtins.str
@@ -259,6 +268,8 @@ class ModelFile(_message.Message):
     """The digest of the bytes."""
     size_bytes: _builtins.int
     """The size in bytes."""
+    scale: _builtins.float
+    """How strongly an adapter applies, 1 as it was trained; 0 for other files."""
     def __init__(
         self,
         *,
@@ -266,10 +277,11 @@ class ModelFile(_message.Message):
         filename: _builtins.str = ...,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        scale: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "filename", b"filename", "role", b"role", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "filename", b"filename", "role", b"role", "scale", b"scale", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lmd.v1 import model_pb2 as lmd_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1almd/v1/model_service.proto\x12\x06lmd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"J\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\"L\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.lmd.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"3\n\x10GetModelResponse\x12\x1f\n\x04info\x18\x01 \x01(\x0b\x32\x11.lmd.v1.ModelInfo\"9\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"A\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x15\n\rpending_bytes\x18\x02 \x01(\x03\"H\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"1\n\x11\x43opyModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.lmd.v1.Model\"#\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x08versions\x18\x02 \x03(\x0b\x32\x0f.lmd.v1.Version\"\xb0\x02\n\x07Version\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03how\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06\x63hange\x18\x06 \x01(\t\x12$\n\x05state\x18\x07 \x01(\x0e\x32\x15.lmd.v1.Version.State\x12\x35\n\x11spared_until_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_CURRENT\x10\x01\x12\x0e\n\nSTATE_KEPT\x10\x02\x12\x0e\n\nSTATE_GONE\x10\x03\"5\n\x14RollbackModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"F\n\x15RollbackModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.lmd.v1.Model\x12\x0f\n\x07version\x18\x02 \x01(\x05\"*\n\x15\x43heckModelfileRequest\x12\x11\n\tmodelfile\x18\x01 \x01(\t\"5\n\x16\x43heckModelfileResponse\x12\x0c\n\x04\x66rom\x18\x01 \x03(\t\x12\r\n\x05\x64raft\x18\x02 \x03(\t\"\xbf\x01\n\x12\x43reateModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmodelfile\x18\x02 \x01(\t\x12\x34\n\x05\x66iles\x18\x03 \x03(\x0b\x32%.lmd.v1.CreateModelRequest.FilesEntry\x12\r\n\x05token\x18\x04 \x01(\t\x12\x15\n\redited_digest\x18\x05 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x13\x43reateModelResponse\x12\x10\n\x06status\x18\x01 \x01(\tH\x00\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1e\n\x05model\x18\x03 \x01(\x0b\x32\r.lmd.v1.ModelH\x00\x42\x07\n\x05\x65vent\">\n\x10PullModelRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\x12\r\n\x05token\x18\x03 \x01(\t\"\x8e\x01\n\x11PullModelResponse\x12&\n\x07started\x18\x01 \x01(\x0b\x32\x13.lmd.v1.PullStartedH\x00\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1e\n\x05model\x18\x03 \x01(\x0b\x32\r.lmd.v1.ModelH\x00\x42\x07\n\x05\x65vent\"<\n\x0bPullStarted\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06joined\x18\x03 \x01(\x08\"\xca\x02\n\x0cPullProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x17\n\x0f\x63ompleted_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.lmd.v1.PullProgress.State\x12\x15\n\rresumed_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\x97\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RESOLVING\x10\x01\x12\x15\n\x11STATE_DOWNLOADING\x10\x02\x12\x12\n\x0eSTATE_RETRYING\x10\x03\x12\x14\n\x10STATE_COMMITTING\x10\x04\x12\x0e\n\nSTATE_DONE\x10\x05\x12\x11\n\rSTATE_PRESENT\x10\x06\"\xdc\x02\n\x04Pull\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12!\n\x05state\x18\x04 \x01(\x0e\x32\x12.lmd.v1.Pull.State\x12\x17\n\x0f\x63ompleted_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65tached\x18\x08 \x01(\x08\x12\x10\n\x08watchers\x18\t \x01(\x05\x12\x15\n\rerror_message\x18\n \x01(\t\"l\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"\x12\n\x10ListPullsRequest\"0\n\x11ListPullsResponse\x12\x1b\n\x05pulls\x18\x01 \x03(\x0b\x32\x0c.lmd.v1.Pull\"$\n\x11\x43\x61ncelPullRequest\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\"\x14\n\x12\x43\x61ncelPullResponse\"!\n\x11ImportFileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"e\n\x12ImportFileResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1c\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0c.lmd.v1.BlobH\x00\x42\x07\n\x05\x65vent\"*\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"5\n\x11UploadBlobRequest\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"0\n\x12UploadBlobResponse\x12\x1a\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0c.lmd.v1.Blob2\xa9\x07\n\x0cModelService\x12\x43\n\nListModels\x12\x19.lmd.v1.ListModelsRequest\x1a\x1a.lmd.v1.ListModelsResponse\x12=\n\x08GetModel\x12\x17.lmd.v1.GetModelRequest\x1a\x18.lmd.v1.GetModelResponse\x12\x46\n\x0b\x44\x65leteModel\x12\x1a.lmd.v1.DeleteModelRequest\x1a\x1b.lmd.v1.DeleteModelResponse\x12@\n\tCopyModel\x12\x18.lmd.v1.CopyModelRequest\x1a\x19.lmd.v1.CopyModelResponse\x12I\n\x0cListVersions\x12\x1b.lmd.v1.ListVersionsRequest\x1a\x1c.lmd.v1.ListVersionsResponse\x12L\n\rRollbackModel\x12\x1c.lmd.v1.RollbackModelRequest\x1a\x1d.lmd.v1.RollbackModelResponse\x12O\n\x0e\x43heckModelfile\x12\x1d.lmd.v1.CheckModelfileRequest\x1a\x1e.lmd.v1.CheckModelfileResponse\x12H\n\x0b\x43reateModel\x12\x1a.lmd.v1.CreateModelRequest\x1a\x1b.lmd.v1.CreateModelResponse0\x01\x12\x42\n\tPullModel\x12\x18.lmd.v1.PullModelRequest\x1a\x19.lmd.v1.PullModelResponse0\x01\x12@\n\tListPulls\x12\x18.lmd.v1.ListPullsRequest\x1a\x19.lmd.v1.ListPullsResponse\x12\x43\n\nCancelPull\x12\x19.lmd.v1.CancelPullRequest\x1a\x1a.lmd.v1.CancelPullResponse\x12\x45\n\nImportFile\x12\x19.lmd.v1.ImportFileRequest\x1a\x1a.lmd.v1.ImportFileResponse0\x01\x12\x45\n\nUploadBlob\x12\x19.lmd.v1.UploadBlobRequest\x1a\x1a.lmd.v1.UploadBlobResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1almd/v1/model_service.proto\x12\x06lmd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"J\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\"L\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.lmd.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"3\n\x10GetModelResponse\x12\x1f\n\x04info\x18\x01 \x01(\x0b\x32\x11.lmd.v1.ModelInfo\"9\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"A\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x12\x15\n\rpending_bytes\x18\x02 \x01(\x03\"H\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"1\n\x11\x43opyModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.lmd.v1.Model\"#\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x14ListVersionsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x08versions\x18\x02 \x03(\x0b\x32\x0f.lmd.v1.Version\"\xb0\x02\n\x07Version\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03how\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0e\n\x06\x63hange\x18\x06 \x01(\t\x12$\n\x05state\x18\x07 \x01(\x0e\x32\x15.lmd.v1.Version.State\x12\x35\n\x11spared_until_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_CURRENT\x10\x01\x12\x0e\n\nSTATE_KEPT\x10\x02\x12\x0e\n\nSTATE_GONE\x10\x03\"5\n\x14RollbackModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"F\n\x15RollbackModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.lmd.v1.Model\x12\x0f\n\x07version\x18\x02 \x01(\x05\"A\n\x15\x43heckModelfileRequest\x12\x11\n\tmodelfile\x18\x01 \x01(\t\x12\x15\n\rtell_mistakes\x18\x02 \x01(\x08\"\x9f\x01\n\x16\x43heckModelfileResponse\x12\x0c\n\x04\x66rom\x18\x01 \x03(\t\x12\r\n\x05\x64raft\x18\x02 \x03(\t\x12\x10\n\x08\x61ttached\x18\x03 \x03(\t\x12*\n\x08warnings\x18\x04 \x03(\x0b\x32\x18.lmd.v1.ModelfileProblem\x12*\n\x08mistakes\x18\x05 \x03(\x0b\x32\x18.lmd.v1.ModelfileProblem\"A\n\x10ModelfileProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xbf\x01\n\x12\x43reateModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmodelfile\x18\x02 \x01(\t\x12\x34\n\x05\x66iles\x18\x03 \x03(\x0b\x32%.lmd.v1.CreateModelRequest.FilesEntry\x12\r\n\x05token\x18\x04 \x01(\t\x12\x15\n\redited_digest\x18\x07 \x01(\t\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"z\n\x13\x43reateModelResponse\x12\x10\n\x06status\x18\x01 \x01(\tH\x00\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1e\n\x05model\x18\x03 \x01(\x0b\x32\r.lmd.v1.ModelH\x00\x42\x07\n\x05\x65vent\">\n\x10PullModelRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tach\x18\x02 \x01(\x08\x12\r\n\x05token\x18\x03 \x01(\t\"\x8e\x01\n\x11PullModelResponse\x12&\n\x07started\x18\x01 \x01(\x0b\x32\x13.lmd.v1.PullStartedH\x00\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1e\n\x05model\x18\x03 \x01(\x0b\x32\r.lmd.v1.ModelH\x00\x42\x07\n\x05\x65vent\"<\n\x0bPullStarted\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06joined\x18\x03 \x01(\x08\"\xca\x02\n\x0cPullProgress\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x17\n\x0f\x63ompleted_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.lmd.v1.PullProgress.State\x12\x15\n\rresumed_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\x97\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RESOLVING\x10\x01\x12\x15\n\x11STATE_DOWNLOADING\x10\x02\x12\x12\n\x0eSTATE_RETRYING\x10\x03\x12\x14\n\x10STATE_COMMITTING\x10\x04\x12\x0e\n\nSTATE_DONE\x10\x05\x12\x11\n\rSTATE_PRESENT\x10\x06\"\xdc\x02\n\x04Pull\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12!\n\x05state\x18\x04 \x01(\x0e\x32\x12.lmd.v1.Pull.State\x12\x17\n\x0f\x63ompleted_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65tached\x18\x08 \x01(\x08\x12\x10\n\x08watchers\x18\t \x01(\x05\x12\x15\n\rerror_message\x18\n \x01(\t\"l\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"\x12\n\x10ListPullsRequest\"0\n\x11ListPullsResponse\x12\x1b\n\x05pulls\x18\x01 \x03(\x0b\x32\x0c.lmd.v1.Pull\"$\n\x11\x43\x61ncelPullRequest\x12\x0f\n\x07pull_id\x18\x01 \x01(\t\"\x14\n\x12\x43\x61ncelPullResponse\"!\n\x11ImportFileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"e\n\x12ImportFileResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.PullProgressH\x00\x12\x1c\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0c.lmd.v1.BlobH\x00\x42\x07\n\x05\x65vent\"*\n\x04\x42lob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"5\n\x11UploadBlobRequest\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"0\n\x12UploadBlobResponse\x12\x1a\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0c.lmd.v1.Blob2\xa9\x07\n\x0cModelService\x12\x43\n\nListModels\x12\x19.lmd.v1.ListModelsRequest\x1a\x1a.lmd.v1.ListModelsResponse\x12=\n\x08GetModel\x12\x17.lmd.v1.GetModelRequest\x1a\x18.lmd.v1.GetModelResponse\x12\x46\n\x0b\x44\x65leteModel\x12\x1a.lmd.v1.DeleteModelRequest\x1a\x1b.lmd.v1.DeleteModelResponse\x12@\n\tCopyModel\x12\x18.lmd.v1.CopyModelRequest\x1a\x19.lmd.v1.CopyModelResponse\x12I\n\x0cListVersions\x12\x1b.lmd.v1.ListVersionsRequest\x1a\x1c.lmd.v1.ListVersionsResponse\x12L\n\rRollbackModel\x12\x1c.lmd.v1.RollbackModelRequest\x1a\x1d.lmd.v1.RollbackModelResponse\x12O\n\x0e\x43heckModelfile\x12\x1d.lmd.v1.CheckModelfileRequest\x1a\x1e.lmd.v1.CheckModelfileResponse\x12H\n\x0b\x43reateModel\x12\x1a.lmd.v1.CreateModelRequest\x1a\x1b.lmd.v1.CreateModelResponse0\x01\x12\x42\n\tPullModel\x12\x18.lmd.v1.PullModelRequest\x1a\x19.lmd.v1.PullModelResponse0\x01\x12@\n\tListPulls\x12\x18.lmd.v1.ListPullsRequest\x1a\x19.lmd.v1.ListPullsResponse\x12\x43\n\nCancelPull\x12\x19.lmd.v1.CancelPullRequest\x1a\x1a.lmd.v1.CancelPullResponse\x12\x45\n\nImportFile\x12\x19.lmd.v1.ImportFileRequest\x1a\x1a.lmd.v1.ImportFileResponse0\x01\x12\x45\n\nUploadBlob\x12\x19.lmd.v1.UploadBlobRequest\x1a\x1a.lmd.v1.UploadBlobResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,47 +64,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLBACKMODELRESPONSE']._serialized_start=1071
   _globals['_ROLLBACKMODELRESPONSE']._serialized_end=1141
   _globals['_CHECKMODELFILEREQUEST']._serialized_start=1143
-  _globals['_CHECKMODELFILEREQUEST']._serialized_end=1185
-  _globals['_CHECKMODELFILERESPONSE']._serialized_start=1187
-  _globals['_CHECKMODELFILERESPONSE']._serialized_end=1240
-  _globals['_CREATEMODELREQUEST']._serialized_start=1243
-  _globals['_CREATEMODELREQUEST']._serialized_end=1434
-  _globals['_CREATEMODELREQUEST_FILESENTRY']._serialized_start=1390
-  _globals['_CREATEMODELREQUEST_FILESENTRY']._serialized_end=1434
-  _globals['_CREATEMODELRESPONSE']._serialized_start=1436
-  _globals['_CREATEMODELRESPONSE']._serialized_end=1558
-  _globals['_PULLMODELREQUEST']._serialized_start=1560
-  _globals['_PULLMODELREQUEST']._serialized_end=1622
-  _globals['_PULLMODELRESPONSE']._serialized_start=1625
-  _globals['_PULLMODELRESPONSE']._serialized_end=1767
-  _globals['_PULLSTARTED']._serialized_start=1769
-  _globals['_PULLSTARTED']._serialized_end=1829
-  _globals['_PULLPROGRESS']._serialized_start=1832
-  _globals['_PULLPROGRESS']._serialized_end=2162
-  _globals['_PULLPROGRESS_STATE']._serialized_start=2011
-  _globals['_PULLPROGRESS_STATE']._serialized_end=2162
-  _globals['_PULL']._serialized_start=2165
-  _globals['_PULL']._serialized_end=2513
-  _globals['_PULL_STATE']._serialized_start=2405
-  _globals['_PULL_STATE']._serialized_end=2513
-  _globals['_LISTPULLSREQUEST']._serialized_start=2515
-  _globals['_LISTPULLSREQUEST']._serialized_end=2533
-  _globals['_LISTPULLSRESPONSE']._serialized_start=2535
-  _globals['_LISTPULLSRESPONSE']._serialized_end=2583
-  _globals['_CANCELPULLREQUEST']._serialized_start=2585
-  _globals['_CANCELPULLREQUEST']._serialized_end=2621
-  _globals['_CANCELPULLRESPONSE']._serialized_start=2623
-  _globals['_CANCELPULLRESPONSE']._serialized_end=2643
-  _globals['_IMPORTFILEREQUEST']._serialized_start=2645
-  _globals['_IMPORTFILEREQUEST']._serialized_end=2678
-  _globals['_IMPORTFILERESPONSE']._serialized_start=2680
-  _globals['_IMPORTFILERESPONSE']._serialized_end=2781
-  _globals['_BLOB']._serialized_start=2783
-  _globals['_BLOB']._serialized_end=2825
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=2827
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=2880
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=2882
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=2930
-  _globals['_MODELSERVICE']._serialized_start=2933
-  _globals['_MODELSERVICE']._serialized_end=3870
+  _globals['_CHECKMODELFILEREQUEST']._serialized_end=1208
+  _globals['_CHECKMODELFILERESPONSE']._serialized_start=1211
+  _globals['_CHECKMODELFILERESPONSE']._serialized_end=1370
+  _globals['_MODELFILEPROBLEM']._serialized_start=1372
+  _globals['_MODELFILEPROBLEM']._serialized_end=1437
+  _globals['_CREATEMODELREQUEST']._serialized_start=1440
+  _globals['_CREATEMODELREQUEST']._serialized_end=1631
+  _globals['_CREATEMODELREQUEST_FILESENTRY']._serialized_start=1587
+  _globals['_CREATEMODELREQUEST_FILESENTRY']._serialized_end=1631
+  _globals['_CREATEMODELRESPONSE']._serialized_start=1633
+  _globals['_CREATEMODELRESPONSE']._serialized_end=1755
+  _globals['_PULLMODELREQUEST']._serialized_start=1757
+  _globals['_PULLMODELREQUEST']._serialized_end=1819
+  _globals['_PULLMODELRESPONSE']._serialized_start=1822
+  _globals['_PULLMODELRESPONSE']._serialized_end=1964
+  _globals['_PULLSTARTED']._serialized_start=1966
+  _globals['_PULLSTARTED']._serialized_end=2026
+  _globals['_PULLPROGRESS']._serialized_start=2029
+  _globals['_PULLPROGRESS']._serialized_end=2359
+  _globals['_PULLPROGRESS_STATE']._serialized_start=2208
+  _globals['_PULLPROGRESS_STATE']._serialized_end=2359
+  _globals['_PULL']._serialized_start=2362
+  _globals['_PULL']._serialized_end=2710
+  _globals['_PULL_STATE']._serialized_start=2602
+  _globals['_PULL_STATE']._serialized_end=2710
+  _globals['_LISTPULLSREQUEST']._serialized_start=2712
+  _globals['_LISTPULLSREQUEST']._serialized_end=2730
+  _globals['_LISTPULLSRESPONSE']._serialized_start=2732
+  _globals['_LISTPULLSRESPONSE']._serialized_end=2780
+  _globals['_CANCELPULLREQUEST']._serialized_start=2782
+  _globals['_CANCELPULLREQUEST']._serialized_end=2818
+  _globals['_CANCELPULLRESPONSE']._serialized_start=2820
+  _globals['_CANCELPULLRESPONSE']._serialized_end=2840
+  _globals['_IMPORTFILEREQUEST']._serialized_start=2842
+  _globals['_IMPORTFILEREQUEST']._serialized_end=2875
+  _globals['_IMPORTFILERESPONSE']._serialized_start=2877
+  _globals['_IMPORTFILERESPONSE']._serialized_end=2978
+  _globals['_BLOB']._serialized_start=2980
+  _globals['_BLOB']._serialized_end=3022
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=3024
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=3077
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=3079
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=3127
+  _globals['_MODELSERVICE']._serialized_start=3130
+  _globals['_MODELSERVICE']._serialized_end=4067
 # @@protoc_insertion_point(module_scope)

@@ -427,16 +427,22 @@ class CheckModelfileRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELFILE_FIELD_NUMBER: _builtins.int
+    TELL_MISTAKES_FIELD_NUMBER: _builtins.int
     modelfile: _builtins.str
     """The text, decoded."""
+    tell_mistakes: _builtins.bool
+    """Whether mistakes are told in the response, all of them. Without it the call fails with MODELFILE_SYNTAX, and the
+    details of a failure have room for a few only.
+    """
     def __init__(
         self,
         *,
         modelfile: _builtins.str = ...,
+        tell_mistakes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modelfile", b"modelfile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["modelfile", b"modelfile", "tell_mistakes", b"tell_mistakes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,22 +456,70 @@ class CheckModelfileResponse(_message.Message):
 
     FROM_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    MISTAKES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def draft(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The arguments of DRAFT, likewise."""
+
+    @_builtins.property
+    def attached(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The arguments of ADAPTER, without their scales, and of PROJECTOR: files or digests."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelfileProblem]:
+        """Lines that have no effect, in order."""
+
+    @_builtins.property
+    def mistakes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelfileProblem]:
+        """What is wrong, in order; all other fields are then empty."""
 
     def __init__(
         self,
         *,
         draft: _abc.Iterable[_builtins.str] | None = ...,
+        attached: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[Global___ModelfileProblem] | None = ...,
+        mistakes: _abc.Iterable[Global___ModelfileProblem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "from", b"from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "draft", b"draft", "from", b"from", "mistakes", b"mistakes", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckModelfileResponse: _TypeAlias = CheckModelfileResponse  # noqa: Y015
+
+@_typing.final
+class ModelfileProblem(_message.Message):
+    """What is the matter with a line of a Modelfile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """The line, from 1."""
+    column: _builtins.int
+    """The column, from 1."""
+    message: _builtins.str
+    """What is the matter."""
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        column: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "line", b"line", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelfileProblem: _TypeAlias = ModelfileProblem  # noqa: Y015
 
 @_typing.final
 class CreateModelRequest(_message.Message):
@@ -510,7 +564,9 @@ class CreateModelRequest(_message.Message):
     """
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For each FROM or DRAFT that is a file: the argument as written to the digest of the blob stored for it."""
+        """For each argument that is a file: the argument as written to the digest of the blob stored for it. For one that is
+        a folder or a pattern: "argument/name" of each of its files.
+        """
 
     def __init__(
         self,

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from lmd.registry.digest import Digest
 from lmd.registry.drafting import check_draft
 from lmd.registry.errors import GgufInvalid, InvalidRequest
-from lmd.registry.filenames import plain_basename
 from lmd.registry.gguf import GgufHeader
-from lmd.registry.lm_config import FileRole, LmConfig
-from lmd.registry.manifest import BuiltManifest, FileLayer, Manifest, build_manifest
+from lmd.registry.lm_config import LmConfig
+from lmd.registry.manifest import BuiltManifest, FileLayer, build_manifest
 from lmd.registry.model_store import ModelStore, Tag, TagT, read_blob_header
-from lmd.registry.modelfile import From, Modelfile
+from lmd.registry.modelfile import Modelfile
+from lmd.registry.recipe_files import gather
 from lmd.registry.ref import NameRef, parse_ref
 
-_ROLES: dict[str, FileRole] = {"model": "weights", "mmproj": "projector"}
 _NOT_PLAIN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-@dataclass(slots=True)
-class _Sources:
-    """What the FROM lines add up to: the files they name themselves, and the model they build on.
-
-    *bare* says that the model is named by its digest, so that nothing but its weights and projector is taken from it.
-    """
-
-    files: list[FileLayer] = field(default_factory=list)
-    bare: bool = False
-    base_files: list[FileLayer] = field(default_factory=list)
-    inherited: LmConfig = field(default_factory=LmConfig)
 
 
 def create_model(
@@ -42,30 +28,26 @@ def create_model(
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
     draft: Tag | None = None,
+    weights: Sequence[FileLayer] | None = None,
     note: str = "create",
     expected: Digest | None = None,
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile.
 
-    Each FROM is one of these:
+    *files* maps the arguments that are files to the blobs stored for them, and *base* and *draft* are the models that
+    the names after FROM and DRAFT stand for; see `gather`. The template, system prompt, parameters and licences of the
+    base are inherited where the Modelfile has none of its own (parameters one by one, licences are added), its messages
+    unless there are new ones.
 
-    - a key of *files*, which maps the arguments that are files to the blobs stored for them. Several shards may be
-      given in any order, and a projector;
-    - ``sha256:…`` of a GGUF blob of the store: the same, without a name;
-    - ``sha256:…`` of a manifest of the store: its files and origin, and nothing else of it;
-    - anything else names a stored model, which the caller has resolved to *base*. Its template, system prompt,
-      parameters and licences are inherited where the Modelfile has none of its own (parameters one by one, licences
-      are added), its messages unless there are new ones.
-
-    The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only; the base's
-    draft is inherited by name when there is no DRAFT. A blob that is a draft of the base keeps the name it has there.
+    *weights* take the place of those the Modelfile names: what a QUANTIZE asks for was made of them (`weights_of`).
 
     With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
     Raises:
-        InvalidRequest: when *name* is not a plain name, or a FROM or DRAFT cannot be used.
+        InvalidRequest: when *name* is not a plain name, a directive cannot be used, or QUANTIZE is asked for and there
+            are no *weights*.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
         TagChanged: when the name points to another manifest than *expected*.
@@ -77,12 +59,31 @@ def create_model(
             field="name",
             hint="choose a name such as `mario` or `me/mario:v2`",
         )
-    sources = _Sources()
-    for source in modelfile.from_:
-        _add_source(store, sources, source, files or {}, base)
-    _add_drafts(store, sources, modelfile.drafts, files or {}, draft)
-    lm = _merge(sources.inherited, modelfile)
-    return build_from_files(store, target.name, _all_files(sources), lm=lm, note=note, expected=expected)
+    if modelfile.quantize is not None and weights is None:
+        raise InvalidRequest(
+            f"QUANTIZE {modelfile.quantize}: nothing was quantized",
+            field="quantize",
+            hint="leave QUANTIZE out, or name weights that are quantized already",
+        )
+    gathered = gather(store, modelfile, files or {}, base, draft)
+    parts = gathered.files
+    if weights is not None:
+        parts = [*weights, *(file for file in parts if file.role != "weights")]
+    lm = _merge(gathered.inherited, modelfile)
+    return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
+
+
+def weights_of(
+    store: ModelStore[Tag],
+    modelfile: Modelfile,
+    *,
+    files: Mapping[str, Digest] | None = None,
+    base: Tag | None = None,
+) -> list[tuple[FileLayer, GgufHeader]]:
+    """Return the weights that a Modelfile names, shards in order, with their headers. Raises: as `create_model`."""
+    parts = gather(store, replace(modelfile, drafts=(), adapters=()), files or {}, base, None).files
+    weights = [file for file in parts if file.role == "weights"]
+    return in_shard_order(weights, [read_blob_header(store, file.digest) for file in weights])
 
 
 def build_from_files(
@@ -113,7 +114,7 @@ def build_from_files(
         if headers is None:
             headers = [read_blob_header(store, file.digest) for file in weights]
         ordered = in_shard_order(weights, headers)
-        _check_projectors(store, others)
+        _check_others(store, others)
         if drafts:
             drafts = _checked_drafts(store, drafts, ordered)
         built = build_manifest(
@@ -150,11 +151,23 @@ def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) 
     return pairs
 
 
-def _check_projectors(store: ModelStore[Tag], others: Sequence[FileLayer]) -> None:
+def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer]) -> None:
+    """Make sure that projectors and adapters are what they are said to be."""
     for file in others:
         kind = read_blob_header(store, file.digest).kind
         if file.role == "projector" and kind != "mmproj":
             raise GgufInvalid(f"`{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not a projector")
+        if file.role == "adapter" and kind != "adapter":
+            raise InvalidRequest(
+                f"ADAPTER `{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not an adapter",
+                field="adapter",
+                hint="give a LoRA adapter in GGUF (llama.cpp's `convert_lora_to_gguf.py` makes one)",
+            )
+    adapters = [file.digest for file in others if file.role == "adapter"]
+    if len(set(adapters)) != len(adapters):
+        raise InvalidRequest("two adapters are the same file", field="adapter", hint="name it once, with one scale")
+    if sum(file.role == "projector" for file in others) > 1:
+        raise InvalidRequest("a model has one projector at most", field="projector", hint="leave all but one out")
 
 
 def _checked_drafts(
@@ -178,99 +191,6 @@ def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str
     return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note, expected=expected)
 
 
-def _add_source(
-    store: ModelStore[Tag], sources: _Sources, source: From, files: Mapping[str, Digest], base: Tag | None
-) -> None:
-    digest = files.get(source.value, source.digest)
-    if digest is None:
-        if base is None:
-            raise InvalidRequest(
-                f"FROM `{ascii(source.value[:100])[1:-1]}` is no file and no model that is here",
-                field="from",
-                hint="pull the model first, or give the path of a GGUF file",
-            )
-        manifest = store.get_manifest(base.manifest)
-        _add_model(sources, manifest, manifest.lm)
-        return
-    if source.value not in files and _is_manifest(store, digest):
-        manifest = store.get_manifest(digest)
-        _add_model(sources, manifest, LmConfig(origin=manifest.lm.origin))
-        sources.bare = True
-        return
-    filename = plain_basename(source.value) if source.value in files else f"{digest.short}.gguf"
-    kind = read_blob_header(store, digest).kind
-    role = _ROLES.get(kind)
-    if role is None:
-        raise GgufInvalid(f"`{filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, which is not supported yet")
-    sources.files.append(FileLayer(digest, store.blob_size(digest), filename, role))
-
-
-def _add_drafts(
-    store: ModelStore[Tag],
-    sources: _Sources,
-    drafts: Sequence[From] | None,
-    files: Mapping[str, Digest],
-    named: Tag | None,
-) -> None:
-    """Replace the base's draft by what DRAFT says (None: it says nothing)."""
-    known = {file.digest: file for file in sources.base_files if file.role == "draft"}
-    if drafts is not None or sources.bare:
-        sources.base_files = [file for file in sources.base_files if file.role != "draft"]
-    for source in drafts or ():
-        digest = files.get(source.value, source.digest)
-        if digest is None:
-            if named is None:
-                raise InvalidRequest(
-                    f"DRAFT `{ascii(source.value[:100])[1:-1]}` is no file and no model that is here",
-                    field="draft",
-                    hint="pull the model first, or give the path of a GGUF file",
-                )
-            sources.files += _weights_of(store.get_manifest(named.manifest))
-        elif digest in known:
-            sources.files.append(known[digest])
-        elif source.value in files:
-            filename = plain_basename(source.value)
-            sources.files.append(FileLayer(digest, store.blob_size(digest), filename, "draft"))
-        elif _is_manifest(store, digest):
-            sources.files += _weights_of(store.get_manifest(digest))
-        else:
-            sources.files.append(FileLayer(digest, store.blob_size(digest), f"{digest.short}.gguf", "draft"))
-
-
-def _weights_of(manifest: Manifest) -> list[FileLayer]:
-    """The weights of a model, as the files of a draft."""
-    return [
-        FileLayer(layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", "draft")
-        for layer in manifest.weights
-    ]
-
-
-def _is_manifest(store: ModelStore[Tag], digest: Digest) -> bool:
-    with store.open_blob(digest) as blob:
-        return blob.read(1) == b"{"
-
-
-def _add_model(sources: _Sources, manifest: Manifest, inherited: LmConfig) -> None:
-    if sources.base_files:
-        raise InvalidRequest("a model is made of one other model at most", field="from", hint="leave one FROM out")
-    sources.base_files = [
-        FileLayer(layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", layer.role)
-        for layer in manifest.files
-        if layer.role
-    ]
-    sources.inherited = inherited
-
-
-def _all_files(sources: _Sources) -> list[FileLayer]:
-    """The base's files and the others; a projector or draft of one's own takes the place of the base's."""
-    own_roles = {file.role for file in sources.files}
-    if sources.base_files and "weights" in own_roles:
-        raise InvalidRequest(
-            "FROM names both a model and weights", field="from", hint="a model already has its weights; leave one out"
-        )
-    return [*(file for file in sources.base_files if file.role not in own_roles), *sources.files]
-
-
 def _merge(base: LmConfig, modelfile: Modelfile) -> LmConfig:
     """What the model gets: the Modelfile's word before the base's, and an empty word for none."""
     template = base.template if modelfile.template is None else modelfile.template
@@ -282,6 +202,7 @@ def _merge(base: LmConfig, modelfile: Modelfile) -> LmConfig:
         messages=modelfile.messages or base.messages,
         licenses=tuple(dict.fromkeys((*base.licenses, *modelfile.licenses))),
         origin=base.origin,
+        requires=modelfile.requires or base.requires,
     )
 
 

@@ -15,7 +15,7 @@ from lmd.registry.gguf_cursor import Limits
 from lmd.registry.lm_config import Message, Origin
 from lmd.registry.manifest import Layer, Manifest
 from lmd.registry.model_store import ModelStore, Tag, read_blob_header
-from lmd.registry.modelfile import From, Modelfile, format_modelfile
+from lmd.registry.modelfile import Adapter, From, Modelfile, format_modelfile
 from lmd.registry.parameters import ParameterValue
 
 #: The largest vocabularies of mid 2026 have some 260,000 tokens and twice as many merges.
@@ -53,6 +53,7 @@ class ModelFacts:
     files: tuple[Layer, ...]
     modelfile: str
     metadata: Mapping[str, str]
+    requires: str = ""
 
 
 class HeaderCache:
@@ -138,6 +139,7 @@ def model_info(store: ModelStore[Tag], tag: Tag, headers: HeaderCache | None = N
         files=manifest.files,
         modelfile=recreating_modelfile(manifest, tag.name),
         metadata=header.text_metadata(),
+        requires=lm.requires or "",
     )
 
 
@@ -162,6 +164,8 @@ def recreating_modelfile(manifest: Manifest, name: str) -> str:
         licenses=lm.licenses,
         messages=lm.messages,
         drafts=tuple(From(str(layer.digest)) for layer in manifest.drafts) or None,
+        adapters=tuple(Adapter(From(str(layer.digest)), layer.scale) for layer in manifest.adapters) or None,
+        requires=lm.requires,
     )
     comment = f"# Makes `{name}` again, from the files in this store.\n"
     if lm.origin.ref.startswith(("hf.co/", "https://", "http://")):

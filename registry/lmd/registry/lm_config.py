@@ -6,10 +6,11 @@ It is a layer of the manifest like the weights, so its digest, and with it the m
      "files": [{"digest": "sha256:…", "filename": "x.gguf", "role": "weights"}],
      "origin": {"ref": "hf.co/org/repo:Q4_K_M", "commit": "…"},
      "template": "…", "system": "…", "parameters": {"temperature": 0.5}, "messages": [{"role": …, "content": …}],
-     "licenses": ["MIT"]}
+     "licenses": ["MIT"], "requires": "0.14.0"}
 
 Keys without a value are left out. Readers ignore keys they do not know; a change that old readers would misunderstand
-raises the version.
+raises the version. Version 2 adds files of the role "adapter", with their `scale` unless it is 1; what has none is
+written as version 1, so that the digests of models do not change.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from lmd.registry.filenames import why_hostile
 from lmd.registry.parameters import ParameterValue, validate
 from lmd.registry.strict_json import Json, fail
 
-VERSION = 1
+VERSION = 2
+"""The newest version that is understood; what needs nothing of it is written as version 1."""
 MEMBER_NAME = "lmd.json"
 """The name the layer has in a manifest; no other file of a model may have it."""
 FileRole = Literal["weights", "projector", "draft", "adapter"]
@@ -32,6 +34,8 @@ FILE_ROLES: tuple[str, ...] = get_args(FileRole)
 MESSAGE_ROLES = ("system", "user", "assistant", "tool")
 MAX_FILES = 256
 MAX_MESSAGES = 4096
+MAX_SCALE = 100.0
+"""The largest scale of an adapter, either way; beyond it there is nothing but noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """What one blob of the model is for, and the name it had at its source."""
+    """What one blob of the model is for, and the name it had at its source.
+
+    *scale* says how strongly an adapter applies, 1 as it was trained; it is 1 for all other files.
+    """
 
     digest: Digest
     filename: str
     role: FileRole
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class LmConfig:
     """The content of ``lmd.json``.
 
     *template* and *system* are None when the model sets none; the chat template in the GGUF header applies then.
+    *requires* is the release of Ollama whose behaviour the model needs; None when it says nothing.
     """
 
     template: str | None = None
@@ -73,20 +82,20 @@ class LmConfig:
     licenses: tuple[str, ...] = ()
     files: tuple[FileEntry, ...] = ()
     origin: Origin = Origin()
+    requires: str | None = None
 
     def to_bytes(self) -> bytes:
         """The canonical JSON: equal values give equal bytes."""
         content: dict[str, object] = {
-            "version": VERSION,
-            "files": [
-                {"digest": str(entry.digest), "filename": entry.filename, "role": entry.role} for entry in self.files
-            ],
+            "version": 2 if any(entry.role == "adapter" for entry in self.files) else 1,
+            "files": [_file_json(entry) for entry in self.files],
             "origin": {key: text for key, text in (("ref", self.origin.ref), ("commit", self.origin.commit)) if text},
             "template": self.template,
             "system": self.system,
             "parameters": dict(self.parameters),
             "messages": [{"role": message.role, "content": message.content} for message in self.messages],
             "licenses": list(self.licenses),
+            "requires": self.requires,
         }
         return strict_json.dump({key: value for key, value in content.items() if value not in (None, "", [], {})})
 
@@ -110,7 +119,13 @@ class LmConfig:
             licenses=tuple(_text(item, "licenses") for item in _list(content, "licenses", MAX_FILES)),
             files=tuple(_file(item) for item in _list(content, "files", MAX_FILES)),
             origin=Origin(_text(origin.get("ref", ""), "origin"), _text(origin.get("commit", ""), "origin")),
+            requires=_optional_text(content, "requires"),
         )
+
+
+def _file_json(entry: FileEntry) -> dict[str, object]:
+    content: dict[str, object] = {"digest": str(entry.digest), "filename": entry.filename, "role": entry.role}
+    return content if entry.scale == 1 else {**content, "scale": entry.scale}
 
 
 def _message(item: Json) -> Message:
@@ -130,8 +145,15 @@ def _file(item: Json) -> FileEntry:
         fail(MEMBER_NAME, f"has a file whose name {why}")
     for known in get_args(FileRole):
         if role == known:
-            return FileEntry(digest, filename, known)
+            return FileEntry(digest, filename, known, _scale(entry) if known == "adapter" else 1.0)
     fail(MEMBER_NAME, "has a file of an unknown role")
+
+
+def _scale(entry: dict[str, Json]) -> float:
+    value = entry.get("scale", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_SCALE <= value <= MAX_SCALE:
+        fail(MEMBER_NAME, f"has an adapter without a scale from {-MAX_SCALE:g} to {MAX_SCALE:g}")
+    return float(value)
 
 
 def _list(content: dict[str, Json], key: str, max_items: int) -> list[Json]:

@@ -41,19 +41,24 @@ _WHAT = "the manifest"
 
 @dataclass(frozen=True, slots=True)
 class FileLayer:
-    """A file that becomes a layer: a blob of the store, its name at its source, and what it is for."""
+    """A file that becomes a layer: a blob of the store, its name at its source, and what it is for.
+
+    *scale* is that of an adapter.
+    """
 
     digest: Digest
     size_bytes: int
     filename: str
     role: FileRole = "weights"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A descriptor of a manifest.
 
-    *role* is what ``lmd.json`` says the file is for; "" for layers that are not files of the model.
+    *role* is what ``lmd.json`` says the file is for; "" for layers that are not files of the model. *scale* is that of
+    an adapter.
     """
 
     media_type: str
@@ -61,6 +66,7 @@ class Layer:
     size_bytes: int
     filename: str = ""
     role: FileRole | Literal[""] = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,11 @@ class Manifest:
     def drafts(self) -> tuple[Layer, ...]:
         """The GGUF of the model that drafts for this one: all shards in order; none when there is none."""
         return tuple(layer for layer in self.layers if layer.role == "draft")
+
+    @property
+    def adapters(self) -> tuple[Layer, ...]:
+        """The LoRA adapters, each with its scale, in the order in which they were named."""
+        return tuple(layer for layer in self.layers if layer.role == "adapter")
 
     @property
     def size_bytes(self) -> int:
@@ -170,7 +181,7 @@ def build_manifest(
         why = "is reserved" if file.filename == MEMBER_NAME else why_hostile(file.filename)
         if why:
             fail("filename", f"`{ascii(file.filename[:80])[1:-1]}` {why}")
-    lm_bytes = replace(lm, files=tuple(FileEntry(f.digest, f.filename, f.role) for f in files)).to_bytes()
+    lm_bytes = replace(lm, files=tuple(FileEntry(f.digest, f.filename, f.role, f.scale) for f in files)).to_bytes()
     layers = [_layer_json(WEIGHT_TYPE, file.digest, file.size_bytes, file.filename) for file in files]
     layers.append(_layer_json(WEIGHT_CONFIG_TYPE, Digest.of(lm_bytes), len(lm_bytes), MEMBER_NAME))
     config = _config_json(whole, lm, [str(layer["digest"]) for layer in layers])
@@ -254,17 +265,22 @@ def _member(layers: Sequence[Layer]) -> Layer:
 
 def _with_roles(layers: Sequence[Layer], lm: LmConfig) -> tuple[Layer, ...]:
     """Give each weight layer its role; one that ``lmd.json`` does not list is part of the weights."""
-    roles: dict[Digest, FileRole] = {entry.digest: entry.role for entry in lm.files}
+    entries = {entry.digest: entry for entry in lm.files}
     weights = {layer.digest for layer in layers if layer.media_type == WEIGHT_TYPE}
-    if not set(roles) <= weights:
+    if not set(entries) <= weights:
         fail(MEMBER_NAME, "lists a file that is no layer of the manifest")
     result = tuple(
-        replace(layer, role=roles.get(layer.digest, "weights")) if layer.media_type == WEIGHT_TYPE else layer
-        for layer in layers
+        _with_role(layer, entries.get(layer.digest)) if layer.media_type == WEIGHT_TYPE else layer for layer in layers
     )
     if not any(layer.role == "weights" for layer in result):
         fail(_WHAT, "has no weights")
     return result
+
+
+def _with_role(layer: Layer, entry: FileEntry | None) -> Layer:
+    if entry is None:
+        return replace(layer, role="weights")
+    return replace(layer, role=entry.role, scale=entry.scale)
 
 
 def _descriptor(value: Json) -> Layer:

@@ -268,4 +268,7 @@ def _check_texts(parameter: Parameter, value: object) -> tuple[str, ...]:
 def _invalid(parameter: Parameter, value: object) -> InvalidRequest:
     shown = ascii(value)
     shown = shown if len(shown) <= 60 else shown[:60] + "…"
-    return InvalidRequest(f"parameter `{parameter.name}` must be {parameter.legal}, not {shown}", field=parameter.name)
+    legal = parameter.legal
+    if isinstance(value, int) and parameter.maximum in (INT32_MAX, INT64_MAX) and value > parameter.maximum:
+        legal = f"{legal} and at most {parameter.maximum}"
+    return InvalidRequest(f"parameter `{parameter.name}` must be {legal}, not {shown}", field=parameter.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmd.cli.context import App, announce, pass_app
+from lmd.cli.context import App, announce, pass_app, warn
 from lmd.cli.errors import ClientError
 from lmd.cli.options import MODEL, json_option
 
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def command(app: App, name: str, modelfile: str, as_json: bool) -> None:
     """Create a model from a Modelfile, or replace the one that has the name.
 
-    FROM names a model, which is pulled when it is not here, or a GGUF file; relative paths start at the Modelfile.
-    PARAMETER, TEMPLATE (Jinja), SYSTEM, MESSAGE and LICENSE win over those of the base. DRAFT names a smaller model
-    with the same vocabulary, which makes answers faster without changing them.
+    FROM names a model, which is pulled when it is not here, a GGUF file, or a folder of shards; relative paths start
+    at the Modelfile. PARAMETER, TEMPLATE, SYSTEM, MESSAGE and LICENSE win over those of the base. ADAPTER names a LoRA
+    adapter and its scale. DRAFT names a smaller model with the same vocabulary, which makes answers faster without
+    changing them.
 
     \b
     Examples:
@@ -66,7 +67,8 @@ def create_model(
     Raises:
         ClientError: the Modelfile has mistakes, which are shown under the name *shown_as*, or the model cannot be made.
     """
-    from lmd.cli.modelfiles import referred_files, with_places
+    from lmd.cli.model_files import referred_files
+    from lmd.cli.modelfiles import mistakes_error, with_places
     from lmd.cli.progress import reporter_for
     from lmd.cli.pulling import token_from_environment
     from lmd.cli.terminal import quiet_keyboard
@@ -75,10 +77,16 @@ def create_model(
     from lmd.v1 import model_service_pb2 as pb
 
     try:
-        checked = client.call(client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text))
+        checked = client.call(
+            client.models.CheckModelfile, pb.CheckModelfileRequest(modelfile=text, tell_mistakes=True)
+        )
+        if checked.mistakes:
+            raise mistakes_error(checked.mistakes)
     except ClientError as error:
         raise with_places(error, text, shown_as) from None
-    files = referred_files([*getattr(checked, "from"), *checked.draft], directory)
+    for warning in checked.warnings:
+        warn(f"{shown_as}:{warning.line}:{warning.column}: {warning.message}")
+    files = referred_files([*getattr(checked, "from"), *checked.draft], directory, attached=checked.attached)
     with quiet_keyboard(), closing(reporter_for()) as reporter:
         digests = {argument: store_file(client, path, reporter) for argument, path in files.items()}
         request = pb.CreateModelRequest(name=name, modelfile=text, files=digests, token=token_from_environment())

@@ -17,7 +17,8 @@ from lmd.cli.options import MODEL, json_option
 def command(app: App, prefix: str, as_json: bool) -> None:
     """List the models of the store, most recently changed first.
 
-    With PREFIX, only names that start with it.
+    With PREFIX, only names that start with it. SIZE is all a model needs, OWN the part that no other name needs: a
+    model made from another one shares its weights.
 
     \b
     Examples:
@@ -25,21 +26,13 @@ def command(app: App, prefix: str, as_json: bool) -> None:
       lm ls hf.co/
       lm ls --json | jq -r '.[].name'
     """
+    from lmd.cli.listing import all_models
     from lmd.cli.output import print_json, print_table
     from lmd.cli.shapes import model_json, unix_time
     from lmd.cli.units import format_ago, format_count, format_size
-    from lmd.v1 import model_pb2
-    from lmd.v1 import model_service_pb2 as pb
 
-    models: list[model_pb2.Model] = []
     with app.daemon() as client:
-        request = pb.ListModelsRequest(prefix=prefix)
-        while True:
-            reply = client.call(client.models.ListModels, request)
-            models.extend(reply.models)
-            if not reply.next_page_token:
-                break
-            request.page_token = reply.next_page_token
+        models = all_models(client, prefix)
     if as_json:
         print_json([model_json(model) for model in models])
         return
@@ -51,9 +44,10 @@ def command(app: App, prefix: str, as_json: bool) -> None:
             format_count(model.details.parameter_count) if model.details.parameter_count else "",
             model.details.quantization,
             format_size(model.size_bytes),
+            format_size(model.own_bytes),
             format_ago(now - unix_time(model.modified_time)),
         )
         for model in models
     ]
-    headers = ("NAME", "ID", "PARAMS", "QUANT", "SIZE", "MODIFIED")
-    print_table(headers, rows, right=("PARAMS", "SIZE"), optional=("ID", "PARAMS", "QUANT"))
+    headers = ("NAME", "ID", "PARAMS", "QUANT", "SIZE", "OWN", "MODIFIED")
+    print_table(headers, rows, right=("PARAMS", "SIZE", "OWN"), optional=("OWN", "ID", "PARAMS", "QUANT"))

@@ -9,7 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lmd.daemon.pull_job import PullStatus, State
 from lmd.daemon.summaries import ListedModel, Summary
 from lmd.daemon.versions import ListedVersion, how_and_detail
+from lmd.registry.errors import ModelfileProblem
 from lmd.registry.inspect import ModelFacts
+from lmd.registry.modelfile import Modelfile
 from lmd.registry.parameters import ParameterValue
 from lmd.registry.pull import PullEvent
 from lmd.v1 import model_pb2, model_service_pb2
@@ -22,32 +24,40 @@ def timestamp(seconds: float) -> Timestamp:
     return message
 
 
-def model_message(listed: ListedModel) -> model_pb2.Model:
-    """Return the headline facts of a name."""
+def model_message(listed: ListedModel, own_bytes: int = 0) -> model_pb2.Model:
+    """Return the headline facts of a name; *own_bytes* are what only it needs."""
     tag, summary = listed.tag, listed.summary
     return model_pb2.Model(
         name=tag.name,
         digest=str(tag.manifest),
         size_bytes=summary.size_bytes,
+        own_bytes=own_bytes,
         modified_time=timestamp(tag.modified_at),
         details=_details(summary),
         capabilities=summary.capabilities,
     )
 
 
-def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
+def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
     """Return everything about a model."""
     model = model_pb2.Model(
         name=facts.name,
         digest=str(facts.digest),
         size_bytes=facts.size_bytes,
+        own_bytes=own_bytes,
         modified_time=timestamp(facts.modified_at),
         details=_details(facts),
         capabilities=facts.capabilities,
     )
     origin = model_pb2.Origin(ref=facts.origin.ref, commit=facts.origin.commit, pulled_time=timestamp(facts.pulled_at))
     files = [
-        model_pb2.ModelFile(role=f.role, filename=f.filename, digest=str(f.digest), size_bytes=f.size_bytes)
+        model_pb2.ModelFile(
+            role=f.role,
+            filename=f.filename,
+            digest=str(f.digest),
+            size_bytes=f.size_bytes,
+            scale=f.scale if f.role == "adapter" else 0,
+        )
         for f in facts.files
     ]
     return model_pb2.ModelInfo(
@@ -61,7 +71,25 @@ def info_message(facts: ModelFacts) -> model_pb2.ModelInfo:
         files=files,
         modelfile=facts.modelfile,
         metadata=facts.metadata,
+        requires=facts.requires,
     )
+
+
+def check_message(recipe: Modelfile) -> model_service_pb2.CheckModelfileResponse:
+    """Return what a Modelfile refers to, and what of it has no effect."""
+    message = model_service_pb2.CheckModelfileResponse(
+        draft=[source.value for source in recipe.drafts or ()],
+        attached=[source.value for source in recipe.file_sources],
+        warnings=[problem_message(warning) for warning in recipe.warnings],
+    )
+    # The name of the field is a word of Python.
+    getattr(message, "from").extend(source.value for source in recipe.from_)
+    return message
+
+
+def problem_message(problem: ModelfileProblem) -> model_service_pb2.ModelfileProblem:
+    """Return what is the matter with a line of a Modelfile."""
+    return model_service_pb2.ModelfileProblem(line=problem.line, column=problem.column, message=problem.message)
 
 
 def parameters_message(parameters: Mapping[str, ParameterValue]) -> model_pb2.Parameters:

@@ -14,10 +14,18 @@ from lmd.daemon.callers import caller_of
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.creating import create
 from lmd.daemon.pulls import Pulls
-from lmd.daemon.services.messages import info_message, model_message, progress_message, pull_message, version_message
+from lmd.daemon.services.messages import (
+    check_message,
+    info_message,
+    model_message,
+    problem_message,
+    progress_message,
+    pull_message,
+    version_message,
+)
 from lmd.daemon.uploads import Chunk, StoredBlob
 from lmd.registry.digest import Digest
-from lmd.registry.errors import ModelNotFound
+from lmd.registry.errors import ModelfileSyntax, ModelNotFound
 from lmd.registry.pull import PullEvent
 from lmd.v1 import model_service_pb2 as pb
 from lmd.v1 import model_service_pb2_grpc as rpc
@@ -35,12 +43,15 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List models, most recently modified first."""
         page = await self._catalog.list(request.prefix, page_size=request.page_size, page_token=request.page_token)
-        models = [model_message(listed) for listed in page.models]
+        own = await self._catalog.own_bytes()
+        models = [model_message(listed, own.get(listed.tag.name, 0)) for listed in page.models]
         return pb.ListModelsResponse(models=models, next_page_token=page.next_token)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Return everything known about one model."""
-        return pb.GetModelResponse(info=info_message(await self._catalog.info(request.name, request.version)))
+        facts = await self._catalog.info(request.name, request.version)
+        own = await self._catalog.own_bytes()
+        return pb.GetModelResponse(info=info_message(facts, own.get(facts.name, 0)))
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
         """List what a name has pointed to since it was made."""
@@ -70,9 +81,12 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
-        recipe = await self._catalog.parse(request.modelfile)
-        froms, drafts = ([source.value for source in sources] for sources in (recipe.from_, recipe.drafts or ()))
-        return pb.CheckModelfileResponse(**{"from": froms}, draft=drafts)
+        try:
+            return check_message(await self._catalog.parse(request.modelfile))
+        except ModelfileSyntax as error:
+            if not request.tell_mistakes:
+                raise
+            return pb.CheckModelfileResponse(mistakes=[problem_message(problem) for problem in error.problems])
 
     async def CreateModel(
         self, request: pb.CreateModelRequest, context: Context

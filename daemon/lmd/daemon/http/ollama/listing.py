@@ -10,11 +10,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.http.ollama.level import API_LEVEL
 from lmd.daemon.http.ollama.manage_replies import managing
 from lmd.daemon.http.ollama.replies import JSON, encoded, json_response
 from lmd.daemon.http.ollama.shapes import details, moment_text, shown_capabilities, time_text
 from lmd.daemon.http.services import Services
+from lmd.daemon.ollama_level import API_LEVEL
 from lmd.daemon.residency.values import RunnerState, RunnerStatus
 from lmd.daemon.summaries import ListedModel, Summary
 from lmd.registry.store import TagRecord

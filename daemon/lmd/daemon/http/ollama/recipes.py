@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmd.daemon.http.ollama.failures import Refusal, told
-from lmd.daemon.http.ollama.level import API_LEVEL, is_met
 from lmd.daemon.http.ollama.manage_replies import blob_digest, cut
 from lmd.daemon.http.ollama.manage_requests import CreateBody, MessageBody
+from lmd.daemon.ollama_level import API_LEVEL, is_met
 from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.filenames import why_hostile
@@ -59,6 +59,7 @@ def recipe_of(body: CreateBody) -> Recipe:
         licenses=_licenses(body.license),
         messages=_messages(body.messages or ()),
         drafts=tuple(From(name) for name in drafts) if drafts else None,
+        requires=body.requires.removeprefix("v") if body.requires else None,
     )
     return Recipe(modelfile, {**files, **drafts})
 
