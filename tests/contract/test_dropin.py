@@ -426,3 +426,31 @@ async def test_the_folder_goes_on_from_an_edit_or_rollback_and_not_from_another_
         recipe.write_text("FROM ./weights.gguf\nSYSTEM Four.\n")
         await until(lambda: dropin.problems, "a model that took the place of a removed one is not the folder's")
         assert "belongs to a model from elsewhere" in dropin.problems["a/Modelfile"]
+
+
+@pytest.mark.parametrize("value", ["./", ".", "./big-00002-of-00003.gguf"])
+async def test_a_modelfile_names_shards_by_their_folder_or_one_of_them(scene: Scene, value: str) -> None:
+    shards = split_model(scene.model(), 3)
+    (scene.folder / "big").mkdir(parents=True)
+    async with scene.running() as dropin:
+        for shard in shards[:2]:
+            shutil.copy(shard, scene.folder / "big" / f"big{shard.name[-20:]}")
+        scene.write("big/Modelfile", f"FROM {value}\nSYSTEM Big.\n")
+        waits = f"big-00003-of-00003.gguf of {value} is not there yet"
+        await until(lambda: dropin.waiting.get("big/Modelfile") == waits, "it waits for the third")
+        shutil.copy(shards[2], scene.folder / "big" / "big-00003-of-00003.gguf")
+        await until(lambda: scene.weights("big:latest"), "the model of all three")
+        tag = scene.store.get_tag("big:latest")
+        assert tag is not None
+        assert len(scene.store.get_manifest(tag.manifest).weights) == 3
+        assert dropin.problems == {}
+
+
+async def test_an_adapter_is_a_file_of_the_folder_whatever_its_name(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("a/weights.gguf", 1)
+        scene.write("a/Modelfile", "FROM ./weights.gguf\nADAPTER lora 0.5\n")
+        await until(lambda: dropin.waiting.get("a/Modelfile") == "lora is not there yet", "it waits for the adapter")
+        scene.write("a/Modelfile", "FROM ./weights.gguf\nADAPTER ../../lora\n")
+        await until(lambda: "a/Modelfile" in dropin.problems, "it is refused")
+        assert "outside of the drop-in folder" in dropin.problems["a/Modelfile"]
