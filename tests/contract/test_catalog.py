@@ -312,6 +312,46 @@ async def test_create_from_a_model_that_is_here(catalog: Catalog, pulls: Pulls, 
     assert (facts.system, dict(facts.parameters)) == ("Base.", {"top_k": 7, "temperature": 0.5})
 
 
+async def test_a_base_that_is_removed_meanwhile(catalog: Catalog, store: Store, tmp_path: Path) -> None:
+    base = add_model(store, tmp_path, "base")
+    kept = add_model(store, tmp_path, "kept", more="SYSTEM Kept.\n")
+    recipe = await catalog.parse("FROM base\n")
+    await catalog.delete("base")
+    with pytest.raises(ModelNotFound, match="model `base:latest` not found") as caught:
+        await catalog.build("child:latest", recipe, files={}, base=base)
+    assert caught.value.hint == "it was removed meanwhile; pull or create it again, then try once more"
+    assert [tag.name for tag in store.list_tags()] == [kept.name]
+    with store.lease("a running pull") as lease:
+        lease.add(kept.manifest)
+        await catalog.delete("kept")
+        await catalog.build("child:latest", recipe, files={}, base=kept)
+    assert (await catalog.info("child")).system == "Kept."
+
+
+async def test_many_creates_of_one_name_at_once(catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path) -> None:
+    """Each is whole, the name is one of them, and its history has all."""
+    add_model(store, tmp_path, "base")
+    made = await asyncio.gather(
+        *(steps_of(catalog, pulls, "one", f"FROM base\nSYSTEM {number}\n") for number in range(20))
+    )
+    digests = {steps[-1].manifest for steps in made if isinstance(steps[-1], TagRecord)}
+    assert len(digests) == 20
+    tag = store.get_tag("one:latest")
+    assert tag is not None
+    assert {change.manifest for change in store.tag_history("one:latest")} == digests
+    assert store.tag_history("one:latest")[-1].manifest == tag.manifest
+    assert store.get_manifest(tag.manifest).lm.system in [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize("directive", ["FROM", "FROM base\nDRAFT"])
+async def test_a_model_cannot_be_made_of_what_it_is_to_become(
+    catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path, directive: str
+) -> None:
+    add_model(store, tmp_path, "base")
+    with pytest.raises(InvalidRequest, match="One is the model that is to be made, and there is none yet"):
+        await steps_of(catalog, pulls, "one", f"{directive} One\n")
+
+
 async def test_create_from_shards(catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path) -> None:
     shards = split_model(tiny_file(tmp_path), 2)
     files = {f"./{shard.name}": store.import_file(shard)[0] for shard in shards}

@@ -23,7 +23,7 @@ from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
 from lmd.registry.create import create_model
 from lmd.registry.digest import Digest
-from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError
+from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError, ModelNotFound
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info, read_whole_header
 from lmd.registry.lm_config import FileRole, Message
@@ -260,12 +260,25 @@ class Catalog:
     ) -> TagRecord:
         note = "create" if edited is None else "edit"
         with self._store.lease(f"create {name}") as lease:
-            lease.add(*files.values(), *(named.manifest for named in (base, draft) if named is not None))
+            models = [named for named in (base, draft) if named is not None]
+            lease.add(*files.values(), *(named.manifest for named in models))
+            for named in models:
+                self._check_there(named)
             tag = create_model(
                 self._store, name, recipe, files=files, base=base, draft=draft, note=note, expected=edited
             )
         self.uploads.release(files.values())
         return tag
+
+    def _check_there(self, tag: TagRecord) -> None:
+        """Make sure, once a lease holds it, that a model was not removed after it was found. Raises: ModelNotFound."""
+        try:
+            for digest in self._store.get_manifest(tag.manifest).blob_digests():
+                self._store.blob_size(digest)
+        except BlobMissing as error:
+            raise ModelNotFound(
+                tag.name, hint="it was removed meanwhile; pull or create it again, then try once more"
+            ) from error
 
 
 def _place(tag: TagRecord) -> tuple[float, str]:

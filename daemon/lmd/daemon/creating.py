@@ -77,7 +77,7 @@ async def make(
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
-            steps = _find(catalog, pulls, directive, source.value, token)
+            steps = _find(catalog, pulls, directive, source.value, token, target)
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, TagRecord):
@@ -96,7 +96,7 @@ def _target(name: str, edited: Digest | None) -> str:
 
 
 async def _find(
-    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None
+    catalog: Catalog, pulls: Pulls, directive: str, value: str, token: str | None, target: str
 ) -> AsyncGenerator[str | PullEvent | TagRecord]:
     """Find the model *value*, pulling it when it is not here; the tag comes last."""
     try:
@@ -106,6 +106,12 @@ async def _find(
         ref = parse_ref(value)
         if isinstance(ref, FileRef):
             raise _file_not_sent(directive, value) from None
+        if ref.name == target:
+            raise InvalidRequest(
+                f"{directive} {value[:200]} is the model that is to be made, and there is none yet",
+                field=directive.lower(),
+                hint="name the model or the file to start from",
+            ) from None
     yield f"pulling {ref.name}"
     async with pulls.attach(ref, text=value, token=token) as watcher:
         async for event in watcher:
