@@ -6,7 +6,7 @@ and more at the end of a long context than at its beginning.
 
 from __future__ import annotations
 
-# What a step may take while answers are generated; while more prompts are read than that; and while nobody waits for a
+# What a step may take while answers are generated; while as many prompts are read; and while nobody waits for a
 # next token, but the engine should still look up now and then: requests are taken back, the daemon wants to hear of it.
 _FEW_PROMPTS_S, _MANY_PROMPTS_S, _ALONE_S = 0.35, 1.0, 2.0
 
@@ -39,12 +39,14 @@ class PrefillPace:
     def budget(self, reading: int, generating: int) -> int:
         """Return how many tokens the next step reads, with so many prompts and answers under way.
 
-        Where more wait for their first token than for their next one, prompts get more of the time.
+        Where no fewer wait for their first token than for their next one, prompts get more of the time; one alone does
+        not.
         """
         if self._token_s <= 0.0:
             share = self._capacity // _FIRST_GUESS if generating else self._capacity
         else:
-            allowed_s = _ALONE_S if not generating else _MANY_PROMPTS_S if reading > generating else _FEW_PROMPTS_S
+            many = reading > 1 and reading >= generating
+            allowed_s = _ALONE_S if not generating else _MANY_PROMPTS_S if many else _FEW_PROMPTS_S
             share = int(min(allowed_s / self._token_s, self._capacity))
         if share >= _TILE:
             share -= share % _TILE
