@@ -14,7 +14,7 @@ import pytest
 
 from lmd.v1 import model_service_pb2 as pb
 from lmd.v1.endpoint import home_socket
-from tests.support.cli import lm, terminal
+from tests.support.cli import lm, lm_process, terminal
 from tests.support.fake_daemon import FakeDaemon, FakeFailure
 
 Capture = pytest.CaptureFixture[str]
@@ -229,6 +229,27 @@ def test_a_rollback_names_its_version_or_leaves_it_to_the_daemon(daemon: FakeDae
     assert [request.version for request in daemon.requests("RollbackModel")] == [0, 4]
     for wrong in ("0", "-1", "x", "1.5", "99999999999"):
         assert lm(capsys, "rollback", "poet", "--", wrong).code == 2
+
+
+def test_versions_complete_to_those_one_can_go_back_to(daemon: FakeDaemon) -> None:
+    daemon.versions["poet:latest"] = [
+        _version(12, State.STATE_CURRENT, "edit"),
+        _version(11, State.STATE_GONE, "edit"),
+        _version(10, State.STATE_KEPT, "edit"),
+        _version(9, State.STATE_KEPT, "create"),
+    ]
+    for line, expected in (("lm rollback poet ", ["10", "9"]), ("lm rollback poet 1", ["10"]), ("lm edit p", None)):
+        words = {"_LM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        found = [entry.split(",", 1)[1] for entry in lm_process(env=words).out.splitlines() if entry]
+        assert found == (expected or ["poet:latest"])
+
+
+def test_a_collection_may_take_versions_earlier(daemon: FakeDaemon, capsys: Capture) -> None:
+    assert lm(capsys, "gc", "--history", "1h").code == 0
+    assert lm(capsys, "gc").code == 0
+    given, default = daemon.requests("CollectGarbage")
+    assert (given.history.seconds, default.HasField("history")) == (3600, False)
+    assert lm(capsys, "gc", "--history", "-1").code == 2
 
 
 # Diff

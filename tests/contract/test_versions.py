@@ -81,9 +81,12 @@ def test_a_superseded_version_is_kept_for_its_time_and_no_longer(root: Path, sto
 def test_a_collection_can_be_told_to_keep_versions_for_less_time(store: Store, clock: FakeClock) -> None:
     first = point(store, "a", b"1")
     point(store, "a", b"2")
+    size_bytes = sum(store.blob_size(digest) for digest in (first, Digest.of(b"1")))
+    assert store.usage().version_bytes == size_bytes
     clock.now += 60
     assert swept(store, history_s=61) == set()
     assert str(first) in swept(store, history_s=60)
+    assert store.usage().version_bytes == 0
 
 
 def test_removing_a_name_frees_its_versions_and_leaves_those_of_others(root: Path, store: Store) -> None:

@@ -47,6 +47,7 @@ class StoreServiceServicer(rpc.StoreServiceServicer):
             quarantined=usage.quarantined,
             quarantined_bytes=usage.quarantined_bytes,
             free_bytes=usage.free_bytes,
+            version_bytes=usage.version_bytes,
             kv_bytes=await self._saved_kv.total_bytes(),
         )
 

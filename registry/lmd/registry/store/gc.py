@@ -139,6 +139,16 @@ class Collector:
             if version.superseded_at is not None and is_young(version.superseded_at, now, history_s)
         }
 
+    def only_versions(self) -> set[Digest]:
+        """Find what no tag needs, and a superseded version of one does."""
+        references = self._manifests.references()
+
+        def reached(manifests: set[Digest]) -> set[Digest]:
+            return mark(manifests, lambda node: references.get(node, ()))
+
+        versions = reached({manifest for _, manifest in self.spared_versions()})
+        return versions - reached({tag.manifest for tag in self._tags.find()})
+
     def collect(self, dry_run: bool, grace_s: float | None, history_s: float | None) -> Collection:
         """Mark now, and remove as the result is iterated."""
         grace_s = self._grace_s if grace_s is None else grace_s

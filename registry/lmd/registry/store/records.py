@@ -62,7 +62,10 @@ class GarbageItem:
 
 @dataclass(frozen=True, slots=True)
 class StoreUsage:
-    """Sums over what is stored; *free_bytes* is what the file system still offers this process."""
+    """Sums over what is stored; *free_bytes* is what the file system still offers this process.
+
+    *version_bytes* is the part of *blob_bytes* that garbage collection spares only for earlier versions of tags.
+    """
 
     models: int
     blobs: int
@@ -72,3 +75,4 @@ class StoreUsage:
     quarantined: int
     quarantined_bytes: int
     free_bytes: int
+    version_bytes: int = 0

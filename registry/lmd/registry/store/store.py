@@ -364,18 +364,20 @@ class Store:
 
     def usage(self) -> StoreUsage:
         """Add up what is stored."""
-        blobs = [status.st_size for _, status in self._layout.list_blobs()]
+        sizes = {digest: status.st_size for digest, status in self._layout.list_blobs()}
+        only_versions = self._collector.only_versions()
         ingests = [status.st_size for _, status in self._layout.list_parts()]
         quarantined = [status.st_size for _, status in self._layout.list_quarantined()]
         return StoreUsage(
             models=len(self._tags.find()),
-            blobs=len(blobs),
-            blob_bytes=sum(blobs),
+            blobs=len(sizes),
+            blob_bytes=sum(sizes.values()),
             ingests=len(ingests),
             ingest_bytes=sum(ingests),
             quarantined=len(quarantined),
             quarantined_bytes=sum(quarantined),
             free_bytes=free_bytes(self.root),
+            version_bytes=sum(sizes.get(digest, 0) for digest in only_versions),
         )
 
     # Facts
