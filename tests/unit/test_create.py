@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from lmd.registry.create import build_from_files, create_model, in_shard_order
+from lmd.registry.create import build_from_files, create_model, in_shard_order, weights_of
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, GgufInvalid, InvalidRef, InvalidRequest
 from lmd.registry.lm_config import LmConfig, Message, Origin
@@ -288,6 +288,102 @@ def test_headers_that_are_given_are_not_read_again(store: MemoryStore) -> None:
     assert store.opened == []
     assert again.manifest == tag.manifest
     assert store.notes == ["pull", "pull"]
+
+
+def test_texts_beyond_all_measure(store: MemoryStore) -> None:
+    with pytest.raises(InvalidRequest, match="have 10000029 bytes together, most of them LICENSE; at most") as caught:
+        create_model(store, "x", Modelfile((From(str(store.add(TINY))),), licenses=("x" * 10_000_000,)))
+    assert caught.value.metadata == {"field": "license"}
+    assert store.tags == {}
+    first = create_model(store, "x", Modelfile((From(str(store.add(TINY))),), licenses=("x" * 3_000_000,)))
+    with pytest.raises(InvalidRequest, match="most of them SYSTEM"):
+        create_model(store, "x", Modelfile((From("x"),), system="y" * 4_000_000), base=first)
+    assert store.tags["x:latest"] == first
+
+
+def adapter(fill: int) -> bytes:
+    metadata: dict[str, Value] = {"general.architecture": "llama", "general.type": "adapter"}
+    return gguf(metadata, [Tensor("blk.0.attn_q.weight.lora_a", (4,))], fill=fill)
+
+
+def adapters_of(manifest: Manifest) -> list[tuple[str, float]]:
+    return [(layer.filename, layer.scale) for layer in manifest.adapters]
+
+
+def test_adapters_are_inherited_replaced_and_taken_away(store: MemoryStore) -> None:
+    files = {"m.gguf": TINY, "a.gguf": adapter(1), "b.gguf": adapter(2)}
+    plain = create(store, "FROM m.gguf", name="plain", files={"m.gguf": TINY})
+    both = create(store, "FROM m.gguf\nADAPTER a.gguf 0.5\nADAPTER b.gguf", name="both", files=files)
+    assert adapters_of(both) == [("a.gguf", 0.5), ("b.gguf", 1.0)]
+    assert [layer.role for layer in both.files] == ["weights", "adapter", "adapter"]
+    tag = store.tags["both:latest"]
+    assert adapters_of(create(store, "FROM both\nSYSTEM x", base=tag)) == adapters_of(both)
+    other = create(store, "FROM both\nADAPTER other.gguf -1", files={"other.gguf": adapter(1)}, base=tag)
+    assert adapters_of(other) == [("a.gguf", -1.0)], "a blob that the base has keeps its name"
+    assert create(store, 'FROM both\nADAPTER ""', base=tag).digest == plain.digest
+    assert adapters_of(create(store, f"FROM {both.digest}")) == []
+
+
+def test_the_order_and_scale_of_adapters_are_part_of_the_model(store: MemoryStore) -> None:
+    files = {"m": TINY, "a": adapter(1), "b": adapter(2)}
+    recipes = ("ADAPTER a\nADAPTER b", "ADAPTER b\nADAPTER a", "ADAPTER a 2\nADAPTER b", "ADAPTER a 1.0\nADAPTER b 1")
+    digests = [create(store, f"FROM m\n{lines}", files=files).digest for lines in recipes]
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("FROM m\nADAPTER m", "ADAPTER `m` is of the kind `model`, not an adapter"),
+        ("FROM m\nADAPTER a\nADAPTER again", "two adapters are the same file"),
+        ("FROM m\nADAPTER none", "ADAPTER `none` is no file that is here"),
+        ("FROM m\nPROJECTOR none", "PROJECTOR `none` is no file that is here"),
+        ("FROM m\nFROM p\nPROJECTOR q", "one projector at most"),
+        ("FROM a", "FROM `a` is an adapter, not a model"),
+        ("FROM m\nQUANTIZE Q4_0", "QUANTIZE Q4_0: nothing was quantized"),
+    ],
+)
+def test_what_cannot_be_attached(store: MemoryStore, text: str, why: str) -> None:
+    files = {"m": TINY, "a": adapter(1), "again": adapter(1), "p": PROJECTOR, "q": PROJECTOR + b"\0"}
+    with pytest.raises(InvalidRequest, match=why):
+        create(store, text, files=files)
+    assert store.tags == {}
+
+
+def test_a_projector_is_inherited_replaced_and_taken_away(store: MemoryStore) -> None:
+    files = {"m": TINY, "p": PROJECTOR}
+    seeing = create(store, "FROM m\nPROJECTOR p", name="seeing", files=files)
+    assert seeing.digest == create(store, "FROM m\nFROM p", files=files).digest
+    tag = store.tags["seeing:latest"]
+    assert create(store, "FROM seeing", base=tag).projector == seeing.projector
+    assert create(store, "FROM seeing\nPROJECTOR p2", files={"p2": PROJECTOR}, base=tag).digest == seeing.digest
+    assert create(store, 'FROM seeing\nPROJECTOR ""', base=tag).projector is None
+
+
+def test_a_folder_of_shards(store: MemoryStore) -> None:
+    files = {f"./parts/m-{number + 1}.gguf": shard(number, 3) for number in (2, 0, 1)}
+    expected = create(store, "\n".join(f"FROM {name}" for name in files), files=files).digest
+    assert create(store, "FROM ./parts", files=files).digest == expected
+    assert create(store, "FROM ./parts/", files=files).digest == expected
+
+
+def test_weights_that_were_made_of_those_that_are_named(store: MemoryStore) -> None:
+    files = {"m": store.add(TINY), "a": store.add(adapter(1))}
+    recipe = parse_modelfile("FROM m\nADAPTER a\nQUANTIZE Q4_0")
+    ((layer, header),) = weights_of(store, recipe, files=files)
+    assert (layer.digest, header.architecture) == (files["m"], "llama")
+    made = FileLayer(store.add(OTHER), len(OTHER), "m-Q4_0.gguf")
+    manifest = store.get_manifest(create_model(store, "x", recipe, files=files, weights=[made]).manifest)
+    assert [layer.filename for layer in manifest.files] == ["m-Q4_0.gguf", "a"]
+
+
+def test_what_a_model_requires_is_inherited(store: MemoryStore) -> None:
+    base = create(store, "FROM m\nREQUIRES v0.14.0", name="base", files={"m": TINY})
+    assert base.lm.requires == "0.14.0"
+    tag = store.tags["base:latest"]
+    assert create(store, "FROM base", base=tag).digest == base.digest
+    assert create(store, "FROM base\nREQUIRES 0.20", base=tag).lm.requires == "0.20"
 
 
 def test_texts_from_a_source_become_plain(store: MemoryStore) -> None:

@@ -331,6 +331,17 @@ def test_lmd_json_and_back(config: LmConfig) -> None:
         ({"version": 1, "files": [{"digest": str(Digest.of(b"")), "filename": "../x", "role": "weights"}]}, "name"),
         ({"version": 1, "files": [{"digest": str(Digest.of(b"")), "filename": "x", "role": "boss"}]}, "role"),
         ({"version": 1, "files": [{}] * 257}, "at most 256"),
+        ({"version": 1, "requires": 5}, "requires"),
+        *(
+            (
+                {
+                    "version": 2,
+                    "files": [{"digest": str(Digest.of(b"")), "filename": "x", "role": "adapter", "scale": s}],
+                },
+                "scale",
+            )
+            for s in (True, "1", None, 1000, -100.5)
+        ),
     ],
 )
 def test_lmd_json_that_is_refused(content: dict[str, object], why: str) -> None:

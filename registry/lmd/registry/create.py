@@ -16,6 +16,7 @@ from lmd.registry.model_store import ModelStore, Tag, TagT, read_blob_header
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.recipe_files import gather
 from lmd.registry.ref import NameRef, parse_ref
+from lmd.registry.strict_json import MAX_BYTES
 
 _NOT_PLAIN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -117,9 +118,11 @@ def build_from_files(
         _check_others(store, others)
         if drafts:
             drafts = _checked_drafts(store, drafts, ordered)
+        texts = _with_plain_texts(lm or LmConfig())
+        _check_size(texts)
         built = build_manifest(
             [*(file for file, _ in ordered), *others, *drafts],
-            _with_plain_texts(lm or LmConfig()),
+            texts,
             [header for _, header in ordered],
         )
         lease.add(built.digest, *built.manifest.blob_digests())
@@ -213,6 +216,26 @@ def _with_plain_texts(lm: LmConfig) -> LmConfig:
         system=_plain_text(lm.system or "") or None,
         licenses=tuple(text for license_text in lm.licenses if (text := _plain_text(license_text))),
         messages=tuple(replace(message, content=_plain_text(message.content)) for message in lm.messages),
+    )
+
+
+def _check_size(lm: LmConfig) -> None:
+    """Refuse texts that together are larger than what a manifest holds, by the largest of them."""
+    size_bytes = len(lm.to_bytes())
+    if size_bytes <= MAX_BYTES:
+        return
+    texts = {
+        "license": lm.licenses,
+        "message": tuple(message.content for message in lm.messages),
+        "template": (lm.template or "",),
+        "system": (lm.system or "",),
+    }
+    largest = max(texts, key=lambda name: sum(map(len, texts[name])))
+    raise InvalidRequest(
+        f"the texts of the model have {size_bytes} bytes together, most of them {largest.upper()}; "
+        f"at most {MAX_BYTES} are allowed",
+        field=largest,
+        hint="shorten it, or name where it can be read",
     )
 
 

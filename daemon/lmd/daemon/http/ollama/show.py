@@ -93,6 +93,8 @@ def _answer(
         answer["tensors"] = [
             {"name": tensor.name, "type": tensor.type_name, "shape": tensor.shape} for tensor in header.tensors
         ]
+    if facts.requires:
+        answer["requires"] = facts.requires
     answer["capabilities"] = shown_capabilities(facts.capabilities)
     answer["modified_at"] = time_text(facts.modified_at)
     return answer
