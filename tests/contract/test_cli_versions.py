@@ -312,6 +312,22 @@ def test_other_weights_are_other_files(daemon: FakeDaemon, capsys: Capture) -> N
     assert [file["role"] for kind in ("removed", "added") for file in shown["files"][kind]] == ["weights", "weights"]
 
 
+def test_another_scale_of_an_adapter_is_a_difference(daemon: FakeDaemon, capsys: Capture) -> None:
+    digest = "sha256:" + "5" * 64
+    for name, scale, requires in (("one:latest", 1, ""), ("half:latest", 0.5, "0.14.0")):
+        info = daemon.add(name)
+        info.origin.ref, info.requires = "hf.co/x/y", requires
+        info.files[0].digest = digest
+        info.files.add(role="adapter", filename="lora.gguf", digest=digest, size_bytes=2048, scale=scale)
+    result = lm(capsys, "diff", "one", "half")
+    assert result.code == 1
+    assert "-adapter lora.gguf sha256:555555555555 2 KiB scale 1\n+adapter lora.gguf" in result.out
+    assert "\n+0.14.0\n" in result.out
+    shown = json.loads(lm(capsys, "diff", "one", "half", "--json").out)
+    assert [file["scale"] for kind in ("removed", "added") for file in shown["files"][kind]] == [1, 0.5]
+    assert shown["requires"] == {"old": "", "new": "0.14.0"}
+
+
 def test_with_one_model_the_version_before_is_compared(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.versions["poet:latest"] = [
         _version(2, State.STATE_CURRENT, "edit"),

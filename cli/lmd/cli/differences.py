@@ -20,16 +20,21 @@ def parts(info: model_pb2.ModelInfo) -> dict[str, str]:
     """Return what is compared, as texts by the name of the part."""
     from lmd.cli.describe import parameter_pairs
 
-    files = [f"{f.role} {f.filename} {f.digest[:_SHORT_DIGEST]} {format_size(f.size_bytes)}" for f in info.files]
     return {
-        "files": _lines(files),
+        "files": _lines([_file_line(file) for file in info.files]),
         "parameters": _lines([f"{name} {value}" for name, value in parameter_pairs(info.parameters)]),
         "template": info.template,
         "system": info.system,
         "messages": _lines([f"{message.role}: {message.content}" for message in info.messages]),
         "licenses": "\n".join(info.licenses),
         "origin": _lines([line for line in (info.origin.ref, info.origin.commit) if line]),
+        "requires": info.requires,
     }
+
+
+def _file_line(file: model_pb2.ModelFile) -> str:
+    scale = f" scale {file.scale:g}" if file.role == "adapter" else ""
+    return f"{file.role} {file.filename} {file.digest[:_SHORT_DIGEST]} {format_size(file.size_bytes)}{scale}"
 
 
 def _lines(lines: list[str]) -> str:
@@ -67,12 +72,17 @@ def difference_json(old: model_pb2.ModelInfo, new: model_pb2.ModelInfo, names: t
         "equal": before == after,
         "parameters": _parameters(parameters_json(old.parameters), parameters_json(new.parameters)),
         "files": {"removed": _files(old, new), "added": _files(new, old)},
-        "origin": None if before["origin"] == after["origin"] else {"old": old.origin.ref, "new": new.origin.ref},
+        "origin": _change(before["origin"], after["origin"]),
+        "requires": _change(before["requires"], after["requires"]),
         **{
             part: "\n".join(unified(before[part], after[part], f"{names[0]} {part}", f"{names[1]} {part}")) or None
             for part in texts
         },
     }
+
+
+def _change(old: str, new: str) -> Json | None:
+    return None if old == new else {"old": old.rstrip("\n"), "new": new.rstrip("\n")}
 
 
 def _parameters(old: Json, new: Json) -> Json:
@@ -84,9 +94,15 @@ def _parameters(old: Json, new: Json) -> Json:
 
 
 def _files(these: model_pb2.ModelInfo, those: model_pb2.ModelInfo) -> list[Json]:
-    others = {(file.role, file.digest, file.filename) for file in those.files}
+    others = {(file.role, file.digest, file.filename, file.scale) for file in those.files}
     return [
-        {"role": f.role, "filename": f.filename, "digest": f.digest, "size_bytes": f.size_bytes}
-        for f in these.files
-        if (f.role, f.digest, f.filename) not in others
+        {
+            "role": file.role,
+            "filename": file.filename,
+            "digest": file.digest,
+            "size_bytes": file.size_bytes,
+            **({"scale": file.scale} if file.role == "adapter" else {}),
+        }
+        for file in these.files
+        if (file.role, file.digest, file.filename, file.scale) not in others
     ]

@@ -31,21 +31,23 @@ def summarize(before: Manifest, after: Manifest) -> str:
 
 def _files(before: Manifest, after: Manifest) -> Iterator[str]:
     for role in FILE_ROLES:
-        old, new = _digests(before, role), _digests(after, role)
+        old, new = _named(before, role), _named(after, role)
         if old != new:
             yield f"{role} {'added' if not old else 'removed' if not new else 'changed'}"
 
 
-def _digests(manifest: Manifest, role: str) -> list[Digest]:
-    return [layer.digest for layer in manifest.files if layer.role == role]
+def _named(manifest: Manifest, role: str) -> list[tuple[Digest, float]]:
+    return [(layer.digest, layer.scale) for layer in manifest.files if layer.role == role]
 
 
 def _texts(before: LmConfig, after: LmConfig) -> Iterator[str]:
     for name, old, new in (("template", before.template, after.template), ("system", before.system, after.system)):
         if (old or "") != (new or ""):
             yield f"{name} {_text_change(old or '', new or '')}"
-    if before.messages != after.messages:
+    if len(before.messages) != len(after.messages):
         yield f"messages {len(before.messages)} to {len(after.messages)}"
+    elif before.messages != after.messages:
+        yield "messages changed"
 
 
 def _text_change(old: str, new: str) -> str:
