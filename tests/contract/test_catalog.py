@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,9 +14,10 @@ from lmd.daemon.access import pull_ref
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.creating import create
+from lmd.daemon.creating import Quantization, create
 from lmd.daemon.errors import UploadRequired
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantizer
 from lmd.daemon.uploads import MAX_CHUNK_BYTES, Chunk, StoredBlob
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
@@ -39,6 +41,8 @@ from tests.support.tiny_models import CHATML, split_model
 
 ME = Caller(os.geteuid(), os.getpid(), "me")
 SOMEBODY = Caller(os.geteuid() + 1, 1, "somebody")
+#: No type is asked for here, so nobody has to do it.
+NO_QUANTIZATION = Quantization(cast(Quantizer, None))
 
 
 @pytest.fixture
@@ -291,7 +295,12 @@ async def test_a_copy_replaces_what_was_there(catalog: Catalog, store: Store, tm
 async def steps_of(
     catalog: Catalog, pulls: Pulls, name: str, modelfile: str, files: dict[str, Digest] | None = None
 ) -> list[str | PullEvent | TagRecord]:
-    return [step async for step in create(catalog, pulls, name=name, modelfile=modelfile, files=files or {})]
+    return [
+        step
+        async for step in create(
+            catalog, pulls, name=name, modelfile=modelfile, files=files or {}, quantization=NO_QUANTIZATION
+        )
+    ]
 
 
 async def test_create_from_a_file_that_was_stored(catalog: Catalog, pulls: Pulls, store: Store, tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ class Scene:
         tag = self.store.get_tag(name)
         return None if tag is None else self.store.get_manifest(tag.manifest).weights[0].digest
 
+    def system(self, name: str) -> str | None:
+        """The system prompt of the model *name*; None when there is no such model."""
+        tag = self.store.get_tag(name)
+        return None if tag is None else self.store.get_manifest(tag.manifest).lm.system
+
     def is_model(self, name: str, number: int) -> bool:
         return self.weights(name) == Digest.of(self.model(number).read_bytes())
 
@@ -270,6 +275,26 @@ async def test_a_modelfile_with_mistakes_or_an_unknown_base_is_reported(scene: S
         await until(lambda: len(dropin.problems) == 2, "both are reported")
         assert "line 2" in dropin.problems["a.modelfile"]
         assert dropin.problems["b.modelfile"] == "model `nobody-has-this` not found"
+
+
+async def test_modelfiles_that_go_in_circles_make_nothing_and_do_not_turn(scene: Scene) -> None:
+    timing = Timing(settle_s=0.05, blind_settle_s=0.5, rescan_s=0.1)
+    async with scene.running(timing) as dropin:
+        scene.write("self.modelfile", "FROM self\n")
+        scene.write("a.modelfile", "FROM b\n")
+        scene.write("b.modelfile", "FROM a\n")
+        await until(lambda: len(dropin.problems) == 3, "all are reported")
+        assert sorted(dropin.problems.values()) == [f"model `{name}` not found" for name in ("a", "b", "self")]
+        scene.put("weights/w.gguf")
+        scene.write("weights/Modelfile", "FROM ./w.gguf\n")
+        scene.write("b.modelfile", "FROM weights\nSYSTEM One.\n")
+        await until(lambda: scene.store.get_tag("a:latest"), "the circle is broken, and both are made")
+        scene.write("b.modelfile", "FROM a\nSYSTEM Two.\n")
+        await until(lambda: scene.system("b:latest") == "Two.", "closed again, it is made of the model there is")
+        scene.write("last.modelfile", "FROM b\nSYSTEM Last.\n")
+        await until(lambda: scene.system("last:latest") == "Last.", "another look")
+        assert scene.system("a:latest") == "One."
+        assert len(scene.store.tag_history("b:latest")) == 2
 
 
 async def test_a_name_from_elsewhere_is_not_taken_over(scene: Scene) -> None:

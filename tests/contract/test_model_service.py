@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.pulls import ModelPuller, Pulls
+from lmd.daemon.quantizer import Quantizer
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.services.models import ModelServiceServicer
 from lmd.daemon.services.store import StoreServiceServicer
@@ -99,10 +100,11 @@ async def serve(
     pool = BlockingPool(4)
     catalog = Catalog(store, AliasTable.load(), pool)
     pulls = Pulls(puller)
+    quantizer = Quantizer(store, pool, run_dir / "quantize")
     saved_kv = SavedKv(store.root / "kv", 1 << 30, "1.0", pool)
 
     def add_models(server: grpc.aio.Server) -> str:
-        rpc.add_ModelServiceServicer_to_server(ModelServiceServicer(catalog, pulls), server)
+        rpc.add_ModelServiceServicer_to_server(ModelServiceServicer(catalog, pulls, quantizer), server)
         return "lmd.v1.ModelService"
 
     def add_store(server: grpc.aio.Server) -> str:

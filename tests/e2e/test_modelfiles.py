@@ -206,3 +206,17 @@ def test_two_creates_of_one_name_at_once(product: Product, folder: Path) -> None
         assert process.returncode == 0, said
     assert product.json("show", "one")["system"] in "012345"
     assert len(product.json("ls")) == 2
+
+
+def test_quantize_in_a_modelfile(product: Product, folder: Path) -> None:
+    make_tiny_llama(folder / "wide.gguf", n_embd=256, n_ff=256)
+    create(product, folder, "small", "FROM ./wide.gguf\nQUANTIZE q8_0\nSYSTEM Be brief.\n")
+    small = product.json("show", "small")
+    assert (small["quantization"], small["system"]) == ("Q8_0", "Be brief.")
+    create(product, folder, "same", "FROM ./wide.gguf\nSYSTEM Be brief.\nQUANTIZE Q8_0\n")
+    assert product.json("show", "same")["digest"] == small["digest"]
+    shown = product.lm("show", "--modelfile", "small").stdout
+    assert "QUANTIZE" not in shown
+    product.lm("create", "again", "-f", "-", stdin=shown)
+    assert product.json("show", "again")["digest"] == small["digest"]
+    assert product.json("run", "small", "the people", "-o", "num_predict=4", "-o", "num_ctx=256")["response"]

@@ -169,9 +169,24 @@ def test_errors_reach_the_user_of_the_package(client: ollama.Client, tiny_files:
         # The stream has begun by then.
         with pytest.raises(ollama.ResponseError, match=r"^pull model manifest: file does not exist"):
             list(client.pull(name, stream=True))
-    with pytest.raises(ollama.ResponseError, match="does not quantize yet") as quantized:
-        client.create("small", from_="mine", quantize="q4_K_M")
-    assert quantized.value.status_code == 400
+    with pytest.raises(
+        ollama.ResponseError, match="is no quantization that can be made; legal are F32, F16"
+    ) as refused:
+        client.create("small", from_="mine", quantize="q4_K_XXL")
+    assert refused.value.status_code == 400
+
+
+def test_a_model_is_quantized_for_the_user_of_the_package(client: ollama.Client, tiny_files: list[Path]) -> None:
+    client.create("mine", files={"tiny.gguf": client.create_blob(tiny_files[0])})
+    steps = list(client.create("small", from_="mine", quantize="q8_0", stream=True))
+    quantizing = [step for step in steps if step.status == "quantizing F32 model to Q8_0"]
+    assert quantizing[-1].completed == quantizing[-1].total > 0
+    assert steps[-1].status == "success"
+    details = client.show("small").details
+    assert details is not None
+    assert details.quantization_level == "Q8_0"
+    with pytest.raises(ollama.ResponseError, match="quantized already"):
+        client.create("smaller", from_="small", quantize="q4_0")
 
 
 def test_the_list_is_never_out_of_date(daemon: Managed, tiny_files: list[Path]) -> None:

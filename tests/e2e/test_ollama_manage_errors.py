@@ -72,7 +72,13 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
     ("POST", "/api/create", {"model": "new", "files": {"x": "sha256:1"}}, 400, "invalid digest format"),
     ("POST", "/api/create", {"model": "new", "files": {"x": f"sha256:{NOBODY}"}}, 400, f"the blob sha256:{NOBODY} of"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "template": "{{ .Prompt }}"}, 400, TEMPLATE_REFUSED),
-    ("POST", "/api/create", {"model": "new", "from": "mine", "quantize": "q4_0"}, 400, "quantize: this daemon"),
+    (
+        "POST",
+        "/api/create",
+        {"model": "new", "from": "mine", "quantize": "q9_9"},
+        400,
+        "`q9_9` is no quantization that can be made; legal are F32, F16",
+    ),
     ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "adapters: adapters are"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "renderer": "x"}, 400, "renderer: there are no"),
     (

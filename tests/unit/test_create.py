@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from lmd.registry.create import build_from_files, create_model, in_shard_order, weights_of
+from lmd.registry.create import build_from_files, create_model, gather_parts, in_shard_order
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, GgufInvalid, InvalidRef, InvalidRequest
 from lmd.registry.lm_config import LmConfig, Message, Origin
@@ -341,7 +341,7 @@ def test_the_order_and_scale_of_adapters_are_part_of_the_model(store: MemoryStor
         ("FROM m\nPROJECTOR none", "PROJECTOR `none` is no file that is here"),
         ("FROM m\nFROM p\nPROJECTOR q", "one projector at most"),
         ("FROM a", "FROM `a` is an adapter, not a model"),
-        ("FROM m\nQUANTIZE Q4_0", "QUANTIZE Q4_0: nothing was quantized"),
+        ("FROM m\nQUANTIZE Q4_0", "QUANTIZE Q4_0: nothing is quantized here"),
     ],
 )
 def test_what_cannot_be_attached(store: MemoryStore, text: str, why: str) -> None:
@@ -368,14 +368,12 @@ def test_a_folder_of_shards(store: MemoryStore) -> None:
     assert create(store, "FROM ./parts/", files=files).digest == expected
 
 
-def test_weights_that_were_made_of_those_that_are_named(store: MemoryStore) -> None:
+def test_the_parts_of_a_model_that_is_to_be_quantized(store: MemoryStore) -> None:
     files = {"m": store.add(TINY), "a": store.add(adapter(1))}
-    recipe = parse_modelfile("FROM m\nADAPTER a\nQUANTIZE Q4_0")
-    ((layer, header),) = weights_of(store, recipe, files=files)
-    assert (layer.digest, header.architecture) == (files["m"], "llama")
-    made = FileLayer(store.add(OTHER), len(OTHER), "m-Q4_0.gguf")
-    manifest = store.get_manifest(create_model(store, "x", recipe, files=files, weights=[made]).manifest)
-    assert [layer.filename for layer in manifest.files] == ["m-Q4_0.gguf", "a"]
+    recipe = parse_modelfile("FROM m\nADAPTER a\nQUANTIZE Q4_0\nSYSTEM x")
+    parts, lm = gather_parts(store, recipe, files=files)
+    assert [(part.filename, part.role) for part in parts] == [("m", "weights"), ("a", "adapter")]
+    assert lm.system == "x"
 
 
 def test_what_a_model_requires_is_inherited(store: MemoryStore) -> None:

@@ -250,7 +250,7 @@ def test_the_modelfile_of_a_plain_pull() -> None:
     "lm",
     [
         LmConfig(parameters={"stop": ("\r",)}),
-        LmConfig(template="{{ .System }}"),
+        LmConfig(template="{{ .System }}{{ end }}"),
         LmConfig(messages=(Message("tool", "{}"),)),
         LmConfig(system='a"""\nb"'),
     ],

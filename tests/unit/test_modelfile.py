@@ -172,10 +172,16 @@ def test_without_directives_there_is_nothing() -> None:
         ('FROM x\nSYSTEM """', 2, 8, "never ends"),
         ('FROM x\nSYSTEM """"', 2, 8, "never ends"),
         ("FROM x\0", 1, 7, "U+0000"),
-        ("FROM x\nTEMPLATE {{ .System }}", 2, 10, "Go template"),
-        ('FROM x\nTEMPLATE """a{{- if .System }}"""', 2, 14, "Go template"),
-        ('FROM x\nTEMPLATE """\nab {{ range .Messages }}"""', 3, 4, "Go template"),
-        ("FROM x\nTEMPLATE {{ $x := 1 }}", 2, 10, "Go template"),
+        ("FROM x\nTEMPLATE {{ .System }}{{ if }}", 2, 29, "does not compile: missing value for if"),
+        ('FROM x\nTEMPLATE """a{{- if .System }}"""', 2, 31, "{{else}} or {{end}} is missing"),
+        (
+            'FROM x\nTEMPLATE """\nab {{ range .Messages }}\n {{ .Role | upper }}{{ end }}"""',
+            4,
+            13,
+            '"upper" not defined',
+        ),
+        ("FROM x\nTEMPLATE {{ $x := 1 }}{{ $y }}", 2, 26, 'undefined variable "$y"'),
+        ('FROM x\nTEMPLATE "{{ .Prompt"', 2, 11, "unclosed action"),
     ],
 )
 def test_mistakes(text: str, line: int, column: int, message: str) -> None:
@@ -425,7 +431,7 @@ def test_texts_that_no_modelfile_can_hold(text: str) -> None:
 
 def test_what_parsing_refuses_is_not_written() -> None:
     with pytest.raises(InvalidRequest, match="TEMPLATE cannot be written"):
-        format_modelfile(Modelfile((From("x"),), template="{{ .System }}"))
+        format_modelfile(Modelfile((From("x"),), template="{{ .System }}{{ if }}"))
     with pytest.raises(InvalidRequest, match="role of a MESSAGE cannot be written"):
         format_modelfile(Modelfile((From("x"),), messages=(Message("tool", "{}"),)))
 

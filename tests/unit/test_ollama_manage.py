@@ -247,7 +247,7 @@ def test_from_may_name_an_uploaded_file_or_a_digest() -> None:
         ({"from": "sha256:1"}, "invalid digest format"),
         ({"from": "../x"}, "not read from paths"),
         ({"from": "FILE:/x"}, "not read from paths"),
-        ({"from": "x", "draft_quantize": "q4_0"}, "does not quantize"),
+        ({"from": "x", "draft_quantize": "q4_0"}, "drafts are not quantized"),
         ({"from": "x", "parser": "y"}, "no built-in parsers"),
         ({"from": "x", "info": {"a": 1}}, "cannot be overridden"),
         ({"from": "x", "remote_host": "y"}, "no remote models"),

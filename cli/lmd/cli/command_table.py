@@ -12,6 +12,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ls": "List the models of the store",
         "show": "Show what a model is",
         "create": "Create a model from a Modelfile",
+        "quantize": "Make a model with smaller weights of a model",
         "edit": "Change a model's Modelfile in an editor",
         "history": "List the versions of a model",
         "diff": "Show what differs between two models",

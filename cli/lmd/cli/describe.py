@@ -43,6 +43,8 @@ def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
             [
                 ("ref", one_line(origin.ref)),
                 ("commit", one_line(origin.commit)),
+                ("quantized", f"from {origin.quantized_from}" if origin.quantized_from else ""),
+                ("imatrix", origin.imatrix),
                 ("pulled", format_ago(now - pulled_at) if pulled_at else ""),
                 ("modified", format_ago(now - unix_time(model.modified_time))),
             ],

@@ -76,9 +76,14 @@ def _edit(app: App, info: model_pb2.ModelInfo, editor: str, path: Path) -> model
 
 def _make(app: App, before: model_pb2.Model, text: str, path: Path) -> model_pb2.Model:
     from lmd.cli.commands.create import create_model
+    from lmd.cli.pulling import token_from_environment
+    from lmd.v1 import model_service_pb2 as pb
 
+    request = pb.CreateModelRequest(
+        name=before.name, modelfile=text, edited_digest=before.digest, token=token_from_environment()
+    )
     with app.daemon() as client:
-        return create_model(client, before.name, text, Path.cwd(), path.name, edited_digest=before.digest)
+        return create_model(client, request, Path.cwd(), path.name)
 
 
 class _GaveUp(ClientError):

@@ -85,6 +85,19 @@ def model_json(model: model_pb2.Model) -> Json:
     }
 
 
+def measurement_json(side: model_service_pb2.Measurement) -> Json:
+    """Return one side of the comparison of `lm quantize --json`."""
+    return {
+        "name": side.name,
+        "quantization": side.quantization,
+        "size_bytes": side.size_bytes,
+        "perplexity": float(f"{side.perplexity:.9g}"),
+        "scored_tokens": side.scored_tokens,
+        "prompt_tokens_per_second": float(f"{side.prompt_tokens_per_second:.6g}"),
+        "answer_tokens_per_second": float(f"{side.answer_tokens_per_second:.6g}"),
+    }
+
+
 def model_info_json(info: model_pb2.ModelInfo) -> Json:
     """Return `lm show --json`."""
     details = info.model.details
@@ -103,6 +116,9 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
             "ref": info.origin.ref,
             "commit": info.origin.commit,
             "pulled_at": time_text(info.origin.pulled_time),
+            "quantize": info.origin.quantize,
+            "quantized_from": info.origin.quantized_from,
+            "imatrix": info.origin.imatrix,
         },
         "files": [
             {

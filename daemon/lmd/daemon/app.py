@@ -22,6 +22,7 @@ from lmd.daemon.inference import Inference
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantizer
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
@@ -140,6 +141,10 @@ class Application:
             tasks=len(asyncio.all_tasks()),
         )
 
+        quantizer = Quantizer(store, pool, config.dirs.runtime / "quantize")
+        await quantizer.start()
+        self._draining.callback(quantizer.stop)
+
         if config.dropin.enabled:
             # Imports take as long as the files are large; they get a thread of their own.
             dropin_pool = BlockingPool(1, "dropin")
@@ -151,7 +156,11 @@ class Application:
         # First of all, and at once: whoever waits for a model is told to go elsewhere.
         self._draining.callback(residency.drain)
         self._servicers = [
-            adder("ModelService", add_ModelServiceServicer_to_server, ModelServiceServicer(catalog, pulls)),
+            adder(
+                "ModelService",
+                add_ModelServiceServicer_to_server,
+                ModelServiceServicer(catalog, pulls, quantizer),
+            ),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool, saved_kv)),
             adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
             adder(
@@ -165,6 +174,7 @@ class Application:
                 config=config,
                 catalog=catalog,
                 pulls=pulls,
+                quantizer=quantizer,
                 residency=residency,
                 inference=inference,
                 embedding=embedding,

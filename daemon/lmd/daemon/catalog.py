@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from lmd.daemon.uploads import Uploads
 from lmd.daemon.versions import Versions
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
-from lmd.registry.create import create_model
+from lmd.registry.create import build_from_files, create_model, gather_parts
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError, ModelNotFound
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info, read_whole_header
-from lmd.registry.lm_config import FileRole, Message
-from lmd.registry.manifest import Manifest
+from lmd.registry.lm_config import FileRole, LmConfig, Message
+from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.modelfile import Modelfile, parse_modelfile
 from lmd.registry.parameters import ParameterValue
 from lmd.registry.store import Store, TagRecord
@@ -198,6 +198,35 @@ class Catalog:
         Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
         """
         return await self._pool.run(self._build, name, recipe, files, base, draft, edited)
+
+    async def gather(
+        self,
+        recipe: Modelfile,
+        *,
+        files: Mapping[str, Digest],
+        base: TagRecord | None,
+        draft: TagRecord | None = None,
+    ) -> tuple[Sequence[FileLayer], LmConfig]:
+        """Return the files and settings that a Modelfile adds up to, all of which are in the store; see `publish`.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing.
+        """
+        return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
+
+    async def publish(
+        self, name: str, files: Sequence[FileLayer], lm: LmConfig, *, note: str, expected: Digest | None = None
+    ) -> TagRecord:
+        """Make or replace the model *name* of files that are in the store and held there.
+
+        *note* and *expected* are as for `Store.set_tag`.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
+        """
+        return await self._pool.run(build_from_files, self._store, name, files, lm=lm, note=note, expected=expected)
+
+    async def let_go(self, digests: Iterable[Digest]) -> None:
+        """Give up the leases of uploads that a model was made of."""
+        await self._pool.run(self.uploads.release, tuple(digests))
 
     def model_released(self, manifest: Digest) -> None:
         """Take note that no runner holds *manifest* any more: what was removed meanwhile can go now."""

@@ -153,9 +153,10 @@ def chat_frame(
     tools: Tools | None = None,
     think: Think | None = None,
     template: str = "",
+    suffix: str = "",
 ) -> frames.Chat:
     """Return turns as a runner takes them."""
-    chat = frames.Chat(messages=[_message_frame(message) for message in messages], template=template)
+    chat = frames.Chat(messages=[_message_frame(message) for message in messages], template=template, suffix=suffix)
     if think is not None:
         chat.think = _THINK[think]
     if tools is not None and tools.choice != ToolChoice.NONE:

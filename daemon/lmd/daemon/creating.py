@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import structlog
 
@@ -11,6 +12,7 @@ from lmd.daemon.catalog import Catalog
 from lmd.daemon.names import new_name
 from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.modelfile import Modelfile
@@ -21,6 +23,20 @@ from lmd.registry.store import TagRecord
 
 log = structlog.get_logger(__name__)
 
+Step = str | PullEvent | WorkProgress | TagRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """The type to quantize the weights of a new model to ("": that of its Modelfile), and by whom.
+
+    *requantize* allows weights that are quantized already.
+    """
+
+    by: Quantizer
+    quantize: str = ""
+    requantize: bool = False
+
 
 async def create(
     catalog: Catalog,
@@ -29,15 +45,25 @@ async def create(
     name: str,
     modelfile: str,
     files: Mapping[str, Digest],
+    quantization: Quantization,
     token: str | None = None,
     edited: Digest | None = None,
-) -> AsyncGenerator[str | PullEvent | TagRecord]:
+) -> AsyncGenerator[Step]:
     """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
     target = _target(name, edited)
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
-    steps = make(catalog, pulls, name=target, recipe=recipe, files=files, token=token, edited=edited)
-    async with aclosing(steps):
+    making = make(
+        catalog,
+        pulls,
+        name=target,
+        recipe=recipe,
+        files=files,
+        quantization=quantization,
+        token=token,
+        edited=edited,
+    )
+    async with aclosing(making) as steps:
         async for step in steps:
             yield step
 
@@ -49,18 +75,19 @@ async def make(
     name: str,
     recipe: Modelfile,
     files: Mapping[str, Digest],
+    quantization: Quantization,
     token: str | None = None,
     edited: Digest | None = None,
-) -> AsyncGenerator[str | PullEvent | TagRecord]:
-    """Make or replace the model *name*; yields what begins, the progress of a pull, and at the end the tag.
+) -> AsyncGenerator[Step]:
+    """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
 
     *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
     one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
     closing the iterator is leaving that pull. *edited* makes it an edit of the manifest that *name* points to: when
     that is another one by now, nothing is done.
 
-    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, TagChanged,
-    DiskFull, StoreError.
+    Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, what
+    `Quantizer.quantize` raises, TagChanged, DiskFull, StoreError.
     """
     target = _target(name, edited)
     check_required(recipe.requires)
@@ -84,8 +111,22 @@ async def make(
                         named[directive] = step
                     else:
                         yield step
-    yield f"creating {target}"
-    tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
+    wanted_type = quantization.quantize or recipe.quantize
+    if wanted_type:
+        parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
+        wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
+        async with aclosing(quantization.by.quantize(wanted)) as working:
+            async for made in working:
+                if isinstance(made, Quantized):
+                    yield f"creating {target}"
+                    note = "create" if edited is None else "edit"
+                    tag = await catalog.publish(target, made.files, made.lm, note=note, expected=edited)
+                else:
+                    yield made
+        await catalog.let_go(files.values())
+    else:
+        yield f"creating {target}"
+        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
 

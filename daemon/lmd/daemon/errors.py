@@ -13,7 +13,8 @@ LmdError
 │   ├── RunnerCrashed           ... died
 │   ├── RunnerStartTimeout      ... did not become ready in time
 │   ├── RunnerHung              ... stopped answering
-│   └── EngineFailed            ... failed on one request, and goes on
+│   ├── EngineFailed            ... failed on one request, and goes on
+│   └── QuantizeFailed          ... cannot quantize or measure a model
 ├── Unloaded                  the model was unloaded by force while it answered
 ├── ContextLengthExceeded     the prompt is longer than the context
 └── TemplateFailed            the chat template fails or runs over its limits
@@ -184,6 +185,16 @@ class EngineFailed(RunnerError):
         super().__init__(
             f"the engine of model `{name}` failed on this request: {detail}", name=name, log=log, hint="run it again"
         )
+        self.metadata["detail"] = detail
+
+
+class QuantizeFailed(RunnerError):
+    """Raised when a model cannot be quantized or measured; *detail* is the engine's own words, or how it died."""
+
+    reason = "ENGINE_FAILED"
+
+    def __init__(self, name: str, detail: str, *, log: str) -> None:
+        super().__init__(f"the engine fails on model `{name}`: {detail}", name=name, log=log)
         self.metadata["detail"] = detail
 
 

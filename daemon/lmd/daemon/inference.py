@@ -19,6 +19,7 @@ from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
+from lmd.gotemplate.survey import writes_suffix
 from lmd.registry.errors import CapabilityMissing, InvalidRequest
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import INT32_MAX
@@ -89,8 +90,8 @@ class Inference:
         With a chat template and without *raw* the prompt is one user turn, after the system prompt and the manifest's
         messages. Without a template a system prompt is put before the prompt, and a blank line between them. *system*
         replaces the manifest's; "" means none. *template* is used instead of the model's. With a *suffix* the answer
-        fills the gap between the two texts, and nothing else is put around them. *tokens* of the model are a raw prompt
-        that is tokenized already; nothing is added to them.
+        fills the gap between the two texts, and nothing else is put around them but by a Go template that knows of it.
+        *tokens* of the model are a raw prompt that is tokenized already; nothing is added to them.
 
         Raises:
             InvalidRef, ModelNotFound, InvalidRequest, CapabilityMissing: the request cannot be served.
@@ -109,6 +110,9 @@ class Inference:
                 return frames.Submit(tokens=frames.Tokens(ids=_token_ids(tokens)))
             if raw:
                 return frames.Submit(prompt=prompt)
+            if suffix and writes_suffix(template or resolved.template or ""):
+                gap = chat_frame([Turn("user", prompt)], think=think, template=template, suffix=suffix)
+                return frames.Submit(chat=gap)
             if suffix:
                 require(resolved, "insert")
                 return frames.Submit(insert=frames.Insert(prefix=prompt, suffix=suffix))

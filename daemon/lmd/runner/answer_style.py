@@ -12,6 +12,9 @@ import functools
 import re
 from dataclasses import dataclass
 
+from lmd.gotemplate.survey import is_go_template
+from lmd.runner.go_style import marks_of
+
 
 class Form(enum.Enum):
     """How one call is written, between the markers around it."""
@@ -196,7 +199,32 @@ def style_of(template: str) -> AnswerStyle:
         return _CHANNELS
     # In a template quotes may stand in quotes.
     plain = template.replace('\\"', '"')
+    if is_go_template(template):
+        return _go_style(plain, template)
     return AnswerStyle(thoughts=_thoughts_of(template), calls=_calls_of(plain))
+
+
+def _go_style(plain: str, template: str) -> AnswerStyle:
+    """Return the style of a known family, else what the template itself writes around thoughts and calls."""
+    marks = marks_of(template)
+    thoughts, calls = _thoughts_of(template), _known_calls(plain)
+    if thoughts is None and marks.thoughts is not None:
+        thoughts = Thoughts(*marks.thoughts)
+    if calls is None and marks.calls is not None:
+        opener, closer = marks.calls
+        calls = Calls(
+            opener,
+            closer,
+            listed=marks.listed,
+            bare=not opener,
+            unmarked=not opener,
+            gap="" if marks.listed else "\n",
+            name_key=marks.name_key,
+            arguments_key=marks.arguments_key,
+        )
+    if calls is None and ".Tools" in template:
+        calls = _GENERIC
+    return AnswerStyle(thoughts=thoughts, calls=calls)
 
 
 def _thoughts_of(template: str) -> Thoughts | None:
@@ -208,7 +236,11 @@ def _thoughts_of(template: str) -> Thoughts | None:
 
 
 def _calls_of(template: str) -> Calls | None:
+    return _known_calls(template) or (_GENERIC if _MENTIONS_TOOLS.search(template) else None)
+
+
+def _known_calls(template: str) -> Calls | None:
     for texts, calls in _CALLS:
         if all(text in template for text in texts):
             return calls
-    return _GENERIC if _MENTIONS_TOOLS.search(template) else None
+    return None

@@ -2,7 +2,8 @@
 
 Run as `python -m lmd.runner.render --fd N`. It compiles a template in jinja2's immutable sandbox, with memory, file and
 process limits, and renders turns with it, one request at a time. Time is the runner's to watch: a template cannot be
-interrupted from inside, so the runner kills this process and starts another.
+interrupted from inside, so the runner kills this process and starts another. Go templates, which Ollama's models have,
+are told by their text, and interpreted.
 
 Frames (see `wire`), from the runner: a JSON object with `template`, `bos_token`, `eos_token`, `max_bytes`; then one
 serialized `Chat` for each prompt. A chat may bring its own template, and must when the first `template` is empty. From
@@ -15,7 +16,6 @@ import argparse
 import datetime
 import functools
 import json
-import re
 import resource
 import socket
 import sys
@@ -28,8 +28,11 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lmd.gotemplate.errors import TemplateError
+from lmd.gotemplate.survey import is_go_template
 from lmd.runner.chat_values import is_none, template_values
 from lmd.runner.confine import drop_rights, tie_to_parent
+from lmd.runner.go_chat import GoRenderer
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.wire import WireClosed, WireError, frame, read_frame
 
@@ -39,12 +42,19 @@ TAG_ERROR = b"E"
 _MESSAGE_CHARACTERS = 300
 # Templates that requests bring, for those that bring the same one again.
 _KEPT_TEMPLATES = 4
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:\.|\$|/\*|(?:if|range|with|end|else|block|define|template)\b)")
 _WORKING_BYTES = 256 << 20
 # Enough for the standard streams, the socket, and a module that Python imports late.
 _OPEN_FILES = 16
 # Raised exceptions of Python's own: what a template does wrong, not what is wrong with this program.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 class PromptTooLong(Exception):
@@ -135,13 +145,11 @@ def describe_error(error: BaseException) -> str:
     """Return one short line that says what went wrong in the template's own terms."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         text = f"line {error.lineno}: {error.message}"
-        if _GO_TEMPLATE.search(error.source or ""):
-            text = "it is a Go template; templates are Jinja here, such as {{ messages[0].content }}"
     elif isinstance(error, RecursionError):
         text = "it nests too deeply"
     elif isinstance(error, MemoryError):
         text = "it needs too much memory"
-    elif isinstance(error, jinja2.TemplateError | PromptTooLong):
+    elif isinstance(error, TemplateError | jinja2.TemplateError | PromptTooLong):
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error}"
@@ -171,7 +179,9 @@ def serve(connection: socket.socket) -> None:
     _limit(setup["max_bytes"])
 
     @functools.lru_cache(maxsize=_KEPT_TEMPLATES)
-    def compiled(template: str) -> Renderer:
+    def compiled(template: str) -> Renderer | GoRenderer:
+        if is_go_template(template):
+            return GoRenderer(template, max_bytes=setup["max_bytes"])
         return Renderer(
             template, bos_token=setup["bos_token"], eos_token=setup["eos_token"], max_bytes=setup["max_bytes"]
         )

@@ -226,10 +226,19 @@ class Origin(_message.Message):
     REF_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     PULLED_TIME_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    QUANTIZED_FROM_FIELD_NUMBER: _builtins.int
+    IMATRIX_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """The reference as it was resolved, such as "hf.co/org/repo:Q4_K_M"."""
     commit: _builtins.str
     """The commit of the repository; empty for files and URLs."""
+    quantize: _builtins.str
+    """The type the weights were quantized to here; empty when they are as they came."""
+    quantized_from: _builtins.str
+    """The digest of the (first) file they were made of."""
+    imatrix: _builtins.str
+    """The digest of the importance matrix; empty for none."""
     @_builtins.property
     def pulled_time(self) -> _timestamp_pb2.Timestamp:
         """When the bytes were fetched."""
@@ -240,10 +249,13 @@ class Origin(_message.Message):
         ref: _builtins.str = ...,
         commit: _builtins.str = ...,
         pulled_time: _timestamp_pb2.Timestamp | None = ...,
+        quantize: _builtins.str = ...,
+        quantized_from: _builtins.str = ...,
+        imatrix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pulled_time", b"pulled_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "pulled_time", b"pulled_time", "ref", b"ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "imatrix", b"imatrix", "pulled_time", b"pulled_time", "quantize", b"quantize", "quantized_from", b"quantized_from", "ref", b"ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -331,7 +331,7 @@ class Version(_message.Message):
     digest: _builtins.str
     """The manifest's digest."""
     how: _builtins.str
-    """How: "pull", "create", "edit", "copy", "rollback" or "folder"; empty when not known."""
+    """How: "pull", "create", "quantize", "edit", "copy", "rollback" or "folder"; empty when not known."""
     detail: _builtins.str
     """More about that, such as "of llama3:latest" or "to version 2"."""
     change: _builtins.str
@@ -551,6 +551,8 @@ class CreateModelRequest(_message.Message):
     MODELFILE_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    REQUANTIZE_FIELD_NUMBER: _builtins.int
     EDITED_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to create or replace."""
@@ -558,6 +560,10 @@ class CreateModelRequest(_message.Message):
     """The Modelfile's text."""
     token: _builtins.str
     """A token for the source of a base or draft that must be pulled; never stored or logged."""
+    quantize: _builtins.str
+    """The type to quantize the weights to, such as Q4_K_M; wins over QUANTIZE. Empty for the Modelfile's, if any."""
+    requantize: _builtins.bool
+    """Whether weights that are quantized already may be quantized again, which loses more than quantizing the original."""
     edited_digest: _builtins.str
     """For an edit, the manifest that it began with: when the name points to another one by now, nothing is done and
     TAG_CHANGED returned. The history calls the result an edit. Empty for a creation.
@@ -575,11 +581,13 @@ class CreateModelRequest(_message.Message):
         modelfile: _builtins.str = ...,
         files: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         token: _builtins.str = ...,
+        quantize: _builtins.str = ...,
+        requantize: _builtins.bool = ...,
         edited_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edited_digest", b"edited_digest", "files", b"files", "modelfile", b"modelfile", "name", b"name", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edited_digest", b"edited_digest", "files", b"files", "modelfile", b"modelfile", "name", b"name", "quantize", b"quantize", "requantize", b"requantize", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,7 +606,7 @@ class CreateModelResponse(_message.Message):
     """A step that begins, in words for people."""
     @_builtins.property
     def progress(self) -> Global___PullProgress:
-        """Progress of the pull of the base."""
+        """Progress of the pull of the base, or of quantizing."""
 
     @_builtins.property
     def model(self) -> _model_pb2.Model:
@@ -620,6 +628,140 @@ class CreateModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___CreateModelResponse: _TypeAlias = CreateModelResponse  # noqa: Y015
+
+@_typing.final
+class QuantizeModelRequest(_message.Message):
+    """A model and what to quantize it to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    NEW_NAME_FIELD_NUMBER: _builtins.int
+    REQUANTIZE_FIELD_NUMBER: _builtins.int
+    IMATRIX_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model to quantize; it stays, unless new_name is its name."""
+    quantize: _builtins.str
+    """The type, such as Q4_K_M, in any case."""
+    new_name: _builtins.str
+    """The name of the result; empty for the model's with the type as tag."""
+    requantize: _builtins.bool
+    """Whether a model that is quantized already may be quantized again, which loses more than quantizing the original."""
+    imatrix: _builtins.str
+    """The digest of a stored importance matrix (a GGUF file of llama-imatrix); empty for none."""
+    compare: _builtins.bool
+    """Whether to measure size, speed and perplexity before and after."""
+    text: _builtins.str
+    """What both read for the comparison, at most 1 MiB; empty for a passage that is built in."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        quantize: _builtins.str = ...,
+        new_name: _builtins.str = ...,
+        requantize: _builtins.bool = ...,
+        imatrix: _builtins.str = ...,
+        compare: _builtins.bool = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "imatrix", b"imatrix", "name", b"name", "new_name", b"new_name", "quantize", b"quantize", "requantize", b"requantize", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeModelRequest: _TypeAlias = QuantizeModelRequest  # noqa: Y015
+
+@_typing.final
+class QuantizeModelResponse(_message.Message):
+    """An event of a quantization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """A step that begins, in words for people, or a warning."""
+    @_builtins.property
+    def progress(self) -> Global___PullProgress:
+        """Progress of quantizing or measuring."""
+
+    @_builtins.property
+    def measurement(self) -> Global___Measurement:
+        """One side of the comparison: first that of the model, then that of the result."""
+
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """The result; the last event."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        progress: Global___PullProgress | None = ...,
+        measurement: Global___Measurement | None = ...,
+        model: _model_pb2.Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "measurement", b"measurement", "model", b"model", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "measurement", b"measurement", "model", b"model", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["status", "progress", "measurement", "model"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___QuantizeModelResponse: _TypeAlias = QuantizeModelResponse  # noqa: Y015
+
+@_typing.final
+class Measurement(_message.Message):
+    """How a model reads a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    SCORED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model."""
+    quantization: _builtins.str
+    """Its quantization."""
+    size_bytes: _builtins.int
+    """Bytes of its weights."""
+    perplexity: _builtins.float
+    """The perplexity: e to the mean surprise at a token. Less is better."""
+    scored_tokens: _builtins.int
+    """Tokens of the text that were scored."""
+    prompt_tokens_per_second: _builtins.float
+    """Tokens read in a second, on the processor."""
+    answer_tokens_per_second: _builtins.float
+    """Tokens generated in a second, on the processor."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        perplexity: _builtins.float = ...,
+        scored_tokens: _builtins.int = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        answer_tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_tokens_per_second", b"answer_tokens_per_second", "name", b"name", "perplexity", b"perplexity", "prompt_tokens_per_second", b"prompt_tokens_per_second", "quantization", b"quantization", "scored_tokens", b"scored_tokens", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
 
 @_typing.final
 class PullModelRequest(_message.Message):

@@ -75,6 +75,11 @@ class ModelServiceStub(object):
                 request_serializer=lmd_dot_v1_dot_model__service__pb2.CreateModelRequest.SerializeToString,
                 response_deserializer=lmd_dot_v1_dot_model__service__pb2.CreateModelResponse.FromString,
                 _registered_method=True)
+        self.QuantizeModel = channel.unary_stream(
+                '/lmd.v1.ModelService/QuantizeModel',
+                request_serializer=lmd_dot_v1_dot_model__service__pb2.QuantizeModelRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_model__service__pb2.QuantizeModelResponse.FromString,
+                _registered_method=True)
         self.PullModel = channel.unary_stream(
                 '/lmd.v1.ModelService/PullModel',
                 request_serializer=lmd_dot_v1_dot_model__service__pb2.PullModelRequest.SerializeToString,
@@ -165,6 +170,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QuantizeModel(self, request, context):
+        """Quantizes a model under a new name; hanging up cancels, and nothing stays. Ends after exactly one `model`, which
+        comes after both sides of a comparison when one was asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PullModel(self, request, context):
         """Pulls a model, or joins the pull of the same model that is under way. The first event is `started`, the last
         is `model`. Hanging up detaches; when the last watcher of a pull that is not detached leaves, the pull stops
@@ -245,6 +258,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.CreateModel,
                     request_deserializer=lmd_dot_v1_dot_model__service__pb2.CreateModelRequest.FromString,
                     response_serializer=lmd_dot_v1_dot_model__service__pb2.CreateModelResponse.SerializeToString,
+            ),
+            'QuantizeModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.QuantizeModel,
+                    request_deserializer=lmd_dot_v1_dot_model__service__pb2.QuantizeModelRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_model__service__pb2.QuantizeModelResponse.SerializeToString,
             ),
             'PullModel': grpc.unary_stream_rpc_method_handler(
                     servicer.PullModel,
@@ -489,6 +507,33 @@ class ModelService(object):
             '/lmd.v1.ModelService/CreateModel',
             lmd_dot_v1_dot_model__service__pb2.CreateModelRequest.SerializeToString,
             lmd_dot_v1_dot_model__service__pb2.CreateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuantizeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lmd.v1.ModelService/QuantizeModel',
+            lmd_dot_v1_dot_model__service__pb2.QuantizeModelRequest.SerializeToString,
+            lmd_dot_v1_dot_model__service__pb2.QuantizeModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class ModelServiceStub:
     """Parses a Modelfile without creating anything. Fails with MODELFILE_SYNTAX, naming every error."""
     CreateModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]
     """Creates a model from a Modelfile, pulling its base when that is missing. Ends after exactly one `model`."""
+    QuantizeModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.QuantizeModelRequest, _model_service_pb2.QuantizeModelResponse]
+    """Quantizes a model under a new name; hanging up cancels, and nothing stays. Ends after exactly one `model`, which
+    comes after both sides of a comparison when one was asked for.
+    """
     PullModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]
     """Pulls a model, or joins the pull of the same model that is under way. The first event is `started`, the last
     is `model`. Hanging up detaches; when the last watcher of a pull that is not detached leaves, the pull stops
@@ -98,6 +102,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Parses a Modelfile without creating anything. Fails with MODELFILE_SYNTAX, naming every error."""
     CreateModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]  # type: ignore[assignment]
     """Creates a model from a Modelfile, pulling its base when that is missing. Ends after exactly one `model`."""
+    QuantizeModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.QuantizeModelRequest, _model_service_pb2.QuantizeModelResponse]  # type: ignore[assignment]
+    """Quantizes a model under a new name; hanging up cancels, and nothing stays. Ends after exactly one `model`, which
+    comes after both sides of a comparison when one was asked for.
+    """
     PullModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]  # type: ignore[assignment]
     """Pulls a model, or joins the pull of the same model that is under way. The first event is `started`, the last
     is `model`. Hanging up detaches; when the last watcher of a pull that is not detached leaves, the pull stops
@@ -186,6 +194,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_service_pb2.CreateModelResponse], _abc.AsyncIterator[_model_service_pb2.CreateModelResponse]]:
         """Creates a model from a Modelfile, pulling its base when that is missing. Ends after exactly one `model`."""
+
+    @_abc_1.abstractmethod
+    def QuantizeModel(
+        self,
+        request: _model_service_pb2.QuantizeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_service_pb2.QuantizeModelResponse], _abc.AsyncIterator[_model_service_pb2.QuantizeModelResponse]]:
+        """Quantizes a model under a new name; hanging up cancels, and nothing stays. Ends after exactly one `model`, which
+        comes after both sides of a comparison when one was asked for.
+        """
 
     @_abc_1.abstractmethod
     def PullModel(

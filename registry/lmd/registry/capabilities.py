@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lmd.gotemplate.survey import identifiers, is_go_template, writes_suffix
 from lmd.registry.gguf import INSERT_NAMES, GgufHeader
 
 EMBEDDING_ARCHITECTURES = frozenset(
@@ -44,6 +45,8 @@ _THINKING_MARKS = (
     "<thought>",
     "<reasoning>",
 )
+# What a Go template reads when it can tell of functions, or knows of thoughts.
+_GO_NAMES = (("Tools", "tools"), ("Thinking", "thinking"), ("Think", "thinking"), ("IsThinkSet", "thinking"))
 # Fill-in-the-middle needs all: what is before the gap, what is after it, and where it is filled.
 _INSERT_IDS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 
@@ -52,15 +55,21 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
     """List what the model can do, in a fixed order.
 
     *template* is the chat template in effect. "tools" means that it tells the model of functions, "thinking" that it
-    knows of thoughts; neither says how well the model does. "insert" means that the vocabulary has the tokens for it.
-    Every model that generates can embed as well; "embedding" is for those that were made for it.
+    knows of thoughts; neither says how well the model does. "insert" means that the vocabulary has the tokens for it,
+    or that the template is Go's and writes what comes after a gap. Every model that generates can embed as well;
+    "embedding" is for those that were made for it.
     """
     if header.arch_number("pooling_type") == RANK_POOLING:
         return ("rerank",)
     if is_embedding(header):
         return ("embedding",)
     found = ["completion"]
-    if template:
+    go_names = identifiers(template) if template and is_go_template(template) else None
+    if go_names is not None:
+        found += ["chat", *(capability for name, capability in _GO_NAMES if name in go_names)]
+        if any(mark in (template or "") for mark in _THINKING_MARKS):
+            found.append("thinking")
+    elif template:
         found.append("chat")
         code = _code_of(template)
         # A template of the manifest stands for both of the header's.
@@ -68,11 +77,11 @@ def capabilities(header: GgufHeader, template: str | None, *, has_projector: boo
             found.append("tools")
         if _THINKING_SWITCHES.search(code) or any(mark in template for mark in _THINKING_MARKS):
             found.append("thinking")
-    if _inserts(header):
+    if _inserts(header) or writes_suffix(template or ""):
         found.append("insert")
     if has_projector:
         found.append("vision")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def is_embedding(header: GgufHeader) -> bool:

@@ -29,26 +29,18 @@ def create_model(
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
     draft: Tag | None = None,
-    weights: Sequence[FileLayer] | None = None,
     note: str = "create",
     expected: Digest | None = None,
 ) -> TagT:
-    """Create or replace the model *name* from a Modelfile.
-
-    *files* maps the arguments that are files to the blobs stored for them, and *base* and *draft* are the models that
-    the names after FROM and DRAFT stand for; see `gather`. The template, system prompt, parameters and licences of the
-    base are inherited where the Modelfile has none of its own (parameters one by one, licences are added), its messages
-    unless there are new ones.
-
-    *weights* take the place of those the Modelfile names: what a QUANTIZE asks for was made of them (`weights_of`).
+    """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
 
     With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
     Raises:
-        InvalidRequest: when *name* is not a plain name, a directive cannot be used, or QUANTIZE is asked for and there
-            are no *weights*.
+        InvalidRequest: when *name* is not a plain name, a directive cannot be used, or QUANTIZE is asked for, which
+            needs a process of its own.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
         TagChanged: when the name points to another manifest than *expected*.
@@ -60,31 +52,38 @@ def create_model(
             field="name",
             hint="choose a name such as `mario` or `me/mario:v2`",
         )
-    if modelfile.quantize is not None and weights is None:
+    if modelfile.quantize is not None:
         raise InvalidRequest(
-            f"QUANTIZE {modelfile.quantize}: nothing was quantized",
+            f"QUANTIZE {modelfile.quantize}: nothing is quantized here",
             field="quantize",
-            hint="leave QUANTIZE out, or name weights that are quantized already",
+            hint="use `lm create`, or name weights that are quantized already",
         )
-    gathered = gather(store, modelfile, files or {}, base, draft)
-    parts = gathered.files
-    if weights is not None:
-        parts = [*weights, *(file for file in parts if file.role != "weights")]
-    lm = _merge(gathered.inherited, modelfile)
+    parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
     return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
 
 
-def weights_of(
-    store: ModelStore[Tag],
+def gather_parts(
+    store: ModelStore[TagT],
     modelfile: Modelfile,
     *,
     files: Mapping[str, Digest] | None = None,
     base: Tag | None = None,
-) -> list[tuple[FileLayer, GgufHeader]]:
-    """Return the weights that a Modelfile names, shards in order, with their headers. Raises: as `create_model`."""
-    parts = gather(store, replace(modelfile, drafts=(), adapters=()), files or {}, base, None).files
-    weights = [file for file in parts if file.role == "weights"]
-    return in_shard_order(weights, [read_blob_header(store, file.digest) for file in weights])
+    draft: Tag | None = None,
+) -> tuple[list[FileLayer], LmConfig]:
+    """Return the files and settings that a Modelfile adds up to, for `build_from_files`.
+
+    *files* maps the arguments that are files to the blobs stored for them, and *base* and *draft* are the models that
+    the names after FROM and DRAFT stand for; see `gather`. The template, system prompt, parameters and licences of the
+    base are inherited where the Modelfile has none of its own (parameters one by one, licences are added), its messages
+    unless there are new ones.
+
+    Raises:
+        InvalidRequest: when a directive cannot be used.
+        GgufInvalid: when a file is no GGUF, or of a kind that cannot be a model.
+        BlobMissing: when a blob is not in the store.
+    """
+    gathered = gather(store, modelfile, files or {}, base, draft)
+    return gathered.files, _merge(gathered.inherited, modelfile)
 
 
 def build_from_files(

@@ -4,7 +4,7 @@ It is a layer of the manifest like the weights, so its digest, and with it the m
 
     {"version": 1,
      "files": [{"digest": "sha256:…", "filename": "x.gguf", "role": "weights"}],
-     "origin": {"ref": "hf.co/org/repo:Q4_K_M", "commit": "…"},
+     "origin": {"ref": "hf.co/org/repo:F16", "commit": "…", "quantize": "Q4_K_M", "quantized_from": "sha256:…"},
      "template": "…", "system": "…", "parameters": {"temperature": 0.5}, "messages": [{"role": …, "content": …}],
      "licenses": ["MIT"], "requires": "0.14.0"}
 
@@ -16,7 +16,7 @@ written as version 1, so that the digests of models do not change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, get_args
 
 from lmd.registry import strict_json
@@ -48,10 +48,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the files came from: the resolved reference and the repository's commit; "" when not known."""
+    """Where the files came from: the resolved reference and the repository's commit; "" when not known.
+
+    For weights that were quantized here: *quantize* is the type, *quantized_from* the digest of the (first) file they
+    were made of, *imatrix* that of the importance matrix.
+    """
 
     ref: str = ""
     commit: str = ""
+    quantize: str = ""
+    quantized_from: str = ""
+    imatrix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class LmConfig:
         content: dict[str, object] = {
             "version": 2 if any(entry.role == "adapter" for entry in self.files) else 1,
             "files": [_file_json(entry) for entry in self.files],
-            "origin": {key: text for key, text in (("ref", self.origin.ref), ("commit", self.origin.commit)) if text},
+            "origin": {key: text for key, text in asdict(self.origin).items() if text},
             "template": self.template,
             "system": self.system,
             "parameters": dict(self.parameters),
@@ -118,7 +125,7 @@ class LmConfig:
             messages=tuple(_message(item) for item in _list(content, "messages", MAX_MESSAGES)),
             licenses=tuple(_text(item, "licenses") for item in _list(content, "licenses", MAX_FILES)),
             files=tuple(_file(item) for item in _list(content, "files", MAX_FILES)),
-            origin=Origin(_text(origin.get("ref", ""), "origin"), _text(origin.get("commit", ""), "origin")),
+            origin=Origin(**{item.name: _text(origin.get(item.name, ""), "origin") for item in fields(Origin)}),
             requires=_optional_text(content, "requires"),
         )
 

@@ -11,6 +11,7 @@ from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantizer
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.tokenizing import Tokenizing
@@ -25,6 +26,7 @@ class Services:
     config: Config
     catalog: Catalog
     pulls: Pulls
+    quantizer: Quantizer
     residency: Residency
     inference: Inference
     embedding: Embedding

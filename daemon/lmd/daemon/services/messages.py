@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lmd.daemon.pull_job import PullStatus, State
+from lmd.daemon.quantizer import WorkProgress
+from lmd.daemon.quantizing import Compared
 from lmd.daemon.summaries import ListedModel, Summary
 from lmd.daemon.versions import ListedVersion, how_and_detail
 from lmd.registry.errors import ModelfileProblem
@@ -38,6 +40,31 @@ def model_message(listed: ListedModel, own_bytes: int = 0) -> model_pb2.Model:
     )
 
 
+def work_message(progress: WorkProgress) -> model_service_pb2.PullProgress:
+    """Return how far a quantization or a measurement is."""
+    done = progress.completed_bytes >= progress.total_bytes
+    return model_service_pb2.PullProgress(
+        filename=progress.label,
+        completed_bytes=progress.completed_bytes,
+        total_bytes=progress.total_bytes,
+        state=model_service_pb2.PullProgress.STATE_DONE if done else model_service_pb2.PullProgress.STATE_DOWNLOADING,
+    )
+
+
+def measurement_message(compared: Compared) -> model_service_pb2.Measurement:
+    """Return one side of a comparison."""
+    measured = compared.measured
+    return model_service_pb2.Measurement(
+        name=compared.name,
+        quantization=compared.quantization,
+        size_bytes=compared.size_bytes,
+        perplexity=measured.perplexity,
+        scored_tokens=measured.tokens,
+        prompt_tokens_per_second=measured.prompt_tokens_per_s,
+        answer_tokens_per_second=measured.answer_tokens_per_s,
+    )
+
+
 def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
     """Return everything about a model."""
     model = model_pb2.Model(
@@ -49,7 +76,14 @@ def info_message(facts: ModelFacts, own_bytes: int = 0) -> model_pb2.ModelInfo:
         details=_details(facts),
         capabilities=facts.capabilities,
     )
-    origin = model_pb2.Origin(ref=facts.origin.ref, commit=facts.origin.commit, pulled_time=timestamp(facts.pulled_at))
+    origin = model_pb2.Origin(
+        ref=facts.origin.ref,
+        commit=facts.origin.commit,
+        pulled_time=timestamp(facts.pulled_at),
+        quantize=facts.origin.quantize,
+        quantized_from=facts.origin.quantized_from,
+        imatrix=facts.origin.imatrix,
+    )
     files = [
         model_pb2.ModelFile(
             role=f.role,

@@ -12,16 +12,20 @@ import grpc.aio
 from lmd.daemon.access import pull_ref
 from lmd.daemon.callers import caller_of
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.creating import create
+from lmd.daemon.creating import Quantization, create
 from lmd.daemon.pulls import Pulls
+from lmd.daemon.quantizer import Quantizer, WorkProgress
+from lmd.daemon.quantizing import Compared, QuantizeRequest, Quantizing
 from lmd.daemon.services.messages import (
     check_message,
     info_message,
+    measurement_message,
     model_message,
     problem_message,
     progress_message,
     pull_message,
     version_message,
+    work_message,
 )
 from lmd.daemon.uploads import Chunk, StoredBlob
 from lmd.registry.digest import Digest
@@ -36,9 +40,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ModelServiceServicer(rpc.ModelServiceServicer):
     """Manages the models of the store."""
 
-    def __init__(self, catalog: Catalog, pulls: Pulls) -> None:
+    def __init__(self, catalog: Catalog, pulls: Pulls, quantizer: Quantizer) -> None:
         self._catalog = catalog
         self._pulls = pulls
+        self._quantizer = quantizer
+        self._quantizing = Quantizing(catalog, quantizer)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """List models, most recently modified first."""
@@ -98,6 +104,7 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
             name=request.name,
             modelfile=request.modelfile,
             files={value: Digest.parse(digest) for value, digest in request.files.items()},
+            quantization=Quantization(self._quantizer, request.quantize, request.requantize),
             token=request.token or None,
             edited=Digest.parse(request.edited_digest) if request.edited_digest else None,
         )
@@ -107,8 +114,34 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
                     yield pb.CreateModelResponse(status=step)
                 elif isinstance(step, PullEvent):
                     yield pb.CreateModelResponse(progress=progress_message(step))
+                elif isinstance(step, WorkProgress):
+                    yield pb.CreateModelResponse(progress=work_message(step))
                 else:
                     yield pb.CreateModelResponse(model=model_message(await self._catalog.describe(step)))
+
+    async def QuantizeModel(
+        self, request: pb.QuantizeModelRequest, context: Context
+    ) -> AsyncIterator[pb.QuantizeModelResponse]:
+        """Quantize a model under a new name; ends after exactly one `model`."""
+        wanted = QuantizeRequest(
+            name=request.name,
+            quantize=request.quantize,
+            new_name=request.new_name,
+            requantize=request.requantize,
+            imatrix=Digest.parse(request.imatrix) if request.imatrix else None,
+            compare=request.compare,
+            text=request.text,
+        )
+        async with aclosing(self._quantizing.quantize(wanted)) as steps:
+            async for step in steps:
+                if isinstance(step, str):
+                    yield pb.QuantizeModelResponse(status=step)
+                elif isinstance(step, WorkProgress):
+                    yield pb.QuantizeModelResponse(progress=work_message(step))
+                elif isinstance(step, Compared):
+                    yield pb.QuantizeModelResponse(measurement=measurement_message(step))
+                else:
+                    yield pb.QuantizeModelResponse(model=model_message(await self._catalog.describe(step)))
 
     async def PullModel(self, request: pb.PullModelRequest, context: Context) -> AsyncIterator[pb.PullModelResponse]:
         """Start a pull or join it: `started`, then progress, then `model`."""

@@ -604,6 +604,7 @@ class Chat(_message.Message):
     TOOL_NAME_FIELD_NUMBER: _builtins.int
     THINK_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
     tool_choice: Global___ToolChoice.ValueType
     """Whether it must."""
     tool_name: _builtins.str
@@ -611,7 +612,9 @@ class Chat(_message.Message):
     think: Global___Think.ValueType
     """Whether the model thinks before it answers."""
     template: _builtins.str
-    """The chat template (Jinja) to use instead of the model's; empty for the model's."""
+    """The chat template (Jinja or Go) to use instead of the model's; empty for the model's."""
+    suffix: _builtins.str
+    """What comes after a gap that the answer is to fill, for a Go template that puts it into the prompt."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Oldest first."""
@@ -629,10 +632,11 @@ class Chat(_message.Message):
         tool_name: _builtins.str = ...,
         think: Global___Think.ValueType = ...,
         template: _builtins.str = ...,
+        suffix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "template", b"template", "think", b"think", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "suffix", b"suffix", "template", b"template", "think", b"think", "tool_choice", b"tool_choice", "tool_name", b"tool_name", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

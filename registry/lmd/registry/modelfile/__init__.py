@@ -9,7 +9,7 @@
     REQUIRES 0.14.0                      the release of Ollama whose behaviour the model needs
     PARAMETER temperature 0.5            PARAMETER stop "<|end|>" may be repeated, each adds one
     SYSTEM You are a pirate.
-    TEMPLATE """{% for message in messages %}…{% endfor %}"""
+    TEMPLATE """{% for message in messages %}…{% endfor %}"""     Jinja, or Go: {{ range .Messages }}…{{ end }}
     LICENSE MIT
     MESSAGE user Hello
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 from lmd.registry.modelfile.arguments import QUANTIZATIONS, read_version
 from lmd.registry.modelfile.parsing import MAX_BYTES, MAX_PROBLEMS, parse_modelfile
 from lmd.registry.modelfile.printing import format_modelfile
-from lmd.registry.modelfile.templates import is_go_template
+from lmd.registry.modelfile.templates import is_go_template, why_not
 from lmd.registry.modelfile.text import decode_modelfile
 from lmd.registry.modelfile.values import DIRECTIVES, MESSAGE_ROLES, Adapter, From, Modelfile
 
@@ -45,4 +45,5 @@ __all__ = [
     "is_go_template",
     "parse_modelfile",
     "read_version",
+    "why_not",
 ]

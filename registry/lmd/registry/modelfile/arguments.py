@@ -7,16 +7,14 @@ import math
 import re
 
 from lmd.registry.errors import InvalidRequest
-from lmd.registry.gguf_types import FILE_TYPES
 from lmd.registry.lm_config import MAX_SCALE
 from lmd.registry.modelfile.text import SPACES, quoted
+from lmd.registry.quantization import QUANT_TYPES, parse_quant_type
 
-QUANTIZATIONS = tuple(file_type.name for _, file_type in sorted(FILE_TYPES.items()))
+QUANTIZATIONS = tuple(kind.name for kind in QUANT_TYPES)
 """Every quantization that can be asked for, as the engine spells it."""
 
-# What llama.cpp's own quantizer takes them for.
-_SHORT_QUANTIZATIONS = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "FP16": "F16", "FP32": "F32"}
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)", re.IGNORECASE | re.ASCII)
 _QUOTED = re.compile(r'(?P<quotes>"""|")(?P<path>.*)(?P=quotes)(?:[ \t]+(?P<rest>[^ \t"]+))?')
 _VERSION = re.compile(r"v?(\d{1,9}(?:\.\d{1,9}){0,2}(?:-[0-9A-Za-z.-]{1,40})?)", re.ASCII)
 
@@ -67,16 +65,13 @@ def format_adapter(path: str, scale: float) -> str | None:
 
 def read_quantization(text: str) -> str:
     """Read the name of a quantization, in any case, as the engine spells it. Raises: InvalidRequest."""
-    name = text.upper()
-    name = _SHORT_QUANTIZATIONS.get(name, name)
-    if name in QUANTIZATIONS:
-        return name
-    close = difflib.get_close_matches(name[:32], QUANTIZATIONS, 2)
-    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
-    shown = f"`{text[:32]}`" if text else "an empty value"
-    raise InvalidRequest(
-        f"{shown} is no quantization{meant}", field="quantize", hint=f"legal are {', '.join(QUANTIZATIONS)}"
-    )
+    try:
+        return parse_quant_type(text).name
+    except InvalidRequest as error:
+        close = difflib.get_close_matches(text[:32].upper(), QUANTIZATIONS, 2)
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        shown = f"`{text[:32]}`" if text else "an empty value"
+        raise InvalidRequest(f"{shown} is no quantization{meant}", field="quantize", hint=error.hint) from None
 
 
 def read_version(text: str) -> str:

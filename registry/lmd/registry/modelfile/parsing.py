@@ -10,7 +10,7 @@ from lmd.registry.errors import InvalidRequest, ModelfileProblem, ModelfileSynta
 from lmd.registry.lm_config import Message
 from lmd.registry.modelfile.arguments import read_quantization, read_scale, read_version, split_adapter
 from lmd.registry.modelfile.foreign import FOREIGN
-from lmd.registry.modelfile.templates import find_go
+from lmd.registry.modelfile.templates import why_not
 from lmd.registry.modelfile.text import (
     QUOTES,
     SPACES,
@@ -261,21 +261,14 @@ class _Parser:
         self.parameters[name] = parsed
 
     def _check_template(self, value: str, number: int, column: int) -> None:
-        found = find_go(value)
-        if found is None:
+        problem = why_not(value)
+        if problem is None:
             return
-        # Where in the file the match is: the value starts after its quotes.
+        # Where in the file that is: the value starts after its quotes.
         line = self._lines[number]
         quotes = next((mark for mark in QUOTES if line.startswith(mark, column)), "")
-        before = value[:found]
-        rows = before.count("\n")
-        at = column + len(quotes) + len(before) if not rows else len(before.rpartition("\n")[2])
-        self._problem(
-            number + rows,
-            at,
-            "this is a Go template; templates are Jinja here, such as {{ message.content }} — leave TEMPLATE out to "
-            "use the one in the GGUF file",
-        )
+        at = problem.column - 1 if problem.line > 1 else column + len(quotes) + problem.column - 1
+        self._problem(number + problem.line - 1, at, f"the template does not compile: {problem.message}")
 
     def _problem(self, number: int, column: int, message: str) -> None:
         if len(self.problems) < MAX_PROBLEMS:

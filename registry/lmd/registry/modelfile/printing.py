@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.modelfile.arguments import format_adapter
-from lmd.registry.modelfile.templates import is_go_template
+from lmd.registry.modelfile.templates import why_not
 from lmd.registry.modelfile.text import quoted
 from lmd.registry.modelfile.values import MESSAGE_ROLES, From, Modelfile
 from lmd.registry.parameters import format_value
@@ -17,10 +17,10 @@ def format_modelfile(modelfile: Modelfile) -> str:
 
     Raises:
         InvalidRequest: when there is no way to write a value: it has control characters, or lines that end in quotes of
-            both kinds; the template is no Jinja; a message has a role that Modelfiles do not know. No parsed Modelfile
-            has such a value.
+            both kinds; the template is Go's and does not compile; a message has a role that Modelfiles do not know. No
+            parsed Modelfile has such a value.
     """
-    if modelfile.template and is_go_template(modelfile.template):
+    if modelfile.template and why_not(modelfile.template):
         raise _unwritable("text of TEMPLATE", "TEMPLATE")
     if any(message.role not in MESSAGE_ROLES for message in modelfile.messages):
         raise _unwritable("role of a MESSAGE", "MESSAGE")

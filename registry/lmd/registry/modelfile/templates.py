@@ -1,19 +1,20 @@
-"""Which language a template is in."""
+"""Which language a template is in, and whether it compiles, where that can be told without running it."""
 
 from __future__ import annotations
 
-import re
+from lmd.gotemplate.errors import TemplateSyntax
+from lmd.gotemplate.parser import parse
+from lmd.gotemplate.survey import is_go_template
 
-# `{{ .System }}`, `{{- if .System }}`, `{{ $x := … }}`: none of them can begin a Jinja expression.
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:\.[A-Za-z]|\$|(?:if|range|with|else if|template|define|block)\s+[.$(\"a-z])")
-
-
-def is_go_template(text: str) -> bool:
-    """Tell whether *text* is a template of the Go language, which Ollama's Modelfiles have and nobody here can read."""
-    return _GO_TEMPLATE.search(text) is not None
+__all__ = ["is_go_template", "why_not"]
 
 
-def find_go(text: str) -> int | None:
-    """Where in *text* a Go template shows; None when it is none."""
-    found = _GO_TEMPLATE.search(text)
-    return None if found is None else found.start()
+def why_not(text: str) -> TemplateSyntax | None:
+    """Return why a Go template does not compile; None when it does, or is Jinja, which only a runner compiles."""
+    if not is_go_template(text):
+        return None
+    try:
+        parse(text)
+    except TemplateSyntax as error:
+        return error
+    return None

@@ -81,6 +81,30 @@ class Importer:
         finally:
             os.close(fd)
 
+    def adopt(
+        self, staged: Path, on_progress: Progress | None, cancelled: threading.Event | None
+    ) -> tuple[Digest, int]:
+        """Make a blob of a file that a process of ours wrote at `Layout.temporary`; on failure the file is gone.
+
+        Raises: FileInvalid, FileChanged, PullCancelled, DiskFull, StoreError.
+        """
+        try:
+            fd = open_regular(staged)
+            try:
+                source = _Source(staged, fd, on_progress, cancelled)
+                digest = source.hash(fd)
+                source.check_unchanged(links=False)
+                with disk_errors("adopt", self.layout.root):
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            with suppress(OSError):
+                staged.unlink()
+            raise
+        self.blobs.place(staged, digest)
+        return digest, source.size_bytes
+
     def _by_reflink(self, source: _Source, known: Digest | None, expected: Digest | None) -> Digest | None:
         staged = self.layout.temporary()
         with disk_errors("import", self.layout.root):

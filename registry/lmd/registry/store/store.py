@@ -217,6 +217,26 @@ class Store:
         """
         return self._importer.run(path, digest, on_progress, cancelled)
 
+    def staging_path(self) -> Path:
+        """Give a fresh path on the store's file system for a file that a process of ours will write.
+
+        What lies there is dropped when the store is opened the next time; see `adopt`.
+        """
+        return self._layout.temporary()
+
+    def adopt(
+        self,
+        staged: Path,
+        *,
+        on_progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[Digest, int]:
+        """Make a blob of the file at a *staging_path*, without a copy; durable when it returns.
+
+        On failure the file is gone. Raises: FileInvalid, FileChanged, PullCancelled, DiskFull, StoreError.
+        """
+        return self._importer.adopt(staged, on_progress, cancelled)
+
     # Ingests
 
     def begin_ingest(self, key: str, *, total_bytes: int | None) -> Ingest:

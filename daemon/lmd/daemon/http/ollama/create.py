@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from lmd.daemon.creating import make
+from lmd.daemon.creating import Quantization, make
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.ollama.failures import Refusal
 from lmd.daemon.http.ollama.manage_replies import Step, as_it_is, cut, managing, progress_reply
@@ -18,9 +18,14 @@ from lmd.daemon.http.ollama.pull import SUCCESS, WRITING, PullProgress, pull_ref
 from lmd.daemon.http.ollama.recipes import Recipe, recipe_of
 from lmd.daemon.http.services import Services
 from lmd.daemon.names import new_name
+from lmd.daemon.quantizer import WorkProgress
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRef, InvalidRequest, LmdError, ModelNotFound, SourceError
 from lmd.registry.pull import PullEvent
+from lmd.registry.quantization import parse_quant_type
+
+#: Stands where the digest of what is transferred would, as in the releases of Ollama that quantized.
+_NO_DIGEST = "0000000000000000000"
 
 
 def routes(services: Services) -> Sequence[BaseRoute]:
@@ -34,12 +39,15 @@ def routes(services: Services) -> Sequence[BaseRoute]:
             raise Refusal(400, "invalid model name") from error
         recipe = recipe_of(body)
         await _check_uploaded(services, recipe.files)
-        return await progress_reply(create_steps(services, name, recipe), stream=body.streams, translate=create_refusal)
+        steps = create_steps(services, name, recipe, quantize=_quantize(body))
+        return await progress_reply(steps, stream=body.streams, translate=create_refusal)
 
     return [managing("/api/create", create, ["POST"])]
 
 
-async def create_steps(services: Services, name: str, recipe: Recipe) -> AsyncGenerator[Step, None]:
+async def create_steps(
+    services: Services, name: str, recipe: Recipe, *, quantize: str = ""
+) -> AsyncGenerator[Step, None]:
     """Make a model, pulling the one it builds on when it is not here; closing the iterator is leaving that pull.
 
     Raises: as `make`.
@@ -47,12 +55,31 @@ async def create_steps(services: Services, name: str, recipe: Recipe) -> AsyncGe
     if recipe.files:
         yield {"status": "parsing GGUF"}
     progress = PullProgress()
-    steps = make(services.catalog, services.pulls, name=name, recipe=recipe.modelfile, files=recipe.files)
+    steps = make(
+        services.catalog,
+        services.pulls,
+        name=name,
+        recipe=recipe.modelfile,
+        files=recipe.files,
+        quantization=Quantization(services.quantizer, quantize),
+    )
+    quantizing = ""
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, PullEvent):
                 for told in progress.steps(step):
                     yield told
+            elif isinstance(step, WorkProgress):
+                yield {
+                    "status": quantizing,
+                    "digest": _NO_DIGEST,
+                    "total": step.total_bytes,
+                    "completed": step.completed_bytes,
+                }
+            elif isinstance(step, str) and step.startswith("quantizing "):
+                quantizing = step.replace(" to ", " model to ")
+            elif isinstance(step, str) and not step.startswith(("pulling ", "creating ")):
+                yield {"status": step}
             elif isinstance(step, str) and step.startswith("pulling "):
                 yield {"status": "pulling manifest"}
             elif isinstance(step, str):
@@ -60,6 +87,16 @@ async def create_steps(services: Services, name: str, recipe: Recipe) -> AsyncGe
                     yield {"status": f"using existing layer {digest}"}
                 yield WRITING
     yield SUCCESS
+
+
+def _quantize(body: CreateBody) -> str:
+    """Return the type to quantize to, "" for none. Raises: Refusal."""
+    if not body.quantize:
+        return ""
+    try:
+        return parse_quant_type(body.quantize).name
+    except InvalidRequest as error:
+        raise Refusal(400, f"{error.message}; {error.hint}") from error
 
 
 def create_refusal(error: LmdError) -> Refusal:

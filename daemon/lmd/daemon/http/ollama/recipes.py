@@ -13,14 +13,13 @@ from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.filenames import why_hostile
 from lmd.registry.lm_config import MAX_FILES, MAX_MESSAGES, Message
-from lmd.registry.modelfile import MESSAGE_ROLES, From, Modelfile, is_go_template
+from lmd.registry.modelfile import MESSAGE_ROLES, From, Modelfile, why_not
 from lmd.registry.parameters import IGNORED, ParameterValue, validate
 
 #: Field → what would have to be there for it to have the effect its user expects.
 _NOT_HERE = {
     "adapters": "adapters are not supported yet; merge them into the weights",
-    "quantize": "this daemon does not quantize yet; upload a file that is quantized already",
-    "draft_quantize": "this daemon does not quantize yet; upload a file that is quantized already",
+    "draft_quantize": "drafts are not quantized; upload a file that is quantized already",
     "renderer": "there are no built-in renderers; leave it out, and the model's own chat template renders",
     "parser": "there are no built-in parsers by name; leave it out, and the model's own chat template decides",
     "info": "metadata of the weights cannot be overridden",
@@ -107,12 +106,8 @@ def _parameters(values: Mapping[str, object]) -> dict[str, ParameterValue]:
 
 
 def _template(text: str | None) -> str | None:
-    if text and is_go_template(text):
-        raise Refusal(
-            400,
-            "template error: this is a Go template, which is not supported yet; write it in Jinja, or leave it out to "
-            "use the one of the model",
-        )
+    if text and (problem := why_not(text)) is not None:
+        raise Refusal(400, f"template error: {problem}")
     return text
 
 
