@@ -364,6 +364,33 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         yield model_pb.CreateModelResponse(model=info.model)
 
     @_streamed
+    def QuantizeModel(self, request: Any, context: Any) -> Any:
+        source = self.daemon.find(request.name).model
+        yield model_pb.QuantizeModelResponse(status=f"quantizing F16 to {request.quantize}")
+        yield model_pb.QuantizeModelResponse(
+            progress=model_pb.PullProgress(
+                filename="x.gguf",
+                completed_bytes=MIB,
+                total_bytes=MIB,
+                state=model_pb.PullProgress.STATE_DONE,
+            )
+        )
+        made = self.daemon.add(request.new_name or f"{source.name.partition(':')[0]}:{request.quantize.lower()}")
+        for number, model in enumerate((source, made.model) if request.compare else ()):
+            yield model_pb.QuantizeModelResponse(
+                measurement=model_pb.Measurement(
+                    name=model.name,
+                    quantization=request.quantize if number else "F16",
+                    size_bytes=(4 - 3 * number) * MIB,
+                    perplexity=10 + number / 10,
+                    scored_tokens=100,
+                    prompt_tokens_per_second=200 + 100 * number,
+                    answer_tokens_per_second=20 + 30 * number,
+                )
+            )
+        yield model_pb.QuantizeModelResponse(model=made.model)
+
+    @_streamed
     def PullModel(self, request: Any, context: Any) -> Any:
         yield from self.daemon.pull(request, context)
 
