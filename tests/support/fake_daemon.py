@@ -201,6 +201,8 @@ class FakeDaemon:
         self.failures: dict[str, FakeFailure] = {}
         self.froms: list[str] = []
         self.uploads: list[bytes] = []
+        #: The versions of models by their names, newest first.
+        self.versions: dict[str, list[model_pb.Version]] = {}
         self.running_answers = 0
         self.freed_bytes, self.pending_bytes = MIB, 0
         self.chat: ChatScript = self._echo
@@ -317,6 +319,15 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
     @_unary
     def GetModel(self, request: Any, context: Any) -> Any:
         return model_pb.GetModelResponse(info=self.daemon.find(request.name))
+
+    @_unary
+    def ListVersions(self, request: Any, context: Any) -> Any:
+        name = self.daemon.find(request.name).model.name
+        return model_pb.ListVersionsResponse(name=name, versions=self.daemon.versions.get(name, ()))
+
+    @_unary
+    def RollbackModel(self, request: Any, context: Any) -> Any:
+        return model_pb.RollbackModelResponse(model=self.daemon.find(request.name).model, version=request.version or 1)
 
     @_unary
     def DeleteModel(self, request: Any, context: Any) -> Any:

@@ -31,8 +31,11 @@ def create_model(
     base: Tag | None = None,
     draft: Tag | None = None,
     note: str = "create",
+    expected: Digest | None = None,
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
+
+    With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
@@ -41,9 +44,10 @@ def create_model(
             needs a process of its own.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
+        TagChanged: when the name points to another manifest than *expected*.
     """
     target = parse_ref(name)
-    if not isinstance(target, NameRef) or target.digest is not None:
+    if target.digest is not None or not (isinstance(target, NameRef) or expected is not None):
         raise InvalidRequest(
             f"a model cannot be created as `{name}`",
             field="name",
@@ -56,7 +60,7 @@ def create_model(
             hint="use `lm create`, or name weights that are quantized already",
         )
     parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
-    return build_from_files(store, target.name, parts, lm=lm, note=note)
+    return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
 
 
 def gather_parts(
@@ -91,6 +95,7 @@ def build_from_files(
     lm: LmConfig | None = None,
     headers: Sequence[GgufHeader] | None = None,
     note: str = "pull",
+    expected: Digest | None = None,
 ) -> TagT:
     """Make a manifest of files that are in the store, and point *name* (a canonical name) at it.
 
@@ -122,7 +127,7 @@ def build_from_files(
             [header for _, header in ordered],
         )
         lease.add(built.digest, *built.manifest.blob_digests())
-        return _publish(store, name, built, note)
+        return _publish(store, name, built, note, expected)
 
 
 def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) -> list[tuple[FileLayer, GgufHeader]]:
@@ -181,10 +186,10 @@ def _checked_drafts(
     return [file for file, _ in ordered]
 
 
-def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str) -> TagT:
+def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str, expected: Digest | None) -> TagT:
     for blob in built.extra_blobs:
         store.put_bytes(blob)
-    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note)
+    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note, expected=expected)
 
 
 def _merge(base: LmConfig, modelfile: Modelfile) -> LmConfig:
