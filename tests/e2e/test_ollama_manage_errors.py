@@ -85,7 +85,7 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
         400,
         "`q9` is no quantization",
     ),
-    ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "adapters: adapters are"),
+    ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "invalid digest format"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "renderer": "x"}, 400, "renderer: there are no"),
     (
         "POST",
