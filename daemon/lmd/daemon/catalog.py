@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.footprints import Footprints
 from lmd.daemon.names import Names, Removal, new_name
@@ -42,7 +43,8 @@ class ResolvedModel:
 
     *header* is that of the whole model, shards combined; *headers* holds the same for those who take several.
     *template* is the one in effect, Jinja; *parameters* are only those that the manifest sets. *draft* are the files of
-    the model that drafts for this one, and *draft_header* is its header; () and None when there is none.
+    the model that drafts for this one, and *draft_header* is its header; () and None when there is none. *adapters* are
+    in the order of the manifest.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ResolvedModel:
     size_bytes: int
     draft: tuple[Path, ...]
     draft_header: GgufHeader | None
+    adapters: tuple[AdapterFile, ...]
 
 
 async def _nothing_resident(_manifest: Digest) -> None:
@@ -259,6 +262,10 @@ class Catalog:
             size_bytes=manifest.size_bytes,
             draft=tuple(self._store.blob_path(digest) for digest in drafts),
             draft_header=self._headers.of_files(self._store, drafts) if drafts else None,
+            adapters=tuple(
+                AdapterFile(layer.filename, self._store.blob_path(layer.digest), layer.scale, layer.size_bytes)
+                for layer in manifest.adapters
+            ),
         )
 
     def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from lmd.registry.adapting import check_adapter
 from lmd.registry.digest import Digest
 from lmd.registry.drafting import check_draft
 from lmd.registry.errors import GgufInvalid, InvalidRequest
@@ -98,7 +99,8 @@ def build_from_files(
 
     Raises:
         GgufInvalid: when the weights are not one complete model.
-        InvalidRequest: when a file's name cannot be stored, or the draft cannot draft for the weights.
+        InvalidRequest: when a file's name cannot be stored, the draft cannot draft for the weights, or an adapter does
+            not fit them.
         BlobMissing: when a blob is not in the store.
     """
     weights = [file for file in files if file.role == "weights"]
@@ -109,7 +111,7 @@ def build_from_files(
         if headers is None:
             headers = [read_blob_header(store, file.digest) for file in weights]
         ordered = in_shard_order(weights, headers)
-        _check_others(store, others)
+        _check_others(store, others, [header for _, header in ordered])
         if drafts:
             drafts = _checked_drafts(store, drafts, ordered)
         texts = _with_plain_texts(lm or LmConfig())
@@ -148,18 +150,15 @@ def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) 
     return pairs
 
 
-def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer]) -> None:
-    """Make sure that projectors and adapters are what they are said to be."""
+def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer], weights: Sequence[GgufHeader]) -> None:
+    """Make sure that projectors and adapters are what they are said to be, and that adapters fit the weights."""
     for file in others:
-        kind = read_blob_header(store, file.digest).kind
+        header = read_blob_header(store, file.digest)
+        kind = header.kind
         if file.role == "projector" and kind != "mmproj":
             raise GgufInvalid(f"`{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not a projector")
-        if file.role == "adapter" and kind != "adapter":
-            raise InvalidRequest(
-                f"ADAPTER `{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not an adapter",
-                field="adapter",
-                hint="give a LoRA adapter in GGUF (llama.cpp's `convert_lora_to_gguf.py` makes one)",
-            )
+        if file.role == "adapter":
+            check_adapter(file.filename, header, weights)
     adapters = [file.digest for file in others if file.role == "adapter"]
     if len(set(adapters)) != len(adapters):
         raise InvalidRequest("two adapters are the same file", field="adapter", hint="name it once, with one scale")
