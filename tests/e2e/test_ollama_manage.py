@@ -186,9 +186,7 @@ def test_errors_reach_the_user_of_the_package(client: ollama.Client, tiny_files:
         # The stream has begun by then.
         with pytest.raises(ollama.ResponseError, match=r"^pull model manifest: file does not exist"):
             list(client.pull(name, stream=True))
-    with pytest.raises(
-        ollama.ResponseError, match="is no quantization that can be made; legal are F32, F16"
-    ) as refused:
+    with pytest.raises(ollama.ResponseError, match="is no quantization") as refused:
         client.create("small", from_="mine", quantize="q4_K_XXL")
     assert refused.value.status_code == 400
 
@@ -197,7 +195,8 @@ def test_a_model_is_quantized_for_the_user_of_the_package(client: ollama.Client,
     client.create("mine", files={"tiny.gguf": client.create_blob(tiny_files[0])})
     steps = list(client.create("small", from_="mine", quantize="q8_0", stream=True))
     quantizing = [step for step in steps if step.status == "quantizing F32 model to Q8_0"]
-    assert quantizing[-1].completed == quantizing[-1].total > 0
+    assert quantizing[-1].total
+    assert quantizing[-1].completed == quantizing[-1].total
     assert steps[-1].status == "success"
     details = client.show("small").details
     assert details is not None

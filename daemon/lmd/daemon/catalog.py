@@ -212,8 +212,11 @@ class Catalog:
     ) -> tuple[Sequence[FileLayer], LmConfig]:
         """Return the files and settings that a Modelfile adds up to, all of which are in the store; see `publish`.
 
-        Raises: InvalidRequest, GgufInvalid, BlobMissing.
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, ModelNotFound.
         """
+        for named in (base, draft):
+            if named is not None:
+                await self._pool.run(self._check_there, named)
         return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
 
     async def publish(
