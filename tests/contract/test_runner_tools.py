@@ -291,11 +291,14 @@ def test_a_request_can_bring_its_own_template(say: Say) -> None:
     assert (answer.thinking, answer.text) == ("maybe", "sure")
     rendered = runner.call(render=frames_pb2.Render(chat=own)).rendered
     assert rendered.prompt == "<think> so: what now"
+    go = runner.call(render=frames_pb2.Render(chat=chat(template="<{{ .Prompt }}>{{ .Response }}!"))).rendered
+    assert go.prompt == "<what now>"
     failures = {
         "{% if %}": "line 1",
         "{{ raise_exception('not so') }}": "not so",
-        "{{ .Prompt }}": "Go template",
-        "{{- if .System }}{{ .System }}{{ end }}": "Go template",
+        "{{ .Prompt }}{{ if }}": "line 1, column 20: missing value for if",
+        "{{ .Prompt }}\n{{ index .Prompt 999 }}": "line 2, column 4: error calling index: index out of range: 999",
+        "{{ range 99999 }}{{ range 99999 }}{{ end }}{{ end }}{{ .Prompt }}": "more than 1000000 steps",
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "longer than 1 s",
         "x" * (300 << 10): "characters",
     }

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 NOBODY = "0" * 64
 DEEP = b'{"model":' + b"[" * 5000 + b"]" * 5000 + b"}"
-TEMPLATE_REFUSED = "template error: this is a Go template"
+TEMPLATE_REFUSED = "template error: line 1, column 20: missing value for if"
 #: Names that would be something else than a name where they are used carelessly.
 HOSTILE = (
     "../../etc/passwd",
@@ -71,7 +71,13 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
     ("POST", "/api/create", {"model": "new", "files": {}}, 400, "neither 'from' or 'files' was specified"),
     ("POST", "/api/create", {"model": "new", "files": {"x": "sha256:1"}}, 400, "invalid digest format"),
     ("POST", "/api/create", {"model": "new", "files": {"x": f"sha256:{NOBODY}"}}, 400, f"the blob sha256:{NOBODY} of"),
-    ("POST", "/api/create", {"model": "new", "from": "mine", "template": "{{ .Prompt }}"}, 400, TEMPLATE_REFUSED),
+    (
+        "POST",
+        "/api/create",
+        {"model": "new", "from": "mine", "template": "{{ .Prompt }}{{ if }}"},
+        400,
+        TEMPLATE_REFUSED,
+    ),
     (
         "POST",
         "/api/create",

@@ -145,5 +145,6 @@ def test_a_template_for_one_request(chats: Chats) -> None:
         return "".join(event.delta.text for event in chats.stub.Generate(request))
 
     assert generate("{{ messages[0].content }} house")
-    with pytest.raises(grpc.RpcError, match="Go template"):
-        generate("{{ .Prompt }}")
+    assert generate("{{ .Prompt }} house")
+    with pytest.raises(grpc.RpcError, match="line 1, column 20: missing value for if"):
+        generate("{{ .Prompt }}{{ if }}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lmd.runner.answer_style import AnswerStyle, Form, gate_of, style_of
+from lmd.runner.answer_style import AnswerStyle, Calls, Form, Thoughts, gate_of, style_of
 from tests.support.answers import STYLES
+from tests.support.library_models import modelfile
 
 # The parts of well-known templates that matter, in other words: what they say of functions and of earlier calls.
 QWEN = r"""{%- if tools %}{{- "<|im_start|>system\nSignatures are in <tools></tools>.\n" }}
@@ -65,6 +66,45 @@ def test_a_template_tells_how_the_model_answers(template: str, calls: str | None
     style = style_of(template)
     assert style.calls == (STYLES[calls].calls if calls is not None else None)
     assert (style.thoughts.opener if style.thoughts is not None else None) == thoughts
+
+
+GO_TAGS = """{{ range .Messages }}{{ if .Thinking }}<|thought|>
+{{ .Thinking }}
+<|/thought|>{{ end }}{{ if .ToolCalls }}<|call|>[
+{{- range .ToolCalls }}{"tool": "{{ .Function.Name }}", "args": {{ .Function.Arguments }}}{{ end }}]<|/call|><|end|>
+{{ else if .Content }}{{ .Content }}{{ end }}{{ end }}{{ range .Tools }}{{ . }}{{ end }}"""
+GO_EACH = """{{ range .Messages }}{{ range .ToolCalls }}<fn>{"name": "{{ .Function.Name }}",
+"arguments": {{ json .Function.Arguments }}}</fn>
+{{ end }}{{ end }}{{ .Tools }}"""
+GO_BARE = """{{ range .Messages }}{{ range .ToolCalls }}
+{"name": "{{ .Function.Name }}", "parameters": {{ .Function.Arguments }}}<|eot|>{{ end }}{{ end }}{{ .Tools }}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "calls", "thoughts"),
+    [
+        (modelfile("qwen25", "go"), "hermes", None),
+        (modelfile("llama31", "go"), "llama3", None),
+        (modelfile("mistral", "go"), "mistral", None),
+        (modelfile("qwen3", "go"), None, "<think>"),
+        (modelfile("phi3", "go"), None, None),
+        ("{{ range .Tools }}{{ . }}{{ end }}", "generic", None),
+        ("{{ .Prompt }} has no tools", None, None),
+        ("{{ if .Tools }}" + GPT_OSS.replace("{%", "{"), "channels", "<|channel|>analysis<|message|>"),
+    ],
+)
+def test_a_go_template_tells_how_the_model_answers(template: str, calls: str | None, thoughts: str | None) -> None:
+    test_a_template_tells_how_the_model_answers(template, calls, thoughts)
+
+
+def test_what_a_go_template_writes_around_thoughts_and_calls() -> None:
+    tags = style_of(GO_TAGS)
+    assert tags.thoughts == Thoughts("<|thought|>", "<|/thought|>")
+    assert tags.calls == Calls("<|call|>", "<|/call|>", listed=True, name_key="tool", arguments_key="args")
+    assert style_of(GO_EACH).calls == Calls("<fn>", "</fn>", gap="\n")
+    bare = style_of(GO_BARE).calls
+    assert bare == Calls("", "", bare=True, unmarked=True, gap="\n", arguments_key="parameters")
+    assert style_of(GO_TAGS + "{{ if }}").thoughts is None
 
 
 def test_markers_are_those_the_parser_looks_for() -> None:

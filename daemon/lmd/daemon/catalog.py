@@ -43,7 +43,7 @@ class ResolvedModel:
     """A model that is ready to be loaded: its files are there, and its settings are read.
 
     *header* is that of the whole model, shards combined; *headers* holds the same for those who take several.
-    *template* is the one in effect, Jinja; *parameters* are only those that the manifest sets. *draft* are the files of
+    *template* is the one in effect; *parameters* are only those that the manifest sets. *draft* are the files of
     the model that drafts for this one, and *draft_header* is its header; () and None when there is none. *adapters* are
     in the order of the manifest.
     """

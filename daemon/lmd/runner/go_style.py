@@ -16,6 +16,8 @@ _MAX_CHARACTERS = 64 << 10
 _LAST_WORD = re.compile(r"(\S+)\s*\Z")
 _FIRST_WORD = re.compile(r"\s*(\S+)")
 _KEY = re.compile(r'"(\w+)"\s*:\s*"?\Z')
+# A tag, or a word.
+_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]{}]+")
 _NO_WORD = re.compile(r"\W+")
 
 
@@ -116,7 +118,7 @@ def _after_last(pieces: Sequence[_Piece]) -> str:
 def _closer(opener: str, after: str) -> str:
     """Return the marker after calls: what is like the one before them. Others end the turn."""
     word = _NO_WORD.sub("", opener)
-    for found in re.finditer(r"\S+", after.replace("}", " ").replace("]]", "] ]")):
+    for found in _MARK.finditer(after):
         if word and word.lower() in _NO_WORD.sub("", found[0]).lower():
             return found[0]
     return ""
