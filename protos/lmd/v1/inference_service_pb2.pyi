@@ -165,7 +165,7 @@ class GenerateRequest(_message.Message):
     suffix: _builtins.str
     """What follows the gap after the prompt; the answer fills it. Fails with CAPABILITY_MISSING when the model cannot."""
     template: _builtins.str
-    """A chat template (Jinja) to use instead of the model's."""
+    """A chat template (Jinja or Go) to use instead of the model's."""
     think: Global___Think.ValueType
     """Whether the model thinks before it answers."""
     @_builtins.property

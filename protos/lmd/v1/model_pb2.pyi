@@ -159,7 +159,7 @@ class ModelInfo(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUIRES_FIELD_NUMBER: _builtins.int
     template: _builtins.str
-    """The chat template as it is used (Jinja); empty when the model has none."""
+    """The chat template as it is used (Jinja or Go); empty when the model has none."""
     system: _builtins.str
     """The system prompt; empty when the model has none."""
     modelfile: _builtins.str
