@@ -120,7 +120,7 @@ async def _splice(public_sock: socket.socket, private_path: str, address: bytes)
     try:
         await loop.create_connection(lambda: private, sock=private_sock)
         await loop.connect_accepted_socket(lambda: public, public_sock)
-        private.transport.resume_reading()
+        private.start()
         await public.gone.wait()
         await private.gone.wait()
     finally:
@@ -165,6 +165,7 @@ class _Side(asyncio.Protocol):
         self._may_half_close = may_half_close
         self._ended = False
         self._made = False
+        self._early = b""
         self._linger: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -175,8 +176,20 @@ class _Side(asyncio.Protocol):
         if not self.other._made:
             self.transport.pause_reading()
 
+    def start(self) -> None:
+        """Read from now on: the other side is there."""
+        if self._early:
+            self.other.transport.write(self._early)
+            self._early = b""
+        self.transport.resume_reading()
+
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
+        if not self.other._made:
+            # Up to Python 3.11.3 a transport that is paused as soon as it is made reads all the same.
+            self._early += data
+            self.transport.pause_reading()
+            return
         self.other.transport.write(data)
 
     def pause_writing(self) -> None:
