@@ -17,11 +17,13 @@ _RECIPES = {
     "shards": "FROM ./weights-00001-of-00002.gguf\nFROM ./weights-00002-of-00002.gguf\nSYSTEM hi\n",
     "parameters": 'FROM base\nPARAMETER stop <|end|>\nPARAMETER stop " b "\nPARAMETER stop "\n"\n'
     "PARAMETER temperature 0.1\nPARAMETER top_k 7\nPARAMETER use_mmap false\nPARAMETER min_p 1e-05\n",
-    "an odd system prompt": 'FROM base\nSYSTEM """\n "He said \\"no\\"."  \n\ttabs, \u00fcmlauts, \U0001f600\n# no comment\n"""\n',
+    "an odd system prompt": 'FROM base\nSYSTEM """\n "He said \\"no\\"."  \n\ttabs, '
+    '\u00fcmlauts, \U0001f600\n# no comment\n"""\n',
     "a bare quote": 'FROM base\nSYSTEM say "yes"\nLICENSE it\'s free\n',
     "quotes that end a line": 'FROM base\nSYSTEM """a "\nb"""\n',
     "no system prompt": 'FROM prompted\nSYSTEM ""\n',
-    "messages": 'FROM base\nMESSAGE user 1 + 1?\nMESSAGE assistant """2\n"""\nMESSAGE system be brief\nMESSAGE user ""\n',
+    "messages": 'FROM base\nMESSAGE user 1 + 1?\nMESSAGE assistant """2\n"""\n'
+    'MESSAGE system be brief\nMESSAGE user ""\n',
     "licences": 'FROM base\nLICENSE MIT\nLICENSE """\n  All rights\n\n  reserved.\n"""\n',
     "a Jinja template": 'FROM base\nTEMPLATE """{% for m in messages %}{{ m.content }}\n{% endfor %}"""\n',
     "a Go template": 'FROM base\nTEMPLATE """{{ if .System }}{{ .System }}\n{{ end }}{{ .Prompt }}"""\n',

@@ -32,7 +32,8 @@ def test_the_guide_runs_as_written(lmd_home: Path, tmp_path: Path) -> None:
 
 
 def test_steps_are_read_with_what_they_print() -> None:
-    page = "# A guide\n```sh\necho a\n```\n\n```text\na\n```\ntext\n```sh\nfalse\n```\nmore text\n```text\nno output\n```\n"
+    page = "# A guide\n```sh\necho a\n```\n\n```text\na\n```\n"
+    page += "text\n```sh\nfalse\n```\nmore text\n```text\nno output\n```\n"
     assert steps(page) == [Step("echo a\n", 3, "a\n"), Step("false\n", 11, None)]
 
 
