@@ -1,15 +1,12 @@
-"""What making models costs: from a stored model, from a file on the same disk, and by quantizing.
+"""What making models costs: from a stored model, and from a file on the same disk.
 
     python -m bench.create                                    # all cases
-    python -m bench.create --cases derived,file --size-mb 100 # some, with a smaller file
+    python -m bench.create --cases derived --size-mb 100      # one, with a smaller file
 
 - *derived*: `lm create` of a model that has another system prompt than the stored one it is made from. The whole
   command is timed, the start of its Python included.
 - *file*: `lm create` from a GGUF file that nobody may write to, on the store's file system. What the daemon and the
   command read and write is counted by the kernel (`/proc/PID/io`), whether it comes from the disk or from memory.
-- *quantize*: `lm quantize` of a model of 0.4 B parameters in F16 beside `llama-quantize` with the same number of
-  threads, in turns. Ours also hashes the result, loads it once to see that it works, and makes it durable.
-  tools/build_llama_server.sh builds the peer.
 """
 
 from __future__ import annotations
@@ -27,9 +24,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from bench.models import cache_directory
 from tests.support.gguf_file import write_gguf
 from tests.support.product import Daemon, Product, command, installed
 
@@ -38,8 +32,6 @@ DERIVED_LIMIT_S = 0.3
 READ_LIMIT = 1.05
 #: What a file that is shared costs beside: the manifest, the index, the journal.
 WRITE_LIMIT = 0.05
-QUANTIZE_LIMIT = 0.95
-TYPE = "Q4_K_M"
 
 Figures = dict[str, object]
 
@@ -128,60 +120,9 @@ def from_file(directory: Path, options: argparse.Namespace) -> Figures:
     return figures
 
 
-def quantize(directory: Path, options: argparse.Namespace) -> Figures:
-    """Return how long `lm quantize` and `llama-quantize` take for the same model and number of threads."""
-    peer = options.llama_quantize or cache_directory() / f"llama.cpp-{_engine_version()}" / "bin" / "llama-quantize"
-    if not peer.exists():
-        raise SystemExit(f"there is no {peer}; build it with tools/build_llama_server.sh")
-    plain = directory / "plain.gguf"
-    subprocess.run([sys.executable, "-m", "bench.models", "--step", "write", str(plain)], check=True)
-    threads = psutil.cpu_count(logical=True) or 1
-    ours: list[float] = []
-    theirs: list[float] = []
-    with daemon_on(directory) as (product, _):
-        product.lm("pull", str(plain), timeout_s=600)
-
-        def run_ours() -> None:
-            started = time.perf_counter()
-            product.lm("quantize", "plain", TYPE, "--name", "small", timeout_s=1800)
-            ours.append(time.perf_counter() - started)
-            # What is there already would not be made again.
-            product.lm("rm", "small")
-            product.lm("gc", "--grace", "0")
-
-        def run_theirs() -> None:
-            result = directory / "theirs.gguf"
-            started = time.perf_counter()
-            subprocess.run([peer, plain, result, TYPE, str(threads)], check=True, capture_output=True)
-            theirs.append(time.perf_counter() - started)
-            result.unlink()
-
-        for number in range(options.rounds):
-            for turn in (run_ours, run_theirs) if number % 2 else (run_theirs, run_ours):
-                turn()
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    return {
-        "ours_s": statistics.median(ours),
-        "llama_quantize_s": statistics.median(theirs),
-        "ratio": ratio,
-        "all_ours_s": ours,
-        "all_llama_quantize_s": theirs,
-        "threads": threads,
-        "bar": QUANTIZE_LIMIT,
-        "met": ratio >= QUANTIZE_LIMIT,
-    }
-
-
-def _engine_version() -> str:
-    from importlib.metadata import version
-
-    return version("llama-cpp-python")
-
-
 CASES: Mapping[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "derived": derived,
     "file": from_file,
-    "quantize": quantize,
 }
 
 
@@ -191,7 +132,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size-mb", type=int, default=500, help="size of the files, in millions of bytes")
     parser.add_argument("--dir", type=Path, default=None, help="where to work; default is the temporary directory")
-    parser.add_argument("--llama-quantize", type=Path, default=None, help="the peer; default is what the tool built")
     parser.add_argument("--json", type=Path, default=None, help="write every figure to this file")
     options = parser.parse_args()
     figures: dict[str, Figures] = {}
