@@ -32,7 +32,7 @@ def test_every_directive_has_a_row_and_a_section_and_no_other_has() -> None:
 def test_every_function_of_go_templates_is_named_and_no_other_is() -> None:
     table = re.search(r"^\| function \|.*?\n\n", _section("### Ollama's language"), re.MULTILINE | re.DOTALL)
     assert table is not None
-    named = {name for row in table[0].splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    named = {name for row in table[0].strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == FUNCTIONS
 
 
