@@ -16,7 +16,6 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.names import Names, Removal, new_name
 from lmd.daemon.summaries import ListedModel, Summaries
 from lmd.daemon.tasks import TaskSet
-from lmd.daemon.template_check import check_template
 from lmd.daemon.uploads import Uploads
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
@@ -243,7 +242,6 @@ class Catalog:
         base: TagRecord | None,
         draft: TagRecord | None,
     ) -> TagRecord:
-        check_template(recipe.template)
         with self._store.lease(f"create {name}") as lease:
             lease.add(*files.values(), *(named.manifest for named in (base, draft) if named is not None))
             tag = create_model(self._store, name, recipe, files=files, base=base, draft=draft)
