@@ -221,3 +221,16 @@ def test_a_modelfile_that_cannot_be_read(capsys: Capture, folder: Path, content:
     result = lm(capsys, "create", "mine")
     assert result.code == 2
     assert message in result.err
+
+
+def test_of_several_files_the_one_that_is_no_gguf_is_named(daemon: FakeDaemon, capsys: Capture, folder: Path) -> None:
+    """ "not a valid GGUF file" named none, so that one had to guess."""
+    (folder / "m.gguf").write_bytes(b"GGUF1")
+    (folder / "draft.gguf").write_bytes(b"root:")
+    (folder / "Modelfile").write_text("FROM ./m.gguf\nDRAFT ./draft.gguf\n")
+    daemon.failures["ImportFile"] = FakeFailure(
+        grpc.StatusCode.INVALID_ARGUMENT, "GGUF_INVALID", "not a valid GGUF file: it starts with 'root'"
+    )
+    result = lm(capsys, "create", "mine")
+    assert result.code == 1
+    assert f"error: {folder / 'm.gguf'}: not a valid GGUF file: it starts with 'root'" in result.err

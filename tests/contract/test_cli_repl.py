@@ -126,6 +126,15 @@ def test_an_error_ends_the_answer_and_not_the_session(daemon: FakeDaemon, chat: 
     assert _contents(daemon.requests("Chat")[1]) == [("user", "short")]
 
 
+def test_a_conversation_that_is_too_long_can_be_forgotten(daemon: FakeDaemon, chat: Terminal) -> None:
+    """Every further message failed with "shorten the prompt", which nobody can do with what was said before."""
+    _say(chat, "hello", "You said: hello")
+    daemon.failures["Chat"] = FakeFailure(
+        grpc.StatusCode.INVALID_ARGUMENT, "CONTEXT_LENGTH_EXCEEDED", "the prompt is too long", hint="shorten it"
+    )
+    _say(chat, "more", r"error: the prompt is too long\s+hint: `/clear` forgets the conversation")
+
+
 def test_settings_reach_the_next_request(daemon: FakeDaemon, chat: Terminal) -> None:
     _say(chat, "/set parameter temperature 0.2", "temperature is 0.2")
     _say(chat, '/set parameter stop "a b" c', "stop is a b c")
@@ -149,7 +158,7 @@ def test_a_list_is_replaced_as_a_whole(daemon: FakeDaemon, chat: Terminal) -> No
         _say(chat, f"/set parameter {name} c", f"{name} is c")
     _say(chat, "/set parameter ignore_eos on", "ignore_eos is on")
     _say(chat, "/set parameter ignore_eos maybe", "must be true or false")
-    _say(chat, "/set parameter stop", "stop is")
+    _say(chat, "/set parameter stop", "stop is what the model says")
     _say(chat, "hi", "You said: hi")
     parameters = daemon.requests("Chat")[0].parameters
     assert (list(parameters.stop), list(parameters.dry_sequence_breakers)) == ([], ["c"])
@@ -316,21 +325,41 @@ def test_ctrl_c_ends_a_session_without_a_terminal(daemon: FakeDaemon) -> None:
     assert running.returncode == 130
 
 
-def test_thinking_is_set_and_remembered(daemon: FakeDaemon, chat: Terminal) -> None:
+def test_a_model_that_does_not_think_is_not_told_to(daemon: FakeDaemon) -> None:
+    """`/set think` was taken, and every answer after it refused."""
+    daemon.add("plain:latest", capabilities=("completion", "chat"))
+    with terminal("run", "plain", columns=100) as screen:
+        screen.expect(_PROMPT)
+        _say(screen, "/set think", "plain:latest does not think")
+        _say(screen, "hi", "You said: hi")
+
+
+def test_show_says_how_a_part_is_shown_here(daemon: FakeDaemon) -> None:
+    daemon.find("llama3").template = "\n".join("abcdefghij")
+    with terminal("run", "llama3", columns=100) as screen:
+        screen.expect(_PROMPT)
+        _say(screen, "/show", "4 more lines: `/show template`")
+
+
+def test_thinking_is_set_and_remembered(daemon: FakeDaemon) -> None:
+    daemon.add("thinker:latest", capabilities=("completion", "chat", "thinking"))
+
     def answer(*_: Any) -> Iterator[pb.ChatResponse]:
         yield pb.ChatResponse(delta=pb.TextDelta(thinking="Is it?"))
         yield from text_events(pb.ChatResponse, "It is.")
 
     daemon.chat = answer
-    _say(chat, "/set think", "answers begin with thoughts")
-    _say(chat, "one", r"Is it\?\s+--- answer ---[\s\S]+It is\.")
-    _say(chat, "/set think high", "answers begin with thoughts")
-    _say(chat, "/set nothoughts", "thoughts are not printed")
-    _say(chat, "two", r"It is\.")
-    _say(chat, "/set nothink", "answers begin at once")
-    _say(chat, "/set think much", r"cannot think `much`\s+hint: one of on, low")
-    _say(chat, "three", r"It is\.")
+    with terminal("run", "thinker", columns=100) as chat:
+        chat.expect(_PROMPT)
+        _say(chat, "/set think", "answers begin with thoughts")
+        _say(chat, "one", r"Is it\?\s+--- answer ---[\s\S]+It is\.")
+        _say(chat, "/set think high", "answers begin with thoughts")
+        _say(chat, "/set nothoughts", "thoughts are not printed")
+        _say(chat, "two", r"It is\.")
+        _say(chat, "/set nothink", "answers begin at once")
+        _say(chat, "/set think much", r"cannot think `much`\s+hint: one of on, low")
+        _say(chat, "three", r"It is\.")
+        assert chat.raw.count("--- thinking ---") == 1
     requests = daemon.requests("Chat")
     assert [request.think for request in requests] == [pb.THINK_ON, pb.THINK_HIGH, pb.THINK_OFF]
     assert [message.thinking for message in requests[1].messages] == ["", "Is it?", ""]
-    assert chat.raw.count("--- thinking ---") == 1

@@ -289,6 +289,16 @@ async def test_a_child_that_dies(
     assert staged(store) == []
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "1", "{}", '{"event": "x"}', '{"event": "tensor"}', "x" * 100_000])
+async def test_a_child_that_talks_nonsense(
+    store: Store, pool: BlockingPool, wide: FileLayer, tmp_path: Path, line: str
+) -> None:
+    command = child(tmp_path, f"print({line!r}, flush=True)\ntime.sleep(600)\n")
+    with nothing_left_in(tmp_path / "views", more_descriptors=10), pytest.raises(QuantizeFailed, match="nonsense"):
+        await result_of(Quantizer(store, pool, tmp_path / "views", command=command), wanted(wide))
+    assert staged(store) == []
+
+
 async def test_a_child_that_is_killed_leaves_nothing_and_the_next_one_works(
     quantizer: Quantizer, store: Store, wide: FileLayer, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from lmd.daemon.errors import (
 )
 from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RunnerTimings
+from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.gguf import read_header
 from lmd.registry.memory import estimate
@@ -671,6 +672,33 @@ async def test_unload_of_an_idle_model_is_done_when_it_returns(world: World) -> 
     assert world.residency.resident_manifests() == set()
     with pytest.raises(ModelNotFound):
         await world.residency.unload(model.name, force=False)
+
+
+async def test_a_new_version_of_a_name_takes_the_place_of_the_old_one(world: World) -> None:
+    """After a second `lm create v` both versions stayed in memory as `v:latest`, and `lm stop v` met the old one."""
+    old = world.model("v")
+    new = replace(world.model("w"), name=old.name, digest=Digest.of(b"new"))
+    gate = world.path / "gate"
+    running = await world.holding(old, f"gate {gate}")
+    assert await world.ask(new, "x") == "x "
+    assert world.state(old) is RunnerState.DRAINING
+    gate.touch()
+    assert await running == "x"
+    await until(lambda: world.status(old) is None)
+    assert await world.residency.unload(old.name, force=False) == 0
+    assert world.residency.resident_manifests() == set()
+
+
+async def test_an_old_version_that_has_another_name_stays_under_that(world: World) -> None:
+    old = world.model("v")
+    copy = replace(old, name="a-copy:latest", digest=old.manifest_digest)
+    new = replace(world.model("w"), name=old.name, digest=Digest.of(b"new"))
+    for model in (old, copy, new):
+        await world.ask(model, "x")
+    assert {status.name: status.digest for status in world.residency.list()} == {
+        "a-copy:latest": old.manifest_digest,
+        "v:latest": new.manifest_digest,
+    }
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -92,6 +92,16 @@ def test_what_does_not_compile_is_told_where_it_stands(product: Product, tmp_pat
         client.generate("base", "Hi", template="{{ .Prompt }}{{ if }}")
 
 
+def test_jinja_that_does_not_compile_makes_no_model(product: Product, tmp_path: Path, client: ollama.Client) -> None:
+    said = create(product, tmp_path, "bad", 'FROM base\nTEMPLATE """{{ messages }}\n{% if %}"""', code=2)
+    assert "the template does not compile: line 2: Expected an expression" in said
+    with pytest.raises(ollama.ResponseError, match="does not compile: line 1: ") as refused:
+        client.create("bad", from_="base", template="{{ messages | nothing }}")
+    assert refused.value.status_code == 400
+    with pytest.raises(ollama.ResponseError, match="not found"):
+        client.show("bad")
+
+
 def test_a_model_made_through_ollamas_own_client(client: ollama.Client) -> None:
     client.create("made", from_="base", template="<{{ .System }}|{{ .Prompt }}>{{ .Response }}!", system="Be brief.")
     shown = client.show("made")

@@ -131,8 +131,8 @@ def test_bombs_end(bomb: str) -> None:
 
 
 def test_what_is_used_up_is_said() -> None:
-    with pytest.raises(TemplateTooMuch, match="more than 1000 steps"):
-        run("{{ range 9999 }}{{ end }}", steps=1000)
+    with pytest.raises(TemplateTooMuch, match="line 2, column 10: it takes more than 1000 steps"):
+        run("{{ .S }}\n{{ range 9999 }}{{ end }}", steps=1000)
     with pytest.raises(TemplateTooMuch, match="more than 10 bytes"):
         run("{{ .S }}{{ .S }}", size=10)
     assert run("{{ .S }}", size=9) == "hé<l>lo"

@@ -15,8 +15,8 @@ _TEXT_LINES = 6
 Sections = list[tuple[str, list[tuple[str, str]]]]
 
 
-def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
-    """Return the sections of `lm show`."""
+def facts(info: model_pb2.ModelInfo, now: float, *, see: str = "--") -> Sections:
+    """Return the sections of `lm show`; *see* before the name of a part is what shows all of it."""
     model, details, origin = info.model, info.model.details, info.origin
     pulled_at = unix_time(origin.pulled_time)
     parameters = format_count(details.parameter_count) if details.parameter_count else ""
@@ -51,10 +51,10 @@ def facts(info: model_pb2.ModelInfo, now: float) -> Sections:
         ),
         ("Files", [(file.role, _file(file)) for file in info.files]),
         ("Parameters", [(name, one_line(text)) for name, text in parameter_pairs(info.parameters)]),
-        ("System", [("", _excerpt(info.system, _TEXT_LINES, "--system"))]),
+        ("System", [("", _excerpt(info.system, _TEXT_LINES, f"{see}system"))]),
         ("Messages", [(message.role, _first(message.content)) for message in info.messages]),
-        ("Template", [("", _excerpt(info.template, _TEXT_LINES, "--template"))]),
-        ("License", [("", _excerpt("\n\n".join(info.licenses), _LICENSE_LINES, "--license"))]),
+        ("Template", [("", _excerpt(info.template, _TEXT_LINES, f"{see}template"))]),
+        ("License", [("", _excerpt("\n\n".join(info.licenses), _LICENSE_LINES, f"{see}license"))]),
     ]
 
 
@@ -100,13 +100,13 @@ def _number(value: int, unit: str = "") -> str:
     return f"{value:,} {unit}".strip().replace(",", " ") if value else ""
 
 
-def _excerpt(text: str, lines: int, option: str) -> str:
+def _excerpt(text: str, lines: int, command: str) -> str:
     """Return the first *lines* of *text*, cut to the terminal, and how to see all of it."""
     width = max(terminal_size().columns - 2, 20)
     given = printable(text).strip("\n").splitlines()
     shown = [line if len(line) <= width else f"{line[: width - 1]}…" for line in given[:lines]]
     if len(given) > lines:
-        shown.append(f"… {len(given) - lines} more lines: `{option}`")
+        shown.append(f"… {len(given) - lines} more lines: `{command}`")
     return "\n".join(shown)
 
 

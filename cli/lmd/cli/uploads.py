@@ -27,6 +27,18 @@ def store_file(client: Client, path: Path, reporter: Reporter) -> str:
     Raises:
         ClientError: it cannot be read or stored.
     """
+    try:
+        return _store(client, path, reporter)
+    except ClientError as error:
+        if error.reason != "GGUF_INVALID":
+            raise
+        # The daemon knows bytes, and of several files in a Modelfile it is this one.
+        raise ClientError(
+            f"{path}: {error.message}", reason=error.reason, hint=error.hint, metadata=error.metadata
+        ) from None
+
+
+def _store(client: Client, path: Path, reporter: Reporter) -> str:
     if client.status.uid == os.getuid():
         try:
             return _import(client, path, reporter)

@@ -13,6 +13,7 @@ from lmd.daemon.names import new_name
 from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
+from lmd.daemon.template_check import check_template
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
 from lmd.registry.modelfile import Modelfile
@@ -91,6 +92,7 @@ async def make(
     """
     target = _target(name, edited)
     check_required(recipe.requires)
+    await check_template(recipe.template or "")
     used = {key for source in recipe.sources for key in keys_of(source.value, files)}
     if unused := files.keys() - used:
         raise InvalidRequest(f"no directive of the Modelfile names the file `{min(unused)[:200]}`", field="files")

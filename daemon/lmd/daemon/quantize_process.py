@@ -25,6 +25,14 @@ log = structlog.get_logger(__name__)
 QUANTIZE_COMMAND = (sys.executable, "-P", "-m", "lmd.runner.quantize")
 
 _TAIL_BYTES = 1024
+#: What each event must have.
+_FIELDS: Mapping[str, frozenset[str]] = {
+    "tensor": frozenset({"name"}),
+    "read": frozenset({"done", "of"}),
+    "checking": frozenset(),
+    "done": frozenset(),
+    "failed": frozenset({"message"}),
+}
 _OUTPUT, _IMATRIX = "out.gguf", "imatrix.gguf"
 
 
@@ -74,7 +82,8 @@ async def run_job(job: QuantizeJob, views_dir: Path) -> AsyncGenerator[dict[str,
                 "output": _OUTPUT,
                 "imatrix": _IMATRIX if job.imatrix is not None else "",
             }
-            async for event in _events(process, request):
+            events = _events(process, request)
+            while (event := await _next(events, job, process)) is not None:
                 if event["event"] == "failed":
                     raise QuantizeFailed(job.name, str(event["message"]), log=await _tail(process))
                 finished = event["event"] == "done"
@@ -88,6 +97,20 @@ async def run_job(job: QuantizeJob, views_dir: Path) -> AsyncGenerator[dict[str,
             log.info("quantize_exited", model=job.name, pid=process.pid, finished=finished)
     finally:
         shutil.rmtree(view, ignore_errors=True)
+
+
+async def _next(
+    events: AsyncGenerator[dict[str, Any]], job: QuantizeJob, process: asyncio.subprocess.Process
+) -> dict[str, Any] | None:
+    """Return the next event, None after the last. Raises: QuantizeFailed for what is none."""
+    try:
+        event = await anext(events, None)
+        if event is not None and (missing := _FIELDS[event["event"]] - event.keys()):
+            raise ValueError(f"it lacks {missing}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("quantize_nonsense", model=job.name, error=str(error))
+        raise QuantizeFailed(job.name, "its process talks nonsense", log=await _tail(process)) from error
+    return event
 
 
 async def _events(process: asyncio.subprocess.Process, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:

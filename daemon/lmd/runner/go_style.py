@@ -12,7 +12,7 @@ from lmd.gotemplate.parser import parse
 from lmd.gotemplate.survey import pipeline_names
 
 # The process that has the engine reads no longer ones: others wait meanwhile.
-_MAX_CHARACTERS = 64 << 10
+_MAX_CHARACTERS = 32 << 10
 _LAST_WORD = re.compile(r"(\S+)\s*\Z")
 _FIRST_WORD = re.compile(r"\s*(\S+)")
 _KEY = re.compile(r'"(\w+)"\s*:\s*"?\Z')

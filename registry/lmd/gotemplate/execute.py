@@ -70,14 +70,15 @@ class _Run:
         self._parts: list[str] = []
         self._variables: list[tuple[str, Value]] = []
         self._calls = 0
+        #: Where the pipeline is that was evaluated last, for what has no place of its own.
+        self._place = 0
 
     def run(self, dot: Value) -> str:
         self._variables = [("$", dot)]
         try:
             self._list(self._template.body, dot)
         except OverBudget as error:
-            # What exceeds it in the end is text, or a loop without operands: there is no better place than the start.
-            raise TemplateTooMuch(str(error), 1, 1) from None
+            raise TemplateTooMuch(str(error), *position(self._template.source, self._place)) from None
         return go_bytes("".join(self._parts)).decode("utf-8", "replace")
 
     # Statements
@@ -167,6 +168,7 @@ class _Run:
     # Values
 
     def _pipeline(self, pipeline: Pipeline, dot: Value, *, assign: bool = True) -> Value:
+        self._place = pipeline.offset
         value: Value = _UNSET
         for command in pipeline.commands:
             value = self._command(command, dot, value)

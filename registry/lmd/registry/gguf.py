@@ -364,7 +364,7 @@ def _read_preamble(cursor: Cursor, file_size: int) -> int:
         raise GgufInvalid(f"{file_size} bytes are too few for a header")
     magic = cursor.raw(4, "the magic")
     if magic != MAGIC:
-        raise GgufInvalid(f"it starts with {magic!r}, not with {MAGIC!r}")
+        raise GgufInvalid(f"it starts with {ascii(magic)[1:]}, not with {ascii(MAGIC)[1:]}")
     version = cursor.count(_U32, "the version")
     if version in (2, 3):
         return version

@@ -102,7 +102,7 @@ class RemoteFile:
             GgufInvalid: they are not the magic.
         """
         if not head.startswith(self.magic):
-            raise GgufInvalid(f"it starts with {head[:16]!r}, not with {self.magic!r}")
+            raise GgufInvalid(f"it starts with {ascii(head[:16])[1:]}, not with {ascii(self.magic)[1:]}")
 
     def check_digests(self, sha256: str, git_sha1: str | None) -> Digest:
         """Compare the digests of the content, in hex, with the announced ones and return its digest.

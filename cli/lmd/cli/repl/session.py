@@ -21,6 +21,11 @@ from lmd.v1 import inference_service_pb2 as inference_pb
 from lmd.v1 import model_pb2
 
 _LEAVE_HINT = "Ctrl-D or /bye leaves"
+#: The daemon cannot know that most of the prompt is what was said before.
+_FULL_HINT = (
+    "`/clear` forgets the conversation, `/set parameter num_ctx N` makes room for more; "
+    "`lm run --context truncate` drops the oldest messages by itself"
+)
 
 
 class Session:
@@ -105,8 +110,10 @@ class Session:
         body = body_for_stdout(markdown=self.markdown and self.wordwrap and self.request.chats, wrap=self.wordwrap)
         try:
             answer = receive(self.client, self.request, body)
-        except ClientError:
+        except ClientError as error:
             messages.pop()
+            if error.reason == "CONTEXT_LENGTH_EXCEEDED" and messages:
+                error.hint = _FULL_HINT
             raise
         if not answer.text and answer.done is None:
             messages.pop()

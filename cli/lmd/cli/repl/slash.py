@@ -165,7 +165,7 @@ class Slash:
         if part not in _SHOW_PARTS:
             raise BadUsage(f"cannot show `{part}`", hint=f"one of {', '.join(_SHOW_PARTS)}")
         if part == "info":
-            print_facts(facts(info, time.time()))
+            print_facts(facts(info, time.time(), see="/show "))
             return
         text = self._in_effect(part) or part_text(info, part)
         if text:
@@ -237,6 +237,9 @@ class Slash:
     def _set_think(self, level: str) -> None:
         if (level or "on") not in _THINK_LEVELS:
             raise BadUsage(f"cannot think `{level}`", hint=f"one of {', '.join(_THINK_LEVELS)}")
+        model = self._session.request.model.model
+        if "thinking" not in model.capabilities:
+            raise BadUsage(f"{model.name} does not think", hint="`lm show` lists what a model can do")
         self._session.request.think = inference_pb.Think.Value(f"THINK_{(level or 'on').upper()}")
         note("answers begin with thoughts")
 
@@ -255,7 +258,7 @@ class Slash:
         set_parameter(changed, name, values)
         parameters.ClearField(name)  # type: ignore[arg-type] # one of its fields, or set_parameter had refused it
         parameters.MergeFrom(changed)
-        note(f"{name} is {' '.join(values)}")
+        note(f"{name} is {' '.join(values)}" if values else f"{name} is what the model says")
 
 
 def _close(word: str, choices: Iterable[str]) -> str:

@@ -127,6 +127,11 @@ class ModelActor:
         """Whether the model is loaded, or will be."""
         return self._runner is not None or self._loading is not None or bool(self._waiting) or self._preload is not None
 
+    @property
+    def name(self) -> str:
+        """One of the names it is asked for by: the first, while that means this model."""
+        return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
+
     def usage(self) -> Usage:
         """Say what the runner does, for the planner."""
         ready = self.state is RunnerState.READY
@@ -179,7 +184,7 @@ class ModelActor:
         settings = self._loading or (self._loaded.settings if self._loaded is not None else None)
         idle = self.state is RunnerState.READY and not self._admitted
         return RunnerStatus(
-            name=self.model.name,
+            name=self.name,
             digest=self.model.manifest_digest,
             state=self.state,
             memory_bytes=memory.total_bytes if memory is not None else held.held_bytes if held is not None else 0,

@@ -214,8 +214,21 @@ class Residency:
             task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
             self._tasks.add(task)
             task.add_done_callback(self._note_done)
+        for other in list(self._actors.values()):
+            if other is not actor and model.name in other.names:
+                self._supersede(other, model.name)
         actor.names.add(model.name)
         return actor
+
+    def _supersede(self, old: ModelActor, name: str) -> None:
+        """Take *name* from the version that it meant before; unload that when it has no other name.
+
+        Nobody can ask for it any more: idle, it would hold memory for nothing, and an unload of *name* could find it
+        instead of the new one. Its answers finish first, and its KV is saved for the case that the name moves back.
+        """
+        old.names.discard(name)
+        if not old.names and old.resident:
+            old.unload(force=False)
 
     def _note_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -240,4 +253,4 @@ class Residency:
 
     def _name_of(self, key: str) -> str:
         actor = self._actors.get(key)
-        return actor.model.name if actor is not None else key
+        return actor.name if actor is not None else key
