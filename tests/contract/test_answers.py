@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -15,6 +16,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.answer_events import ChoiceDone, Delta, Done, Event
 from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, FormatKind, Priority
 from lmd.daemon.errors import DeadlineExceeded, QueueFull, Unloaded
@@ -95,6 +97,19 @@ async def test_options_and_the_caller_reach_the_runner(bench: Bench) -> None:
     assert plain["weight"] == 1
     assert plain["caller"] == "uid:3"
     assert not {"timeoutMs", "format", "choices", "topLogprobs"} & set(plain)
+
+
+async def test_scales_of_adapters_reach_the_runner_by_number(bench: Bench, tmp_path: Path) -> None:
+    adapters = [AdapterFile(f"{name}.gguf", tmp_path / name, 0.5, 5) for name in ("pirate", "poet")]
+    for adapter in adapters:
+        adapter.path.write_bytes(b"bytes")
+    bench.catalog.add(replace(bench.model(), adapters=tuple(adapters)))
+    options = AnswerOptions(adapters={"poet": 0.25})
+    request = received(await bench.generate("request", options=options))
+    assert request["adapters"] == [{"adapter": 1, "scale": 0.25}]
+    assert "adapters" not in received(await bench.generate("request"))
+    with pytest.raises(InvalidRequest, match="no adapter called `parrot`"):
+        await bench.generate("request", options=AnswerOptions(adapters={"parrot": 1.0}))
 
 
 async def test_several_choices_with_log_probabilities(bench: Bench) -> None:

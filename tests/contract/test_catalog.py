@@ -14,7 +14,7 @@ from lmd.daemon.access import pull_ref
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
 from lmd.daemon.catalog import Catalog
-from lmd.daemon.creating import Quantization, create
+from lmd.daemon.creating import Quantization, Step, create
 from lmd.daemon.errors import UploadRequired
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantizer
@@ -294,7 +294,7 @@ async def test_a_copy_replaces_what_was_there(catalog: Catalog, store: Store, tm
 
 async def steps_of(
     catalog: Catalog, pulls: Pulls, name: str, modelfile: str, files: dict[str, Digest] | None = None
-) -> list[str | PullEvent | TagRecord]:
+) -> list[Step]:
     return [
         step
         async for step in create(

@@ -66,6 +66,20 @@ def test_a_terminal_of_another_session_is_left_alone(daemon: FakeDaemon) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
+def test_scales_of_adapters_reach_the_daemon(daemon: FakeDaemon) -> None:
+    lm_process("run", "llama3", "--adapter", "pirate=0.5", "--adapter", "a=b.gguf=-1", "--adapter", "2=0", "hi")
+    [request] = daemon.requests("Chat")
+    assert dict(request.options.adapters) == {"pirate": 0.5, "a=b.gguf": -1.0, "2": 0.0}
+
+
+@pytest.mark.parametrize("text", ["pirate", "pirate=", "=1", "pirate=much", "pirate=nan"])
+def test_a_scale_that_is_none_is_a_usage_error(daemon: FakeDaemon, text: str) -> None:
+    result = lm_process("run", "llama3", "--adapter", text, "hi")
+    assert (result.code, result.out) == (2, "")
+    assert "is not NAME=SCALE" in result.err
+    assert daemon.requests("Chat") == []
+
+
 def test_options_reach_the_daemon(daemon: FakeDaemon) -> None:
     lm_process(
         "run", "llama3", "-o", "temperature=0", "-o", "num_predict=60", "-o", "stop=a", "-o", "stop=b",

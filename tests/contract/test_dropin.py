@@ -401,3 +401,81 @@ async def test_a_state_that_cannot_be_read_is_begun_anew(scene: Scene) -> None:
     async with scene.running():
         scene.put("a.gguf", 1)
         await until(lambda: scene.is_model("a:latest", 1), "the model")
+
+
+async def test_an_edited_modelfile_makes_a_version_and_a_broken_one_leaves_the_model(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("pirate/weights.gguf", 1)
+        recipe = scene.write("pirate/Modelfile", "FROM ./weights.gguf\nSYSTEM Arr.\n")
+
+        def says(system: str) -> bool:
+            tag = scene.store.get_tag("pirate:latest")
+            return tag is not None and scene.store.get_manifest(tag.manifest).lm.system == system
+
+        await until(lambda: says("Arr."), "the first version")
+        recipe.write_text("FROM ./weights.gguf\nSYSTEM Ahoy.\n")
+        await until(lambda: says("Ahoy."), "the second version")
+        recipe.write_text("FROM ./weights.gguf\nSISTEM x\nPARAMETER temperature 1000\n")
+        await until(lambda: "pirate/Modelfile" in dropin.problems, "the broken one is reported")
+        problem = dropin.problems["pirate/Modelfile"]
+        assert "line 2:1: unknown directive `SISTEM`" in problem
+        assert "line 3:23: parameter `temperature` must be" in problem
+        assert says("Ahoy."), "the version before stays"
+        recipe.write_text("FROM ./weights.gguf\nSYSTEM Avast.\n")
+        await until(lambda: says("Avast."), "it is mended")
+        assert [version.note for version in scene.store.tag_versions("pirate:latest")] == ["folder"] * 3
+
+
+async def test_the_folder_goes_on_from_an_edit_or_rollback_and_not_from_another_model(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("a/weights.gguf", 1)
+        recipe = scene.write("a/Modelfile", "FROM ./weights.gguf\nSYSTEM One.\n")
+        await until(lambda: scene.weights("a:latest"), "the first version")
+        first = scene.store.get_tag("a:latest")
+        assert first is not None
+        recipe.write_text("FROM ./weights.gguf\nSYSTEM Two.\n")
+        await until(lambda: scene.store.get_tag("a:latest") != first, "the second version")
+        scene.store.set_tag("a:latest", first.manifest, note="rollback to version 1")
+        # The folder is looked at again, and leaves the rollback alone until the file changes.
+        scene.put("other.gguf", 2)
+        await until(lambda: scene.weights("other:latest"), "another look")
+        rolled_back = scene.store.get_tag("a:latest")
+        assert rolled_back is not None
+        assert rolled_back.manifest == first.manifest
+        recipe.write_text("FROM ./weights.gguf\nSYSTEM Three.\n")
+        await until(lambda: len(scene.store.tag_versions("a:latest")) == 4, "the file wins when it changes")
+        assert dropin.problems == {}
+
+        scene.store.delete_tag("a:latest")
+        scene.store.set_tag("a:latest", rolled_back.manifest, note="pull")
+        recipe.write_text("FROM ./weights.gguf\nSYSTEM Four.\n")
+        await until(lambda: dropin.problems, "a model that took the place of a removed one is not the folder's")
+        assert "belongs to a model from elsewhere" in dropin.problems["a/Modelfile"]
+
+
+@pytest.mark.parametrize("value", ["./", ".", "./big-00002-of-00003.gguf"])
+async def test_a_modelfile_names_shards_by_their_folder_or_one_of_them(scene: Scene, value: str) -> None:
+    shards = split_model(scene.model(), 3)
+    (scene.folder / "big").mkdir(parents=True)
+    async with scene.running() as dropin:
+        for shard in shards[:2]:
+            shutil.copy(shard, scene.folder / "big" / f"big{shard.name[-20:]}")
+        scene.write("big/Modelfile", f"FROM {value}\nSYSTEM Big.\n")
+        waits = f"big-00003-of-00003.gguf of {value} is not there yet"
+        await until(lambda: dropin.waiting.get("big/Modelfile") == waits, "it waits for the third")
+        shutil.copy(shards[2], scene.folder / "big" / "big-00003-of-00003.gguf")
+        await until(lambda: scene.weights("big:latest"), "the model of all three")
+        tag = scene.store.get_tag("big:latest")
+        assert tag is not None
+        assert len(scene.store.get_manifest(tag.manifest).weights) == 3
+        assert dropin.problems == {}
+
+
+async def test_an_adapter_is_a_file_of_the_folder_whatever_its_name(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("a/weights.gguf", 1)
+        scene.write("a/Modelfile", "FROM ./weights.gguf\nADAPTER lora 0.5\n")
+        await until(lambda: dropin.waiting.get("a/Modelfile") == "lora is not there yet", "it waits for the adapter")
+        scene.write("a/Modelfile", "FROM ./weights.gguf\nADAPTER ../../lora\n")
+        await until(lambda: "a/Modelfile" in dropin.problems, "it is refused")
+        assert "outside of the drop-in folder" in dropin.problems["a/Modelfile"]

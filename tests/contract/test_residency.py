@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.errors import (
     DeviceMemoryShort,
     Draining,
@@ -144,6 +145,28 @@ async def test_a_draft_is_in_the_runners_view_and_in_its_memory(world: World, tm
         [],
         ["draft-00001-of-00002.gguf", "draft-00002-of-00002.gguf"],
     ]
+
+
+async def test_adapters_are_in_the_runners_view_and_in_its_memory(world: World, tmp_path: Path) -> None:
+    adapters = tuple(AdapterFile(name, tmp_path / name, 0.5, 1000) for name in ("b", "a"))
+    for adapter in adapters:
+        adapter.path.write_bytes(b"adapter")
+    world.memory.measured = False
+    gate = tmp_path / "gate"
+    data = TinyModel().to_bytes()
+    tiny = read_header(io.BytesIO(data), len(data))
+    needed = []
+    for name, some in (("plain", ()), ("adapted", adapters)):
+        model = replace(world.model(name, gate=str(gate)), header=tiny, adapters=some)
+        with world.residency.enqueue(model, SETTINGS) as ticket:
+            await until(lambda ticket=ticket: ticket.status().load_fraction == 0.5)  # type: ignore[misc]
+            status = world.status(model)
+            assert status is not None
+            needed.append(status.memory_bytes)
+            gate.touch()
+            assert await ticket.wait(20)
+        gate.unlink()
+    assert needed[1] - needed[0] == 2000
 
 
 async def test_client_that_hangs_up_during_a_load_does_not_waste_it(world: World) -> None:

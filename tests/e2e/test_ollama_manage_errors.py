@@ -81,9 +81,9 @@ ERRORS: list[tuple[str, str, object, int, str]] = [
     (
         "POST",
         "/api/create",
-        {"model": "new", "from": "mine", "quantize": "q9_9"},
+        {"model": "new", "from": "mine", "quantize": "q9"},
         400,
-        "`q9_9` is no quantization that can be made; legal are F32, F16",
+        "`q9` is no quantization",
     ),
     ("POST", "/api/create", {"model": "new", "from": "mine", "adapters": {"a": "b"}}, 400, "adapters: adapters are"),
     ("POST", "/api/create", {"model": "new", "from": "mine", "renderer": "x"}, 400, "renderer: there are no"),

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lmd.runner.adapters import Scales
 from lmd.runner.seams import DONE, NO_ROOM, SequenceStates
 from lmd.runner.v1 import frames_pb2
 
@@ -44,6 +45,8 @@ class Cell:
     position: int
     token: int
     sequences: set[int]
+    #: What it was decoded with.
+    adapters: Scales | None = None
 
 
 @dataclass
@@ -135,10 +138,11 @@ class FakeMemory:
 
 
 class FakeStates:
-    """Copies of sequences: positions and tokens, eight bytes for each cell."""
+    """Copies of sequences: positions and tokens, eight bytes for each cell; what decoded them is in the high bits."""
 
     def __init__(self, memory: FakeMemory) -> None:
         self._memory = memory
+        self._adapters: list[Scales | None] = []
 
     def size(self, sequence: int) -> int:
         return 8 * len(self._memory.of(sequence))
@@ -146,7 +150,10 @@ class FakeStates:
     def save(self, sequence: int, length: int, into: memoryview) -> bool:
         cells = self._memory.of(sequence)
         assert cells[-1].position == length - 1, "not what is to be saved"
-        into[:] = array("i", [number for cell in cells for number in (cell.position, cell.token)]).tobytes()
+        self._adapters += {cell.adapters for cell in cells} - set(self._adapters)
+        tokens = [cell.token + VOCAB * self._adapters.index(cell.adapters) for cell in cells]
+        numbers = [number for cell, token in zip(cells, tokens, strict=True) for number in (cell.position, token)]
+        into[:] = array("i", numbers).tobytes()
         return True
 
     def restore(self, sequence: int, state: memoryview, length: int) -> bool:
@@ -155,7 +162,8 @@ class FakeStates:
         if len(self._memory.cells) + len(numbers) // 2 > self._memory.size:
             return False
         for position, token in zip(numbers[::2], numbers[1::2], strict=True):
-            self._memory.cells.append(Cell(position, token, {sequence}))
+            adapters = self._adapters[token // VOCAB]
+            self._memory.cells.append(Cell(position, token % VOCAB, {sequence}, adapters))
         assert numbers[-2] == length - 1
         return True
 
@@ -208,6 +216,10 @@ class FakeBackend:
         self.decoded = 0
         self.batches: list[list[tuple[int, int, int, bool]]] = []
         self.fail_next = False
+        self.adapters: Scales | None = None
+
+    def adapt(self, scales: Scales | None) -> None:
+        self.adapters = scales
 
     def decode(self) -> int:
         assert self.batch.tokens, "a step that decodes nothing"
@@ -221,7 +233,9 @@ class FakeBackend:
         for row, (token, position, sequence, sampled) in enumerate(self.batch.tokens):
             assert position == self.memory.length(sequence), "a token that does not follow the last one"
             assert position < self.num_ctx, "a position beyond the context"
-            self.memory.cells.append(Cell(position, token, {sequence}))
+            before = self.memory.of(sequence)
+            assert all(cell.adapters == self.adapters for cell in before), "decoded with other adapters"
+            self.memory.cells.append(Cell(position, token, {sequence}, self.adapters))
             if sampled:
                 self.seen[row] = [cell.token for cell in self.memory.of(sequence)]
         self.decoded += len(self.batch.tokens)

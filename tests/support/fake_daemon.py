@@ -201,6 +201,8 @@ class FakeDaemon:
         self.failures: dict[str, FakeFailure] = {}
         self.froms: list[str] = []
         self.uploads: list[bytes] = []
+        #: The versions of models by their names, newest first.
+        self.versions: dict[str, list[model_pb.Version]] = {}
         self.running_answers = 0
         self.freed_bytes, self.pending_bytes = MIB, 0
         self.chat: ChatScript = self._echo
@@ -319,6 +321,15 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         return model_pb.GetModelResponse(info=self.daemon.find(request.name))
 
     @_unary
+    def ListVersions(self, request: Any, context: Any) -> Any:
+        name = self.daemon.find(request.name).model.name
+        return model_pb.ListVersionsResponse(name=name, versions=self.daemon.versions.get(name, ()))
+
+    @_unary
+    def RollbackModel(self, request: Any, context: Any) -> Any:
+        return model_pb.RollbackModelResponse(model=self.daemon.find(request.name).model, version=request.version or 1)
+
+    @_unary
     def DeleteModel(self, request: Any, context: Any) -> Any:
         try:
             self.daemon.models.pop(self.daemon.find(request.name).model.name)
@@ -351,6 +362,33 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         info = self.daemon.add(name)
         info.modelfile = request.modelfile
         yield model_pb.CreateModelResponse(model=info.model)
+
+    @_streamed
+    def QuantizeModel(self, request: Any, context: Any) -> Any:
+        source = self.daemon.find(request.name).model
+        yield model_pb.QuantizeModelResponse(status=f"quantizing F16 to {request.quantize}")
+        yield model_pb.QuantizeModelResponse(
+            progress=model_pb.PullProgress(
+                filename="x.gguf",
+                completed_bytes=MIB,
+                total_bytes=MIB,
+                state=model_pb.PullProgress.STATE_DONE,
+            )
+        )
+        made = self.daemon.add(request.new_name or f"{source.name.partition(':')[0]}:{request.quantize.lower()}")
+        for number, model in enumerate((source, made.model) if request.compare else ()):
+            yield model_pb.QuantizeModelResponse(
+                measurement=model_pb.Measurement(
+                    name=model.name,
+                    quantization=request.quantize if number else "F16",
+                    size_bytes=(4 - 3 * number) * MIB,
+                    perplexity=10 + number / 10,
+                    scored_tokens=100,
+                    prompt_tokens_per_second=200 + 100 * number,
+                    answer_tokens_per_second=20 + 30 * number,
+                )
+            )
+        yield model_pb.QuantizeModelResponse(model=made.model)
 
     @_streamed
     def PullModel(self, request: Any, context: Any) -> Any:

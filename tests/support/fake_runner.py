@@ -171,7 +171,11 @@ class Fake:
             with open(self.script.journal, "a") as journal:
                 drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
                 journal.write(f"{self.load.num_ctx} {self.load.num_thread}{drafts}\n")
-        for path in (*self.load.model_paths, *self.load.draft_paths):
+        for path in (
+            *self.load.model_paths,
+            *self.load.draft_paths,
+            *(adapter.path for adapter in self.load.adapters),
+        ):
             Path(path).read_bytes()
         self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
         kinds = {

@@ -151,3 +151,27 @@ class TinyModel:
             **self.extra,
         }
         return gguf(metadata, self.tensors, fill=self.fill)
+
+
+def adapter(
+    matrices: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    rank: int = 2,
+    architecture: str = "llama",
+    extra: Mapping[str, Value] | None = None,
+    fill: int = 0,
+) -> bytes:
+    """A LoRA adapter for matrices of these shapes; by default it fits `TinyModel`."""
+    halves: list[Tensor] = []
+    for name, (columns, rows, *experts) in (matrices or {"blk.0.attn_q.weight": (32, 32)}).items():
+        halves += [
+            Tensor(f"{name}.lora_a", (columns, rank, *experts)),
+            Tensor(f"{name}.lora_b", (rank, rows, *experts)),
+        ]
+    metadata: dict[str, Value] = {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 8.0,
+    }
+    return gguf({**metadata, **(extra or {})}, halves, fill=fill)

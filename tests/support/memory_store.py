@@ -76,7 +76,7 @@ class MemoryStore:
         data = self._blob(digest)
         return Manifest.parse(data, self._blob(lm_config_digest(data)))
 
-    def set_tag(self, name: str, manifest: Digest, *, note: str = "") -> MemoryTag:
+    def set_tag(self, name: str, manifest: Digest, *, note: str = "", expected: Digest | None = None) -> MemoryTag:
         now = float(len(self.notes))
         tag = MemoryTag(name, manifest, now, now)
         self.tags[name.lower()] = tag

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, cast
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
 from lmd.daemon.residency.facts import MeasuredMemory
@@ -88,6 +89,7 @@ class Model:
     digest: Digest | None = None
     draft: tuple[Path, ...] = ()
     draft_header: GgufHeader | None = None
+    adapters: tuple[AdapterFile, ...] = ()
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
 
     @property

@@ -141,6 +141,7 @@ class RunnerProcess:
         kv_dir: Path | None = None,
         kv_dir_bytes: int = 1 << 30,
         kv_ram_bytes: int = 1 << 30,
+        adapters: Sequence[tuple[Path, float]] = (),
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
         self.ask_load(
@@ -157,6 +158,7 @@ class RunnerProcess:
             kv_dir=str(kv_dir or ""),
             kv_dir_bytes=kv_dir_bytes,
             kv_ram_bytes=kv_ram_bytes,
+            adapters=adapters,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)
         assert self.ready is not None, str(self.load_failed)
@@ -167,11 +169,13 @@ class RunnerProcess:
         *paths: Path,
         manifest_chat: frames_pb2.Chat | None = None,
         draft_paths: Sequence[str] = (),
+        adapters: Sequence[tuple[Path, float]] = (),
         **options: int | float | str | bool,
     ) -> None:
         load = frames_pb2.Load(
             model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat, draft_paths=draft_paths
         )
+        load.adapters.extend(frames_pb2.Adapter(path=str(path), scale=scale) for path, scale in adapters)
         for name, value in options.items():
             setattr(load, name, value)
         self.send(frames_pb2.DaemonFrame(load=load))

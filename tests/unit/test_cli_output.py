@@ -168,7 +168,8 @@ def test_show_json_holds_everything(daemon: FakeDaemon, capsys: Capture) -> None
     shown = json.loads(lm(capsys, "show", "--json", "llama3").out)
     assert shown["metadata"] == {"general.name": "Llama"}
     assert shown["files"][0]["role"] == "weights"
-    assert shown["origin"] == {"ref": "llama3:latest", "commit": "", "pulled_at": None}
+    origin = dict.fromkeys(("commit", "quantize", "quantized_from", "imatrix"), "")
+    assert shown["origin"] == {"ref": "llama3:latest", **origin, "pulled_at": None}
 
 
 def test_version_names_both_sides_and_warns_when_they_differ(daemon: FakeDaemon, capsys: Capture) -> None:

@@ -11,7 +11,7 @@ from lmd.registry.lm_config import LmConfig, Message, Origin
 from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.model_store import read_blob_header
 from lmd.registry.modelfile import From, Modelfile, parse_modelfile
-from tests.support.gguf_bytes import Tensor, TinyModel, Value, gguf
+from tests.support.gguf_bytes import Tensor, TinyModel, Value, adapter, gguf
 from tests.support.memory_store import MemoryStore, MemoryTag
 
 TINY = TinyModel().to_bytes()
@@ -301,31 +301,26 @@ def test_texts_beyond_all_measure(store: MemoryStore) -> None:
     assert store.tags["x:latest"] == first
 
 
-def adapter(fill: int) -> bytes:
-    metadata: dict[str, Value] = {"general.architecture": "llama", "general.type": "adapter"}
-    return gguf(metadata, [Tensor("blk.0.attn_q.weight.lora_a", (4,))], fill=fill)
-
-
 def adapters_of(manifest: Manifest) -> list[tuple[str, float]]:
     return [(layer.filename, layer.scale) for layer in manifest.adapters]
 
 
 def test_adapters_are_inherited_replaced_and_taken_away(store: MemoryStore) -> None:
-    files = {"m.gguf": TINY, "a.gguf": adapter(1), "b.gguf": adapter(2)}
+    files = {"m.gguf": TINY, "a.gguf": adapter(fill=1), "b.gguf": adapter(fill=2)}
     plain = create(store, "FROM m.gguf", name="plain", files={"m.gguf": TINY})
     both = create(store, "FROM m.gguf\nADAPTER a.gguf 0.5\nADAPTER b.gguf", name="both", files=files)
     assert adapters_of(both) == [("a.gguf", 0.5), ("b.gguf", 1.0)]
     assert [layer.role for layer in both.files] == ["weights", "adapter", "adapter"]
     tag = store.tags["both:latest"]
     assert adapters_of(create(store, "FROM both\nSYSTEM x", base=tag)) == adapters_of(both)
-    other = create(store, "FROM both\nADAPTER other.gguf -1", files={"other.gguf": adapter(1)}, base=tag)
+    other = create(store, "FROM both\nADAPTER other.gguf -1", files={"other.gguf": adapter(fill=1)}, base=tag)
     assert adapters_of(other) == [("a.gguf", -1.0)], "a blob that the base has keeps its name"
     assert create(store, 'FROM both\nADAPTER ""', base=tag).digest == plain.digest
     assert adapters_of(create(store, f"FROM {both.digest}")) == []
 
 
 def test_the_order_and_scale_of_adapters_are_part_of_the_model(store: MemoryStore) -> None:
-    files = {"m": TINY, "a": adapter(1), "b": adapter(2)}
+    files = {"m": TINY, "a": adapter(fill=1), "b": adapter(fill=2)}
     recipes = ("ADAPTER a\nADAPTER b", "ADAPTER b\nADAPTER a", "ADAPTER a 2\nADAPTER b", "ADAPTER a 1.0\nADAPTER b 1")
     digests = [create(store, f"FROM m\n{lines}", files=files).digest for lines in recipes]
     assert len(set(digests)) == 3
@@ -345,7 +340,7 @@ def test_the_order_and_scale_of_adapters_are_part_of_the_model(store: MemoryStor
     ],
 )
 def test_what_cannot_be_attached(store: MemoryStore, text: str, why: str) -> None:
-    files = {"m": TINY, "a": adapter(1), "again": adapter(1), "p": PROJECTOR, "q": PROJECTOR + b"\0"}
+    files = {"m": TINY, "a": adapter(fill=1), "again": adapter(fill=1), "p": PROJECTOR, "q": PROJECTOR + b"\0"}
     with pytest.raises(InvalidRequest, match=why):
         create(store, text, files=files)
     assert store.tags == {}
@@ -369,7 +364,7 @@ def test_a_folder_of_shards(store: MemoryStore) -> None:
 
 
 def test_the_parts_of_a_model_that_is_to_be_quantized(store: MemoryStore) -> None:
-    files = {"m": store.add(TINY), "a": store.add(adapter(1))}
+    files = {"m": store.add(TINY), "a": store.add(adapter(fill=1))}
     recipe = parse_modelfile("FROM m\nADAPTER a\nQUANTIZE Q4_0\nSYSTEM x")
     parts, lm = gather_parts(store, recipe, files=files)
     assert [(part.filename, part.role) for part in parts] == [("m", "weights"), ("a", "adapter")]

@@ -125,6 +125,7 @@ class Rig:
         batch: bool = False,
         weight: float = 0.0,
         lookup: bool = False,
+        adapters: tuple[float, ...] | None = None,
     ) -> Request:
         number = len(self.requests) + 1
         message = frames_pb2.Submit(
@@ -139,7 +140,7 @@ class Rig:
                 num_predict=limit, seed=seed, deterministic=alone, draft_num_predict=-1, prompt_lookup=lookup
             ),
         )
-        request = Request(message, number, submitted_ns=self.now_ns, prompt=array("i", prompt))
+        request = Request(message, number, submitted_ns=self.now_ns, prompt=array("i", prompt), adapters=adapters)
         self.requests[number] = request
         self.generation.submit(request)
         return request
@@ -226,6 +227,7 @@ class EngineMachine(RuleBasedStateMachine):
         alone=st.sampled_from([False, False, True]),
         batch=st.booleans(),
         lookup=st.booleans(),
+        adapters=st.sampled_from([None, None, (0.0,), (0.5,)]),
     )
     def submit(
         self,
@@ -239,6 +241,7 @@ class EngineMachine(RuleBasedStateMachine):
         alone: bool,
         batch: bool,
         lookup: bool,
+        adapters: tuple[float, ...] | None,
     ) -> None:
         whole = ([1] * begins + prompt)[: self.rig.backend.num_ctx - 1]
         policy = frames_pb2.CONTEXT_POLICY_SHIFT if shifts else frames_pb2.CONTEXT_POLICY_ERROR
@@ -253,6 +256,7 @@ class EngineMachine(RuleBasedStateMachine):
             alone=alone,
             batch=batch,
             lookup=lookup,
+            adapters=adapters,
         )
 
     @rule()

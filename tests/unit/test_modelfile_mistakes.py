@@ -15,9 +15,9 @@ LEGAL = {
         "FROM, PARAMETER, TEMPLATE, SYSTEM, LICENSE, MESSAGE, DRAFT, ADAPTER, PROJECTOR, QUANTIZE, REQUIRES"
     ),
     "<quantizations>": (
-        "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL, IQ4_XS, "
-        "Q3_K_L, Q3_K_M, Q3_K_S, IQ3_M, IQ3_S, IQ3_XS, IQ3_XXS, Q2_K, Q2_K_S, IQ2_M, IQ2_S, IQ2_XS, IQ2_XXS, "
-        "IQ1_M, IQ1_S, Q2_0, Q1_0, TQ2_0, TQ1_0, MXFP4_MOE"
+        "F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q5_1, Q5_0, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL, "
+        "IQ4_XS, Q3_K_L, Q3_K_M, Q3_K_S, IQ3_M, IQ3_S, IQ3_XS, IQ3_XXS, Q2_K, Q2_K_S, IQ2_M, IQ2_S, "
+        "IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, Q2_0, Q1_0, TQ2_0, TQ1_0, MXFP4_MOE"
     ),
     "<parameters>": (
         "num_ctx, num_batch, num_gpu, num_thread, use_mmap, temperature, top_k, top_p, min_p, typical_p, "

@@ -237,10 +237,23 @@ def test_from_may_name_an_uploaded_file_or_a_digest() -> None:
     assert [source.value for source in recipe(**{"from": str(A)}).modelfile.from_] == [str(A)]
 
 
+def test_adapters_apply_as_they_were_trained() -> None:
+    made = recipe(**{"from": "x"}, adapters={"a.gguf": str(A), "b.gguf": str(B)})
+    assert [(adapter.source.value, adapter.scale) for adapter in made.modelfile.adapters or ()] == [
+        ("a.gguf", 1.0),
+        ("b.gguf", 1.0),
+    ]
+    assert made.files == {"a.gguf": A, "b.gguf": B}
+    assert recipe(**{"from": "x"}, adapters={}).modelfile.adapters is None
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"files": {"a": str(A)}, "draft_files": {"a": str(B)}}, "is in files and in draft_files"),
+        ({"from": "x", "files": {"a": str(A)}, "adapters": {"a": str(B)}}, "is in files and in adapters"),
+        ({"from": "x", "draft_files": {"a": str(A)}, "adapters": {"a": str(B)}}, "is in draft_files and in adapters"),
+        ({"from": "x", "adapters": {"../a": str(A)}}, "must be relative"),
         ({"files": {f"sha256:{A.hex}": str(A)}}, "looks like a digest"),
         ({"files": {f"{number}": str(A) for number in range(300)}}, "at most 256 files"),
         ({"files": {"a\x07": str(A)}}, "invisible"),

@@ -4,8 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from lmd.daemon.runner_spec import draft_names, make_view
+from lmd.daemon.runner_spec import adapter_names, draft_names, make_view
 from lmd.registry.errors import BlobMissing
+
+
+def test_a_view_has_adapters_in_their_order(tmp_path: Path) -> None:
+    blobs = [tmp_path / name for name in ("m", "b", "a")]
+    for blob in blobs:
+        blob.write_text(blob.name)
+    view = make_view(tmp_path / "views", blobs[:1], (), blobs[1:])
+    assert [(view / name).read_text() for name in adapter_names(2)] == ["b", "a"]
+    assert len(list(view.iterdir())) == 3
 
 
 def test_a_view_has_the_model_and_its_draft_by_names_that_the_engine_understands(

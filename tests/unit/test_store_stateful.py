@@ -23,6 +23,7 @@ BLOBS = {Digest.of(blob): blob for model in MODELS for blob in model.blobs}
 MANIFESTS = {model.digest: model for model in MODELS}
 NAMES = ["a:latest", "B:latest", "hf.co/Org/Repo:Q4_K_M"]
 GRACE_S = 3600.0
+HISTORY_S = 7200.0
 TTL_S = 86400.0
 
 names = st.sampled_from(NAMES)
@@ -39,8 +40,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(dir=fast if fast.is_dir() else None))
         self.root = self.directory / "store"
         self.clock = FakeClock(time.time())
-        self.store = Store.open(self.root, clock=self.clock, grace_s=GRACE_S, boot_id="boot")
+        self.store = Store.open(self.root, clock=self.clock, grace_s=GRACE_S, history_s=HISTORY_S, boot_id="boot")
         self.tags: dict[str, Digest] = {}
+        # What tags pointed to before, and until when.
+        self.versions: dict[str, list[tuple[Digest, float]]] = {}
         # Present blobs, and since when; known manifests likewise.
         self.present: dict[Digest, float] = {}
         self.known: dict[Digest, float] = {}
@@ -58,8 +61,18 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.close()
             shutil.rmtree(self.directory)
 
-    def needed(self, grace_s: float, *, without: set[Digest] | None = None) -> set[Digest]:
-        roots = set(self.tags.values()) | self.residents | self.leased
+    def spared_versions(self, history_s: float = HISTORY_S) -> set[Digest]:
+        return {
+            manifest
+            for versions in self.versions.values()
+            for manifest, until in versions
+            if self.clock.now - until < history_s
+        }
+
+    def needed(
+        self, grace_s: float, *, without: set[Digest] | None = None, history_s: float = HISTORY_S
+    ) -> set[Digest]:
+        roots = set(self.tags.values()) | self.residents | self.leased | self.spared_versions(history_s)
         for _, expires_at, digests in self.orphaned:
             if expires_at > self.clock.now:
                 roots |= digests
@@ -121,6 +134,9 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.set_tag(name, digest)
             return
         self.store.set_tag(name.upper() if name.startswith("a") else name, digest)
+        before = self.tags.get(name, digest)
+        if before != digest:
+            self.versions.setdefault(name, []).append((before, self.clock.now))
         self.tags[name] = digest
         self.condemned -= {digest, *MANIFESTS[digest].blob_digests}
 
@@ -129,8 +145,10 @@ class StoreMachine(RuleBasedStateMachine):
         record = self.store.delete_tag(name)
         assert (record.manifest if record else None) == self.tags.get(name)
         if name in self.tags:
-            digest = self.tags.pop(name)
-            self.condemned |= {digest, *MANIFESTS[digest].blob_digests}
+            for digest in {self.tags.pop(name), *(manifest for manifest, _ in self.versions.pop(name, ()))}:
+                # What a version that is gone referred to, nobody knows any more.
+                blobs_of = MANIFESTS[digest].blob_digests if digest in self.known else ()
+                self.condemned |= {digest, *blobs_of}
 
     @rule()
     def sweep(self) -> None:
@@ -139,23 +157,27 @@ class StoreMachine(RuleBasedStateMachine):
 
     def forget_condemned(self) -> None:
         gone = self.condemned - self.needed(GRACE_S, without=self.condemned)
-        tagged = set(self.tags.values())
+        tagged = set(self.tags.values()) | (self.spared_versions() & self.known.keys())
         tagged |= {blob for manifest in tagged for blob in MANIFESTS[manifest].blob_digests}
         self.condemned -= gone | tagged
         self.lose(gone)
 
-    @rule(grace_s=st.sampled_from([0.0, 60.0, GRACE_S]), dry_run=st.booleans())
-    def collect(self, grace_s: float, dry_run: bool) -> None:
-        needed = self.needed(grace_s)
+    @rule(
+        grace_s=st.sampled_from([0.0, 60.0, GRACE_S]),
+        history_s=st.sampled_from([0.0, 60.0, HISTORY_S]),
+        dry_run=st.booleans(),
+    )
+    def collect(self, grace_s: float, history_s: float, dry_run: bool) -> None:
+        needed = self.needed(grace_s, history_s=history_s)
         expected = {
             digest
             for digest, since in self.present.items()
             if digest not in needed and not (grace_s and self.clock.now - since < grace_s)
         }
-        collection = self.store.collect(dry_run=dry_run, grace_s=grace_s)
+        collection = self.store.collect(dry_run=dry_run, grace_s=grace_s, history_s=history_s)
         found = {item.digest_or_name for item in collection if item.kind == "blob"}
         assert found == {str(digest) for digest in expected}
-        kept = self.present.keys() - expected - self.needed(0)
+        kept = self.present.keys() - expected - self.needed(0, history_s=history_s)
         assert collection.spared_items >= len(kept)
         if not dry_run:
             self.lose(expected)
@@ -210,7 +232,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.lease, self.leased = None, set()
         self.residents = set()
         self.store.close()
-        self.store = Store.open(self.root, clock=self.clock, grace_s=GRACE_S, boot_id=boot_id)
+        self.store = Store.open(self.root, clock=self.clock, grace_s=GRACE_S, history_s=HISTORY_S, boot_id=boot_id)
         self.store.set_resident_roots(lambda: self.residents)
         self.forget_condemned()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,13 @@ _OPTIONS = (
         metavar="N",
         help="With --json, tell how likely each token was, and the N most likely ones at its place, up to 20.",
     ),
+    click.option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="NAME=SCALE",
+        help="Scale one of the model's adapters, such as pirate=0.5; 0 leaves it out. May be repeated.",
+    ),
 )
 
 
@@ -60,6 +68,7 @@ class Asked:
     priority: str | None
     choices: int | None
     logprobs: int | None
+    adapters: tuple[str, ...] = ()
 
     def check(self, *, one_prompt: bool, as_json: bool) -> None:
         """Refuse what does not go together.
@@ -78,12 +87,13 @@ class Asked:
         """Return it as the daemon takes it.
 
         Raises:
-            BadUsage: the format is none, or its file cannot be read.
+            BadUsage: the format is none, its file cannot be read, or an adapter has no scale.
         """
         from lmd.cli.formats import parse_format
         from lmd.v1 import inference_service_pb2 as pb
 
         options = pb.AnswerOptions(choices=self.choices or 0, top_logprobs=self.logprobs)
+        options.adapters.update(_scale(text) for text in self.adapters)
         if self.format_text is not None:
             options.format.CopyFrom(parse_format(self.format_text))
         if self.context is not None:
@@ -93,6 +103,20 @@ class Asked:
         if self.timeout is not None:
             options.timeout.FromNanoseconds(int(self.timeout * 1e9))
         return options
+
+
+def _scale(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not name.strip() or not math.isfinite(scale):
+        raise BadUsage(
+            f"`--adapter {text}` is not NAME=SCALE",
+            hint="such as `--adapter pirate=0.5`; `lm show` names a model's adapters",
+        )
+    return name.strip(), scale
 
 
 def answer_options(function: Callable[..., Any]) -> Callable[..., Any]:

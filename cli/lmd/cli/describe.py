@@ -92,7 +92,7 @@ def _size(model: model_pb2.Model) -> str:
 
 
 def _file(file: model_pb2.ModelFile) -> str:
-    scale = f"  scale {file.scale:g}" if file.role == "adapter" and file.scale != 1 else ""
+    scale = f"  scale {file.scale:g}" if file.role == "adapter" else ""
     return f"{one_line(file.filename)}  {format_size(file.size_bytes)}{scale}"
 
 

@@ -13,7 +13,7 @@ from lmd.cli.units import parse_duration
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_COMPLETION_TIMEOUT_S = 0.5
+COMPLETION_TIMEOUT_S = 0.5
 
 
 class DurationType(click.ParamType[float]):
@@ -64,9 +64,9 @@ def _stored_names(explicit: Path | None, prefix: str) -> list[str]:
     from lmd.cli.client import Client
     from lmd.v1 import model_service_pb2 as pb
 
-    with Client.connect(socket, timeout_s=_COMPLETION_TIMEOUT_S) as client:
+    with Client.connect(socket, timeout_s=COMPLETION_TIMEOUT_S) as client:
         request = pb.ListModelsRequest(prefix=prefix)
-        reply = client.call(lambda message: client.models.ListModels(message, timeout=_COMPLETION_TIMEOUT_S), request)
+        reply = client.call(lambda message: client.models.ListModels(message, timeout=COMPLETION_TIMEOUT_S), request)
     return [model.name for model in reply.models]
 
 

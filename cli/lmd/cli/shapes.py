@@ -136,6 +136,20 @@ def model_info_json(info: model_pb2.ModelInfo) -> Json:
     }
 
 
+def version_json(version: model_service_pb2.Version) -> Json:
+    """Return one entry of `lm history --json`."""
+    return {
+        "version": version.number,
+        "digest": version.digest,
+        "time": time_text(version.time),
+        "how": version.how,
+        "detail": version.detail,
+        "change": version.change,
+        "state": enum_text(version, "state"),
+        "spared_until": time_text(version.spared_until_time),
+    }
+
+
 def runner_json(runner: runtime_service_pb2.Runner) -> Json:
     """Return one entry of `lm ps --json`."""
     return {

@@ -131,6 +131,12 @@ class Palette:
         """Something is done, or well."""
         return self._paint("32", text)
 
+    def difference(self, line: str) -> str:
+        """One line of a unified diff."""
+        if line.startswith(("--- ", "+++ ")):
+            return self.strong(line)
+        return self._paint({"-": "31", "+": "32", "@": "36"}.get(line[:1], ""), line) if line[:1] in "-+@" else line
+
     def strong(self, text: str) -> str:
         """A heading."""
         return self._paint("1", text)

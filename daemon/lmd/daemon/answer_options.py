@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lmd.daemon.adapter_scales import AdapterFile, check_scales, scale_frames
 from lmd.daemon.parameters import check_logit_bias, check_stop_tokens
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.parameters import ParameterValue
@@ -60,6 +61,8 @@ class AnswerOptions:
     stop_tokens: Sequence[int] = ()
     priority: Priority = Priority.INTERACTIVE
     context_policy: ContextPolicy = ContextPolicy.ERROR
+    #: Scales of adapters by their names; see `scale_frames`.
+    adapters: Mapping[str, float] = field(default_factory=dict)
     #: Seconds, from the arrival of the request to its end.
     timeout_s: float | None = None
     #: Settings, by the registry's names, that an API promises where neither the request nor the manifest makes them.
@@ -76,14 +79,22 @@ class AnswerOptions:
             _check_range("top_logprobs", self.top_logprobs, MAX_TOP_LOGPROBS)
         check_logit_bias(self.logit_bias)
         check_stop_tokens(self.stop_tokens)
+        check_scales(self.adapters)
         if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
             raise InvalidRequest(f"`timeout` must be above 0 s, not {self.timeout_s:g} s", field="timeout")
         if self.format is not None:
             _check_format(self.format)
         return self
 
-    def apply(self, submit: frames.Submit) -> None:
-        """Write everything but the time-out into a request that has its sampling settings already."""
+    def apply(self, submit: frames.Submit, adapters: Sequence[AdapterFile] = ()) -> None:
+        """Write everything but the time-out into a request that has its sampling settings already.
+
+        *adapters* are those of the model.
+
+        Raises:
+            InvalidRequest: it has no such adapter as is asked for.
+        """
+        submit.adapters.extend(scale_frames(adapters, self.adapters))
         submit.priority = _PRIORITIES[self.priority]
         submit.context_policy = _POLICIES[self.context_policy]
         submit.choices = self.choices

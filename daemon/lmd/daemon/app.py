@@ -199,12 +199,13 @@ class Application:
 
     async def _open_store(self) -> Store:
         deadline = time.monotonic() + STORE_WAIT_S
-        grace_s = self._config.store.grace_period.total_seconds()
+        config = self._config.store
+        grace_s, history_s = config.grace_period.total_seconds(), config.history.total_seconds()
         while True:
             with contextlib.suppress(StoreLocked):
-                return await self._pool.run(Store.open, self._config.store.path, grace_s=grace_s)
+                return await self._pool.run(Store.open, config.path, grace_s=grace_s, history_s=history_s)
             if time.monotonic() > deadline:
-                return await self._pool.run(Store.open, self._config.store.path, grace_s=grace_s)
+                return await self._pool.run(Store.open, config.path, grace_s=grace_s, history_s=history_s)
             await asyncio.sleep(0.1)
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import structlog
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.footprints import Footprints
 from lmd.daemon.names import Names, Removal, new_name
 from lmd.daemon.summaries import ListedModel, Summaries
 from lmd.daemon.tasks import TaskSet
 from lmd.daemon.uploads import Uploads
+from lmd.daemon.versions import Versions
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
 from lmd.registry.create import build_from_files, create_model, gather_parts
@@ -42,7 +44,8 @@ class ResolvedModel:
 
     *header* is that of the whole model, shards combined; *headers* holds the same for those who take several.
     *template* is the one in effect; *parameters* are only those that the manifest sets. *draft* are the files of
-    the model that drafts for this one, and *draft_header* is its header; () and None when there is none.
+    the model that drafts for this one, and *draft_header* is its header; () and None when there is none. *adapters* are
+    in the order of the manifest.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ResolvedModel:
     size_bytes: int
     draft: tuple[Path, ...]
     draft_header: GgufHeader | None
+    adapters: tuple[AdapterFile, ...]
 
 
 async def _nothing_resident(_manifest: Digest) -> None:
@@ -87,6 +91,7 @@ class Catalog:
         #: For the drop-in folder, which works in a thread of its own.
         self.names = Names(store, aliases)
         self.uploads = Uploads(store, pool)
+        self.versions = Versions(store, self.names, pool)
         self._footprints = Footprints(store)
 
     async def find(self, text: str) -> TagRecord:
@@ -127,9 +132,12 @@ class Catalog:
         """Return the headline facts of a tag."""
         return await self._pool.run(self._summaries.of, tag)
 
-    async def info(self, text: str) -> ModelFacts:
-        """Return everything about a model. Raises: as `resolve`."""
-        return await self._pool.run(lambda: model_info(self._store, self.names.find(text), self._headers))
+    async def info(self, text: str, version: int = 0) -> ModelFacts:
+        """Return everything about a model, or about a version of it (0 is the current one).
+
+        Raises: as `resolve`, and VersionNotFound.
+        """
+        return await self._pool.run(lambda: model_info(self._store, self.versions.tag_at(text, version), self._headers))
 
     async def header(self, facts: ModelFacts, role: FileRole, *, whole: bool = False) -> GgufHeader | None:
         """Return the header of the files of a model that have this role; None when there are none.
@@ -161,14 +169,15 @@ class Catalog:
         log.info("model_removed", name=tag.name, freed_bytes=removal.freed_bytes, pending_bytes=removal.pending_bytes)
         return removal
 
-    async def copy(self, source: str, destination: str) -> ListedModel:
-        """Point the name *destination* at the model *source*.
+    async def copy(self, source: str, destination: str, version: int = 0) -> ListedModel:
+        """Point the name *destination* at the model *source*, or at a version of it (0 is the current one).
 
-        Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, StoreError.
+        Raises: InvalidRef, InvalidRequest, ModelNotFound, VersionNotFound, BlobMissing, StoreError.
         """
         name = new_name(destination, "destination")
-        tag = await self.find(source)
-        copied = await self._pool.run(self._store.set_tag, name, tag.manifest, note=f"copy of {tag.name}")
+        tag = await self._pool.run(self.versions.tag_at, source, version)
+        note = f"copy of {tag.name}{f'@{version}' if version else ''}"
+        copied = await self._pool.run(self._store.set_tag, name, tag.manifest, note=note)
         return await self.describe(copied)
 
     async def parse(self, modelfile: str) -> Modelfile:
@@ -183,12 +192,15 @@ class Catalog:
         files: Mapping[str, Digest],
         base: TagRecord | None,
         draft: TagRecord | None = None,
+        edited: Digest | None = None,
     ) -> TagRecord:
         """Make or replace the model *name*, all of whose parts are in the store; see `create_model`.
 
-        Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
+        *edited* is the manifest that an edit began with; the name has to be there still.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
         """
-        return await self._pool.run(self._build, name, recipe, files, base, draft)
+        return await self._pool.run(self._build, name, recipe, files, base, draft, edited)
 
     async def gather(
         self,
@@ -200,16 +212,23 @@ class Catalog:
     ) -> tuple[Sequence[FileLayer], LmConfig]:
         """Return the files and settings that a Modelfile adds up to, all of which are in the store; see `publish`.
 
-        Raises: InvalidRequest, GgufInvalid, BlobMissing.
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, ModelNotFound.
         """
+        for named in (base, draft):
+            if named is not None:
+                await self._pool.run(self._check_there, named)
         return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
 
-    async def publish(self, name: str, files: Sequence[FileLayer], lm: LmConfig, *, note: str) -> TagRecord:
+    async def publish(
+        self, name: str, files: Sequence[FileLayer], lm: LmConfig, *, note: str, expected: Digest | None = None
+    ) -> TagRecord:
         """Make or replace the model *name* of files that are in the store and held there.
 
-        Raises: InvalidRequest, GgufInvalid, BlobMissing, StoreError.
+        *note* and *expected* are as for `Store.set_tag`.
+
+        Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
         """
-        return await self._pool.run(build_from_files, self._store, name, files, lm=lm, note=note)
+        return await self._pool.run(build_from_files, self._store, name, files, lm=lm, note=note, expected=expected)
 
     async def let_go(self, digests: Iterable[Digest]) -> None:
         """Give up the leases of uploads that a model was made of."""
@@ -256,6 +275,10 @@ class Catalog:
             size_bytes=manifest.size_bytes,
             draft=tuple(self._store.blob_path(digest) for digest in drafts),
             draft_header=self._headers.of_files(self._store, drafts) if drafts else None,
+            adapters=tuple(
+                AdapterFile(layer.filename, self._store.blob_path(layer.digest), layer.scale, layer.size_bytes)
+                for layer in manifest.adapters
+            ),
         )
 
     def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:
@@ -272,13 +295,17 @@ class Catalog:
         files: Mapping[str, Digest],
         base: TagRecord | None,
         draft: TagRecord | None,
+        edited: Digest | None,
     ) -> TagRecord:
+        note = "create" if edited is None else "edit"
         with self._store.lease(f"create {name}") as lease:
             models = [named for named in (base, draft) if named is not None]
             lease.add(*files.values(), *(named.manifest for named in models))
             for named in models:
                 self._check_there(named)
-            tag = create_model(self._store, name, recipe, files=files, base=base, draft=draft)
+            tag = create_model(
+                self._store, name, recipe, files=files, base=base, draft=draft, note=note, expected=edited
+            )
         self.uploads.release(files.values())
         return tag
 

@@ -67,6 +67,7 @@ Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
 Weights = Annotated[dict[str, float], BeforeValidator(check_weights)]
 
 _grace, GRACE = duration_between("0s", "365d")
+_history, HISTORY = duration_between("0s", "365d")
 _stall, STALL = duration_between("1s", "1h")
 _keep, KEEP = duration_between("0s", "365d", for_ever=True)
 _load, LOAD = duration_between("1s", "24h")
@@ -97,6 +98,13 @@ class StoreConfig(Section):
     path: AnyPath = setting(..., "The directory of the store.", ABSOLUTE_PATH, shown="`store` in the state directory")
     grace_period: Annotated[timedelta, _grace] = setting(
         timedelta(hours=1), "How long garbage collection spares what nothing refers to.", GRACE
+    )
+    history: Annotated[timedelta, _history] = setting(
+        timedelta(days=7),
+        "How long garbage collection spares an earlier version of a model after another one took its place, so that "
+        "`lm rollback` can go back to it. A version whose weights the current one shares needs kilobytes; one with "
+        "weights of its own needs their space. Removing a model removes its versions.",
+        HISTORY,
     )
 
 

@@ -48,12 +48,22 @@ async def create(
     files: Mapping[str, Digest],
     quantization: Quantization,
     token: str | None = None,
+    edited: Digest | None = None,
 ) -> AsyncGenerator[Step]:
     """Make or replace the model *name* as a Modelfile says; as `make` otherwise. Raises ModelfileSyntax, too."""
-    target = new_name(name, "name")
+    target = _target(name, edited)
     yield "reading the Modelfile"
     recipe = await catalog.parse(modelfile)
-    making = make(catalog, pulls, name=target, recipe=recipe, files=files, quantization=quantization, token=token)
+    making = make(
+        catalog,
+        pulls,
+        name=target,
+        recipe=recipe,
+        files=files,
+        quantization=quantization,
+        token=token,
+        edited=edited,
+    )
     async with aclosing(making) as steps:
         async for step in steps:
             yield step
@@ -68,17 +78,19 @@ async def make(
     files: Mapping[str, Digest],
     quantization: Quantization,
     token: str | None = None,
+    edited: Digest | None = None,
 ) -> AsyncGenerator[Step]:
     """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
 
     *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
     one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
-    closing the iterator is leaving that pull.
+    closing the iterator is leaving that pull. *edited* makes it an edit of the manifest that *name* points to: when
+    that is another one by now, nothing is done.
 
     Raises: InvalidRef, InvalidRequest, ModelNotFound, BlobMissing, GgufInvalid, what a pull raises, what
-    `Quantizer.quantize` raises, DiskFull, StoreError.
+    `Quantizer.quantize` raises, TagChanged, DiskFull, StoreError.
     """
-    target = new_name(name, "name")
+    target = _target(name, edited)
     check_required(recipe.requires)
     await check_template(recipe.template or "")
     used = {key for source in recipe.sources for key in keys_of(source.value, files)}
@@ -109,15 +121,21 @@ async def make(
             async for made in working:
                 if isinstance(made, Quantized):
                     yield f"creating {target}"
-                    tag = await catalog.publish(target, made.files, made.lm, note="create")
+                    note = "create" if edited is None else "edit"
+                    tag = await catalog.publish(target, made.files, made.lm, note=note, expected=edited)
                 else:
                     yield made
         await catalog.let_go(files.values())
     else:
         yield f"creating {target}"
-        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
+        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
+
+
+def _target(name: str, edited: Digest | None) -> str:
+    """Return the canonical name. An edit may be of a model that was pulled, whose name is that of its source."""
+    return new_name(name, "name") if edited is None else parse_ref(name).name
 
 
 async def _find(

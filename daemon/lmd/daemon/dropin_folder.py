@@ -12,7 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from lmd.daemon.dropin_scan import Entry, irregular, mark_of, scan
+from lmd.daemon.dropin_files import RecipeFiles
+from lmd.daemon.dropin_scan import Entry, mark_of, scan
 from lmd.daemon.dropin_state import DropInState, Made, Marks
 from lmd.daemon.names import Names
 from lmd.daemon.settling import NotYet, Settling, Timing
@@ -66,6 +67,7 @@ class DropInFolder:
         self._clock = clock
         self._state = DropInState(store, folder)
         self._settling = Settling(timing, clock)
+        self._files = RecipeFiles(folder, timing.rescan_s)
         self._absent: dict[str, float] = {}
         self._problems: dict[str, Problem] = {}
         #: Why entries are no models, and what others wait for, by their path below the folder. Replaced as a whole
@@ -128,17 +130,18 @@ class DropInFolder:
         marks = self._marks(entry.files)
         try:
             files, recipe = self._recipe(entry)
-            marks |= self._marks(files)
+            paths = list(files.values())
+            marks |= self._marks(paths)
             problem = self._problems.get(entry.key)
             if problem is not None and problem.marks == marks and self._clock() < problem.retry_at:
                 return
-            self._settling.check(files)
-            tag = self._make(entry, name, inode, recipe, cancelled)
+            self._settling.check(paths)
+            tag = self._make(entry, name, inode, recipe, files, cancelled)
         except (PullCancelled, FileChanged):
             raise
         except LmdError as error:
             lasting = isinstance(error, GgufInvalid | ModelfileSyntax)
-            self._report(entry, marks, error.message, may_pass=not lasting)
+            self._report(entry, marks, _told(error), may_pass=not lasting)
             return
         except OSError as error:
             self._report(entry, marks, f"cannot read it: {error.strerror}", may_pass=True)
@@ -150,28 +153,35 @@ class DropInFolder:
     def _is_current(self, made: Made) -> bool:
         return all(mark_of(self._folder / path) == mark for path, mark in made.marks.items()) and bool(made.marks)
 
-    def _recipe(self, entry: Entry) -> tuple[list[Path], Modelfile]:
-        """Return the GGUF files of an entry and the Modelfile it is or, for bare files, stands for."""
+    def _recipe(self, entry: Entry) -> tuple[dict[str, Path], Modelfile]:
+        """Return the GGUF files of an entry by what names them, and the Modelfile it is or, for bare files, means."""
         if entry.is_modelfile:
             self._settling.check(entry.files)
             recipe = self._read(entry.files[0])
-            return [self._from_path(entry, source.value) for source in recipe.sources if _is_file(source.value)], recipe
-        return list(entry.files), Modelfile(from_=tuple(From(path.name, 1, 1) for path in entry.files))
+        else:
+            recipe = Modelfile(from_=tuple(From(path.name, 1, 1) for path in entry.files))
+        return self._files.of(entry, recipe), recipe
 
-    def _make(self, entry: Entry, name: str, inode: int, recipe: Modelfile, cancelled: threading.Event) -> TagRecord:
+    def _make(
+        self,
+        entry: Entry,
+        name: str,
+        inode: int,
+        recipe: Modelfile,
+        files: Mapping[str, Path],
+        cancelled: threading.Event,
+    ) -> TagRecord:
         existing = self._store.get_tag(name)
-        if existing is not None and not self._state.owns(existing.name, str(existing.manifest)):
+        if existing is not None and not self._owns(entry, existing):
             raise FileInvalid(entry.key, f"the name `{name}` belongs to a model from elsewhere; rename the file")
         digests: dict[str, Digest] = {}
-        for source in recipe.sources:
-            if _is_file(source.value):
-                path = self._from_path(entry, source.value)
-                digests[source.value], _ = self._store.import_file(path, on_progress=None, cancelled=cancelled)
-        base, draft = self._named(recipe.from_), self._named(recipe.drafts or ())
+        for argument, path in files.items():
+            digests[argument], _ = self._store.import_file(path, on_progress=None, cancelled=cancelled)
+        base, draft = self._named(recipe.from_, recipe), self._named(recipe.drafts or (), recipe)
         before = self._state.made.get(entry.key)
         self._state.put(entry.key, Made(name, "", {}, inode))
         try:
-            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft)
+            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft, note="folder")
         except LmdError:
             if before is None:
                 self._state.drop(entry.key)
@@ -179,9 +189,24 @@ class DropInFolder:
                 self._state.put(entry.key, before)
             raise
 
-    def _named(self, sources: Sequence[From]) -> TagRecord | None:
+    def _owns(self, entry: Entry, tag: TagRecord) -> bool:
+        """Tell whether the folder may replace what a name points to.
+
+        That is what it made itself, and what came of it since by an edit or a rollback: the last who writes wins, and
+        what was before can be gone back to. A model that took the place of one that was removed is from elsewhere.
+        """
+        if self._state.owns(tag.name, str(tag.manifest)):
+            return True
+        made = self._state.made.get(entry.key)
+        if made is None or made.name != tag.name:
+            return False
+        return any(str(version.manifest) == made.manifest for version in self._store.tag_versions(tag.name))
+
+    def _named(self, sources: Sequence[From], recipe: Modelfile) -> TagRecord | None:
         """Return the model among the arguments of FROM or DRAFT, which must be in the store already."""
-        names = [source.value for source in sources if not _is_file(source.value) and source.digest is None]
+        names = [
+            source.value for source in sources if not self._files.is_file(source, recipe) and source.digest is None
+        ]
         return self._names.find(names[-1]) if names else None
 
     def _read(self, path: Path) -> Modelfile:
@@ -190,23 +215,6 @@ class DropInFolder:
         if len(data) > MAX_MODELFILE_BYTES:
             raise FileInvalid(path.name, "a Modelfile has at most 1 MiB")
         return parse_modelfile(decode_modelfile(data))
-
-    def _from_path(self, entry: Entry, value: str) -> Path:
-        """Return the file a FROM or DRAFT names: it lies beside the Modelfile or elsewhere in the folder, not outside.
-
-        The daemon opens it with its own rights, which may be more than those of who wrote the Modelfile.
-        """
-        path = Path(os.path.normpath(entry.files[0].parent / value.removeprefix("file:")))
-        parent = path.parent
-        inside = parent == self._folder or (parent.parent == self._folder and not parent.is_symlink())
-        if not inside:
-            raise FileInvalid(value, "the Modelfile names a file outside of the drop-in folder")
-        why = irregular(path)
-        if why:
-            raise FileInvalid(value, why)
-        if not path.exists():
-            raise NotYet(f"{value} is not there yet", self._timing.rescan_s)
-        return path
 
     def _marks(self, paths: Sequence[Path]) -> Marks:
         marks: Marks = {}
@@ -259,5 +267,8 @@ class DropInFolder:
             log.warning("dropin_file_refused", file=entry.key, reason=message)
 
 
-def _is_file(value: str) -> bool:
-    return value.startswith(("/", "./", "../", "file:")) or ("/" not in value and value.lower().endswith(".gguf"))
+def _told(error: LmdError) -> str:
+    """Return what is wrong; of a Modelfile every mistake, with its line and column."""
+    if not isinstance(error, ModelfileSyntax) or len(error.problems) == 1:
+        return error.message
+    return "; ".join(f"line {problem.line}:{problem.column}: {problem.message}" for problem in error.problems)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 MODELFILE = "Modelfile"
 
-_SHARD = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+#: The name of one of several files of a model.
+SHARD = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 #: Inode, size and modification time in ns. Not ctime: to link a file changes that.
 FileMark = tuple[int, int, int]
@@ -71,7 +72,7 @@ def scan(folder: Path) -> list[Entry]:
         if lowered.endswith(".modelfile"):
             modelfiles.append(_single(item.name, path, is_modelfile=True))
         elif lowered.endswith(".gguf"):
-            shard = _SHARD.fullmatch(item.name)
+            shard = SHARD.fullmatch(item.name)
             if shard is None or irregular(path):
                 ggufs.append(_single(item.name, path, is_modelfile=False))
             else:

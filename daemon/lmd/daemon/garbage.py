@@ -26,7 +26,7 @@ class Collected:
 
 
 async def collect(
-    store: Store, pool: BlockingPool, *, dry_run: bool, grace_s: float | None
+    store: Store, pool: BlockingPool, *, dry_run: bool, grace_s: float | None, history_s: float | None = None
 ) -> AsyncGenerator[GarbageItem | Collected]:
     """Yield each thing that went, or would go, then the sums.
 
@@ -38,7 +38,7 @@ async def collect(
     cancelled = threading.Event()
 
     def work() -> Collected:
-        collection = store.collect(dry_run=dry_run, grace_s=grace_s)
+        collection = store.collect(dry_run=dry_run, grace_s=grace_s, history_s=history_s)
         count = freed_bytes = 0
         for item in collection:
             count += 1

@@ -245,7 +245,7 @@ class Inference:
             train_ctx=model.header.context_length,
         )
         submit.sampling.CopyFrom(sampling(parameters))
-        options.apply(submit)
+        options.apply(submit, model.adapters)
         submit.cache_scope = submit.caller = caller
         submit.weight = self._weights.get(caller, 1.0)
         return load_settings(parameters)

@@ -74,11 +74,14 @@ class Names:
         return tag
 
     def exclusive_blobs(self, tag: TagRecord) -> dict[Digest, int]:
-        """Return the blobs that only this name needs, with their sizes in bytes."""
-        own = self._blobs(tag)
-        for other in self._store.list_tags():
-            if other.name != tag.name and own:
-                own -= self._blobs(other)
+        """Return the blobs that only this name and its earlier versions need, with their sizes in bytes."""
+        manifests = {tag.manifest, *(version.manifest for version in self._store.tag_versions(tag.name))}
+        own = set[Digest]().union(*(self._blobs(tag.name, manifest) for manifest in manifests))
+        kept = {(other.name, other.manifest) for other in self._store.list_tags() if other.name != tag.name}
+        kept |= {(other, manifest) for other, manifest in self._store.spared_versions() if other != tag.name}
+        for other, manifest in kept:
+            if own:
+                own -= self._blobs(other, manifest)
         return {digest: self._size_if_there(digest) for digest in own}
 
     def remove(self, tag: TagRecord) -> bool:
@@ -130,12 +133,15 @@ class Names:
         suggestions = [name for name in self._aliases.suggest(shown, extra=stored) if name not in (shown, ref.name)]
         return ModelNotFound(shown, suggestions=suggestions, hint=hint)
 
-    def _blobs(self, tag: TagRecord) -> set[Digest]:
+    def _blobs(self, name: str, manifest: Digest) -> set[Digest]:
         try:
-            return {tag.manifest, *self._store.get_manifest(tag.manifest).blob_digests()}
+            return {manifest, *self._store.get_manifest(manifest).blob_digests()}
         except (BlobMissing, BlobCorrupt) as error:
-            # A damaged model can still be removed; its bytes are then garbage for the collector.
-            log.warning("manifest_unreadable", name=tag.name, digest=str(tag.manifest), error=error.message)
+            # A damaged model can still be removed; its bytes are then garbage for the collector. That earlier versions
+            # are gone is as it should be.
+            tag = self._store.get_tag(name)
+            tell = log.warning if tag is not None and tag.manifest == manifest else log.debug
+            tell("manifest_unreadable", name=name, digest=str(manifest), error=error.message)
             return set()
 
     def _size_if_there(self, digest: Digest) -> int:

@@ -66,7 +66,7 @@ async def run_job(job: QuantizeJob, views_dir: Path) -> AsyncGenerator[dict[str,
             start_new_session=True,
         )
         log.info("quantize_spawned", model=job.name, pid=process.pid, what=job.what["do"])
-        killed = False
+        finished = False
         try:
             request = {
                 **job.what,
@@ -77,15 +77,15 @@ async def run_job(job: QuantizeJob, views_dir: Path) -> AsyncGenerator[dict[str,
             async for event in _events(process, request):
                 if event["event"] == "failed":
                     raise QuantizeFailed(job.name, str(event["message"]), log=await _tail(process))
+                finished = event["event"] == "done"
                 yield event
-                if event["event"] == "done":
+                if finished:
                     return
             status = await process.wait()
             raise QuantizeFailed(job.name, f"its process died ({_cause(status)})", log=await _tail(process))
         finally:
-            killed = process.returncode is None
             await to_the_end(_end(process))
-            log.info("quantize_exited", model=job.name, pid=process.pid, killed=killed, status=process.returncode)
+            log.info("quantize_exited", model=job.name, pid=process.pid, finished=finished)
     finally:
         shutil.rmtree(view, ignore_errors=True)
 

@@ -80,7 +80,13 @@ class Quantizing:
         wanted = Wanted(
             name=source.name,
             files=[
-                FileLayer(layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", layer.role)
+                FileLayer(
+                    layer.digest,
+                    layer.size_bytes,
+                    layer.filename or f"{layer.digest.short}.gguf",
+                    layer.role,
+                    layer.scale,
+                )
                 for layer in source.manifest.files
                 if layer.role
             ],

@@ -201,7 +201,7 @@ class RunnerProcess:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as here:
             undo.callback(self._log.close)
-            view = make_view(self._spec.views_dir, self._spec.weights, self._spec.draft)
+            view = make_view(self._spec.views_dir, self._spec.weights, self._spec.draft, self._spec.adapters)
             undo.callback(shutil.rmtree, view, ignore_errors=True)
             ours, theirs = socket.socketpair()
             here.callback(theirs.close)

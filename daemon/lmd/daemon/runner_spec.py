@@ -42,7 +42,7 @@ class RunnerTimings:
 class RunnerSpec:
     """What to start: the model's name for messages, its GGUF files with all shards in order, where things lie.
 
-    *draft* are the files of the model that drafts for it, all shards in order; () for none.
+    *draft* are the files of the model that drafts for it, all shards in order; () for none. So are *adapters*.
     """
 
     name: str
@@ -52,6 +52,7 @@ class RunnerSpec:
     command: Sequence[str] = RUNNER_COMMAND
     timings: RunnerTimings = RunnerTimings()
     draft: tuple[Path, ...] = ()
+    adapters: tuple[Path, ...] = ()
 
 
 def runner_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -74,18 +75,26 @@ def draft_names(count: int) -> list[str]:
     return view_names(count, "draft")
 
 
-def make_view(views_dir: Path, weights: Sequence[Path], draft: Sequence[Path] = ()) -> Path:
-    """Create a private directory with links to *weights* and *draft*: all that a runner sees of the store.
+def adapter_names(count: int) -> list[str]:
+    """Return the names that *count* adapters have in a view."""
+    return [f"adapter-{number}.gguf" for number in range(1, count + 1)]
+
+
+def make_view(
+    views_dir: Path, weights: Sequence[Path], draft: Sequence[Path] = (), adapters: Sequence[Path] = ()
+) -> Path:
+    """Create a private directory with links to *weights*, *draft* and *adapters*: all that a runner sees of the store.
 
     Raises:
         BlobMissing: a file is not there any more.
     """
-    for path in (*weights, *draft):
+    paths = (*weights, *draft, *adapters)
+    for path in paths:
         if not path.is_file():
             raise BlobMissing(f"sha256:{path.name}")
     views_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = Path(tempfile.mkdtemp(prefix="view-", dir=views_dir))
-    names = [*view_names(len(weights)), *draft_names(len(draft))]
-    for name, path in zip(names, (*weights, *draft), strict=True):
+    names = [*view_names(len(weights)), *draft_names(len(draft)), *adapter_names(len(adapters))]
+    for name, path in zip(names, paths, strict=True):
         (view / name).symlink_to(path)
     return view

@@ -6,6 +6,7 @@ import ctypes
 from array import array
 from typing import Any
 
+from lmd.runner.adapters import Scales
 from lmd.runner.kv_state import SequenceState
 from lmd.runner.model import Model
 from lmd.runner.sampling import Sampler
@@ -22,6 +23,8 @@ class LlamaBackend:
         self._llama = model.llama
         self._context = model.context
         self._vocab = model.vocab
+        self._adapters = model.adapters
+        self._scales: Scales | None = None
         self.batch = model.batch
         self.memory = model.memory
         self.num_ctx = model.num_ctx
@@ -39,6 +42,12 @@ class LlamaBackend:
         self.idle_tokens = _IDLE_TOKENS if model.on_cpu else self.cells
         self.states: SequenceStates | None = SequenceState(model.llama, model.context) if model.parked_bytes else None
         self.parked_bytes = model.parked_bytes
+
+    def adapt(self, scales: Scales | None) -> None:
+        """Decode with these scales of adapters from now on."""
+        if scales != self._scales:
+            self._adapters.apply(self._context, scales)
+            self._scales = scales
 
     def decode(self) -> int:
         """Decode the batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lmd.runner.adapters import Adapters
 from lmd.runner.embed_texts import Texts
 from lmd.runner.embedding_context import ContextShape, EmbeddingContext, Pooling, header_pooling
 from lmd.runner.threads import usable_cores
@@ -30,9 +31,10 @@ class EmbeddingModel:
         plain: whether attention may be computed plainly; the owner forbids it on accelerators.
     """
 
-    def __init__(self, llama: Any, native: Any, vocab: Vocab, *, num_ctx: int) -> None:
+    def __init__(self, llama: Any, native: Any, vocab: Vocab, *, num_ctx: int, adapters: Adapters) -> None:
         self._llama = llama
         self._native = native
+        self._adapters = adapters
         self._vocab_size = vocab.size
         self._context: EmbeddingContext | None = None
         pooling = header_pooling(llama, native)
@@ -67,4 +69,5 @@ class EmbeddingModel:
             self._context = context = EmbeddingContext(
                 self._llama, self._native, shape, self.pooling, vocab_size=self._vocab_size, on_remake=on_remake
             )
+            self._adapters.apply(context.context, None)
         return context

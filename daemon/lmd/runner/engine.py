@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import Sequence
 
+from lmd.runner.adapters import UnknownAdapter
 from lmd.runner.answer_parser import Part
 from lmd.runner.backend import LlamaBackend
 from lmd.runner.background import Background
@@ -58,6 +59,7 @@ class Engine:
         self._prompts = prompts
         self._vocab_size = model.vocab.size
         self._generates = model.generates
+        self._adapters = model.adapters
         self._generation = Generation(
             LlamaBackend(model),
             model.vocab,
@@ -261,6 +263,10 @@ class Engine:
             self._choose_template(message.chat)
             request.reading = self._readings.of(message.chat)
         problem = find_problem(message.sampling, self._vocab_size)
+        try:
+            request.adapters = self._adapters.asked(message.adapters)
+        except UnknownAdapter as error:
+            problem = Problem("adapters", str(error))
         if message.WhichOneof("input") is None:
             problem = Problem("prompt", "the request has no prompt")
         if any(not 0 <= token < self._vocab_size for token in message.tokens.ids):

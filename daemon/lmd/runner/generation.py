@@ -185,9 +185,12 @@ class Generation:
         if generating and reading and not self._backend.mixes:
             self._has_read = not self._has_read
             generating, reading = ([], reading) if self._has_read else (generating, [])
-        if generating or reading:
-            budget = min(budget, self._backend.batch.capacity - len(generating))
-            self._decode_step(generating, plan_prefill(reading, budget))
+        # All of a batch has the same adapters.
+        sets = dict.fromkeys(job.request.adapters for job in (*generating, *reading))
+        for adapters in sets:
+            some = [job for job in generating if job.request.adapters == adapters]
+            room = min(max(1, budget // len(sets)), self._backend.batch.capacity - len(some))
+            self._decode_step(some, plan_prefill([job for job in reading if job.request.adapters == adapters], room))
 
     def _jobs(self) -> list[Job]:
         return self._reading + self._generating
@@ -310,6 +313,7 @@ class Generation:
             row = batch.add_chunk(job.target[begin : begin + count], begin, job.slot.sequence, sample=last)
             if last:
                 outputs.append((job, row, []))
+        self._backend.adapt((generating[0] if generating else plan[0][0]).request.adapters)
         began = self._clock()
         if not self._decode([*generating, *(job for job, _ in plan)]):
             return

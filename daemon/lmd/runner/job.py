@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lmd.runner.adapters import Scales
 from lmd.runner.reading import ParsedStream, Reading
+from lmd.runner.scopes import adapted_scope
 from lmd.runner.seams import TokenSampler
 from lmd.runner.slots import Slot
 from lmd.runner.speculation import Speculation
@@ -49,6 +51,7 @@ class Request:
         constraint: what its answers must look like; each answer gets a copy.
         reading: how its answers are taken apart; None when they are text.
         opens_thoughts: the prompt ends inside thoughts.
+        adapters: the scales of adapters it is decoded with; None for the model's own.
         started_ns: when its first answer got a slot; 0 before.
         cached_tokens: tokens of the prompt that were in memory when the first answer started.
         ends: how its answers ended, by number.
@@ -61,6 +64,7 @@ class Request:
     constraint: Constraint | None = None
     reading: Reading | None = None
     opens_thoughts: bool = False
+    adapters: Scales | None = None
     dropped_messages: int = 0
     dropped_tokens: int = 0
     started_ns: int = 0
@@ -84,7 +88,8 @@ class Request:
     @property
     def scope(self) -> str:
         """Whose cached prefixes it may use."""
-        return self.message.cache_scope
+        scope = self.message.cache_scope
+        return scope if self.adapters is None else adapted_scope(scope, self.adapters)
 
     @property
     def caller(self) -> str:

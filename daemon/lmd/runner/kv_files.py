@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lmd.runner.kv_format import FINGERPRINT_BYTES, Damaged, Head, SavedPrefix, read_head
 from lmd.runner.prefix_cache import common_prefix
+from lmd.runner.scopes import uses_public
 
 #: The most files of one directory; the least recently used beyond them go.
 MAX_FILES = 256
@@ -254,7 +255,7 @@ class KvFiles:
     def _covering(self, tokens: array[int], scope: str, public: bool) -> SavedPrefix | None:
         """Return what serves wherever this prefix would; a public one serves everybody."""
         for saved in self._saved:
-            if (saved.public or (saved.scope == scope and not public)) and self._serves(saved.tokens, tokens):
+            if saved.open_to(scope) and (saved.public or not public) and self._serves(saved.tokens, tokens):
                 return saved
         return None
 
@@ -262,7 +263,8 @@ class KvFiles:
         return [
             saved
             for saved in self._saved
-            if (public or (saved.scope == scope and not saved.public)) and self._serves(tokens, saved.tokens)
+            if (uses_public(saved.scope) if public else saved.scope == scope and not saved.public)
+            and self._serves(tokens, saved.tokens)
         ]
 
     def _serves(self, one: array[int], other: array[int]) -> bool:

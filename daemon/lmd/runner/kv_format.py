@@ -29,6 +29,8 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmd.runner.scopes import uses_public
+
 #: The longest scope, and the most tokens, that a file may have; beyond every use, they bound what is read of a head.
 MAX_SCOPE_BYTES = 4096
 MAX_TOKENS = 1 << 24
@@ -70,7 +72,7 @@ class SavedPrefix:
 
     def open_to(self, scope: str) -> bool:
         """Tell whether a request of *scope* may use it."""
-        return self.public or self.scope == scope
+        return uses_public(scope) if self.public else self.scope == scope
 
 
 class Head:

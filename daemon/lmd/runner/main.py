@@ -120,7 +120,13 @@ def _saved_prefixes(model: Model, load: frames_pb2.Load) -> SavedPrefixes | None
     if not load.kv_dir or not model.generates:
         return None
     made_by = fingerprint(
-        model.llama, model.native, model.context, engine_version(), flash_attention=model.flash_attention
+        model.llama,
+        model.native,
+        model.context,
+        engine_version(),
+        flash_attention=model.flash_attention,
+        # The directory is one manifest's, which names the adapters.
+        adapters=model.adapters.scales,
     )
     return SavedPrefixes.open(
         Path(load.kv_dir),
@@ -170,6 +176,7 @@ def serve(connection: socket.socket) -> int:
             raise loading.error from None
         return EXIT_OK
     channel.send(frames_pb2.RunnerFrame(ready=model.ready()))
+    log.settled = True
     background = Background()
     prompts = PromptMaker(
         model.vocab,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lmd.runner.adapters import AdapterRefused, Adapters
 from lmd.runner.batch import Batch
 from lmd.runner.embedding_context import ContextError
 from lmd.runner.embedding_model import EmbeddingModel
@@ -47,6 +48,7 @@ class Model:
     Attributes:
         generates: whether it continues text; otherwise it only embeds or ranks, and `context` is what does that.
         embedding: what it offers for embedding.
+        adapters: what can be added to its weights.
         num_ctx: tokens one sequence can use; no more than the model was trained for.
         slots: sequences that are decoded at once.
         sequences: sequences that the memory can hold; the others are prefix cache.
@@ -68,14 +70,17 @@ class Model:
         self.slots = load.slots
         self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
+        # Before any context: each reserves room in its graphs for what there is.
+        self.adapters = self._load_adapters(load)
         self.vocab = Vocab(llama, self._native)
         self.train_ctx = int(llama.llama_model_n_ctx_train(self._native))
         self.num_ctx = min(load.num_ctx, self.train_ctx) if self.train_ctx > 0 else load.num_ctx
         self.step_tokens = max(load.num_batch, load.slots)
         self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
         self.rows = self.sequences
-        self.embedding = EmbeddingModel(llama, self._native, self.vocab, num_ctx=self.num_ctx)
+        self.embedding = EmbeddingModel(llama, self._native, self.vocab, num_ctx=self.num_ctx, adapters=self.adapters)
         self.embedding.plain = log.gpu_layers == 0
+        before = len(log.buffers)
         context = None if self.embedding.only else self._make_context()
         self.generates = context is not None
         self.context = context or self._make_embedding_context(load.num_thread)
@@ -85,6 +90,7 @@ class Model:
         self.batch = Batch(llama, self.step_tokens, self.sequences)
         if self.generates:
             self.threads = self._choose_threads(load.num_thread, load.num_thread_batch or load.num_thread)
+            log.drop_replaced(before)
             llama.llama_set_n_threads(self.context, self.threads.decode, self.threads.prefill)
             self.embedding.threads = self.threads.prefill
         else:
@@ -138,6 +144,13 @@ class Model:
         if not native:
             raise self._error("the engine gives no reason")
         return native
+
+    def _load_adapters(self, load: frames_pb2.Load) -> Adapters:
+        try:
+            return Adapters(self.llama, self._native, load.adapters)
+        except AdapterRefused as refused:
+            error = self._error("the engine gives no reason")
+            raise LoadError(error.kind, f"{refused}: {error}") from None
 
     def _check_kind(self) -> None:
         """Refuse what loads but can neither continue a text nor embed one."""
@@ -194,6 +207,7 @@ class Model:
             llama.llama_free(context)
             del self._log.buffers[reported:]
             return None
+        self.adapters.apply(context, None)
         return context
 
     def _holds_more_than_slots(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lmd.runner.prefix_cache import PrefixCache
+from lmd.runner.scopes import uses_public
 from lmd.runner.seams import SequenceMemory, SequenceStates
 
 #: Fewer tokens than this are not worth a copy: the engine reads them in the time of a few steps.
@@ -118,7 +119,7 @@ class ParkedPrefixes:
         *in_memory* is how many the prompt finds without it. The last token of the prompt is never counted.
         """
         best: tuple[Parked, int] | None = None
-        for whose in (scope, None):
+        for whose in (scope, None) if uses_public(scope) else (scope,):
             parked, shared = self._index.match(prompt, whose, len(prompt) - 1)
             if parked is None or shared < (best[1] + 1 if best else in_memory + WORTH_TOKENS):
                 continue

@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from typing import Protocol
 
+from lmd.runner.adapters import Scales
 from lmd.runner.v1 import frames_pb2
 
 #: Results of `decode`; anything else is a failure. Source: `llama_decode` in llama.h.
@@ -127,6 +128,9 @@ class Backend(Protocol):
     @property
     def memory(self) -> SequenceMemory:
         """The memory."""
+
+    def adapt(self, scales: Scales | None) -> None:
+        """Decode with these scales of adapters from now on; None for the model's own."""
 
     def decode(self) -> int:
         """Decode the batch; return `DONE`, `NO_ROOM` or a failure."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from lmd.runner.parked_prefixes import Parked, ParkedPrefixes
 from lmd.runner.prefix_cache import Entry, PrefixCache, common_prefix
 from lmd.runner.saved_prefixes import Candidate, SavedPrefixes
+from lmd.runner.scopes import uses_public
 from lmd.runner.seams import SequenceMemory, SequenceStates
 
 # A prompt that shares this part of a sequence's tokens is taken for their continuation, where copies are not free.
@@ -114,6 +115,8 @@ class Slots:
         """Return how many first tokens of *prompt* the other prompt's sequence could give it."""
         limit = len(prompt) - 1
         if scope != other_scope:
+            if not (uses_public(scope) and uses_public(other_scope)):
+                return 0
             limit = min(limit, common_prefix(self.manifest, prompt, limit))
         return common_prefix(other, prompt, limit)
 
@@ -168,6 +171,8 @@ class Slots:
         """Keep the manifest's beginning of what *slot* holds, for everybody, unless it is kept already."""
         length = len(self.manifest)
         if length < WORTH_PINNING or not self._memory.shares_freely or slot.tokens[:length] != self.manifest:
+            return
+        if not uses_public(slot.scope):
             return
         if self._cache.match(self.manifest, None, length)[1] == length:
             return
@@ -277,9 +282,10 @@ class Slots:
             return self._best_of_few(prompt, scope)
         best: Entry | Slot | None
         best, longest = self._cache.match(prompt, scope, len(prompt) - 1)
-        entry, shared = self._cache.match(prompt, None, len(prompt) - 1)
-        if shared > longest:
-            best, longest = entry, shared
+        if uses_public(scope):
+            entry, shared = self._cache.match(prompt, None, len(prompt) - 1)
+            if shared > longest:
+                best, longest = entry, shared
         for slot in self._busy:
             shared = self.shareable(prompt, scope, slot.tokens, slot.scope)
             if shared > longest and slot.faithful:
@@ -354,7 +360,8 @@ class Slots:
         """Take an entry out of the memory; it can be had back if it is worth that."""
         if self._parked is not None:
             # Private prefixes begin with manifest content that stays; what is pinned itself is copied whole.
-            pinned = 0 if entry.pinned else self._cache.match(entry.tokens, None, len(entry.tokens))[1]
+            public = not entry.pinned and uses_public(entry.scope)
+            pinned = self._cache.match(entry.tokens, None, len(entry.tokens))[1] if public else 0
             self._parked.park(entry.sequence, entry.tokens, entry.scope, resident=pinned)
         self._forget_entry(entry)
 

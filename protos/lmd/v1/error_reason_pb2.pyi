@@ -94,6 +94,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The request's own time is up. Metadata: timeout_s."""
     ERROR_REASON_CLIENT_STALLED: _ErrorReason.ValueType  # 35
     """The client left too much of its answer unread while the answer went on. Metadata: limit_bytes."""
+    ERROR_REASON_VERSION_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """A name has no such version, or its bytes are no longer kept. Metadata: name, version."""
+    ERROR_REASON_TAG_CHANGED: _ErrorReason.ValueType  # 37
+    """The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -174,4 +178,8 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 34
 """The request's own time is up. Metadata: timeout_s."""
 ERROR_REASON_CLIENT_STALLED: ErrorReason.ValueType  # 35
 """The client left too much of its answer unread while the answer went on. Metadata: limit_bytes."""
+ERROR_REASON_VERSION_NOT_FOUND: ErrorReason.ValueType  # 36
+"""A name has no such version, or its bytes are no longer kept. Metadata: name, version."""
+ERROR_REASON_TAG_CHANGED: ErrorReason.ValueType  # 37
+"""The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

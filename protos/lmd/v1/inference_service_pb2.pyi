@@ -362,6 +362,26 @@ class AnswerOptions(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AdaptersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FORMAT_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
@@ -370,6 +390,7 @@ class AnswerOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     CONTEXT_POLICY_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     choices: _builtins.int
     """Answers to generate at once, 1 to 16; 0 means 1. The i-th is sampled with the seed plus i."""
     top_logprobs: _builtins.int
@@ -394,6 +415,12 @@ class AnswerOptions(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """Fails with DEADLINE_EXCEEDED when it takes longer, wherever it is then; the call's own deadline counts as well."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Scales of the model's adapters in this answer, by the names that ModelInfo.files has for them (with or without
+        ".gguf"). Adapters not named keep the model's scale; 0 leaves one out. -100 to 100.
+        """
+
     def __init__(
         self,
         *,
@@ -405,10 +432,11 @@ class AnswerOptions(_message.Message):
         priority: Global___Priority.ValueType = ...,
         timeout: _duration_pb2.Duration | None = ...,
         context_policy: Global___ContextPolicy.ValueType = ...,
+        adapters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "format", b"format", "timeout", b"timeout", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "logit_bias", b"logit_bias", "priority", b"priority", "stop_tokens", b"stop_tokens", "timeout", b"timeout", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "adapters", b"adapters", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "logit_bias", b"logit_bias", "priority", b"priority", "stop_tokens", b"stop_tokens", "timeout", b"timeout", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015

@@ -86,16 +86,20 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A model reference; "name@sha256:…" asserts the digest."""
+    version: _builtins.int
+    """The number of a version, as ListVersions gives them; 0 is the current one."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,19 +189,23 @@ class CopyModelRequest(_message.Message):
 
     SOURCE_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """The model to copy."""
     destination: _builtins.str
     """The new name."""
+    version: _builtins.int
+    """The number of the version to copy; 0 is the current one. One that is not kept gives VERSION_NOT_FOUND."""
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         destination: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,6 +234,191 @@ class CopyModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CopyModelResponse: _TypeAlias = CopyModelResponse  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    """Names the model whose versions to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model reference."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsResponse(_message.Message):
+    """The versions of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The canonical name."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
+        """Newest first, so that the first is the current one; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
+
+@_typing.final
+class Version(_message.Message):
+    """One manifest that a name has pointed to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Version._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Version._State.ValueType  # 0
+        """Never sent."""
+        STATE_CURRENT: Version._State.ValueType  # 1
+        """What the name points to now."""
+        STATE_KEPT: Version._State.ValueType  # 2
+        """All its bytes are here."""
+        STATE_GONE: Version._State.ValueType  # 3
+        """Some of its bytes are gone."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Whether it can be had."""
+
+    STATE_UNSPECIFIED: Version.State.ValueType  # 0
+    """Never sent."""
+    STATE_CURRENT: Version.State.ValueType  # 1
+    """What the name points to now."""
+    STATE_KEPT: Version.State.ValueType  # 2
+    """All its bytes are here."""
+    STATE_GONE: Version.State.ValueType  # 3
+    """Some of its bytes are gone."""
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    HOW_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SPARED_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts from 1. Removing the name ends its versions; one that is made anew begins at 1."""
+    digest: _builtins.str
+    """The manifest's digest."""
+    how: _builtins.str
+    """How: "pull", "create", "quantize", "edit", "copy", "rollback" or "folder"; empty when not known."""
+    detail: _builtins.str
+    """More about that, such as "of llama3:latest" or "to version 2"."""
+    change: _builtins.str
+    """What is different from the version before, in one line; empty for the first, and where one of both is gone."""
+    state: Global___Version.State.ValueType
+    """Whether it can be had."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the name was pointed at it."""
+
+    @_builtins.property
+    def spared_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when garbage collection spares it, whatever else needs its bytes; not set for the current one."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        how: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        change: _builtins.str = ...,
+        state: Global___Version.State.ValueType = ...,
+        spared_until_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spared_until_time", b"spared_until_time", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "detail", b"detail", "digest", b"digest", "how", b"how", "number", b"number", "spared_until_time", b"spared_until_time", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class RollbackModelRequest(_message.Message):
+    """Names a model and the version it goes back to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model reference."""
+    version: _builtins.int
+    """The number of a version; 0 is the one before. After a rollback that is the one before the version gone back to."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackModelRequest: _TypeAlias = RollbackModelRequest  # noqa: Y015
+
+@_typing.final
+class RollbackModelResponse(_message.Message):
+    """What the name points to now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The number of the version gone back to."""
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        model: _model_pb2.Model | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackModelResponse: _TypeAlias = RollbackModelResponse  # noqa: Y015
 
 @_typing.final
 class CheckModelfileRequest(_message.Message):
@@ -360,6 +553,7 @@ class CreateModelRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     QUANTIZE_FIELD_NUMBER: _builtins.int
     REQUANTIZE_FIELD_NUMBER: _builtins.int
+    EDITED_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to create or replace."""
     modelfile: _builtins.str
@@ -370,6 +564,10 @@ class CreateModelRequest(_message.Message):
     """The type to quantize the weights to, such as Q4_K_M; wins over QUANTIZE. Empty for the Modelfile's, if any."""
     requantize: _builtins.bool
     """Whether weights that are quantized already may be quantized again, which loses more than quantizing the original."""
+    edited_digest: _builtins.str
+    """For an edit, the manifest that it began with: when the name points to another one by now, nothing is done and
+    TAG_CHANGED returned. The history calls the result an edit. Empty for a creation.
+    """
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For each argument that is a file: the argument as written to the digest of the blob stored for it. For one that is
@@ -385,10 +583,11 @@ class CreateModelRequest(_message.Message):
         token: _builtins.str = ...,
         quantize: _builtins.str = ...,
         requantize: _builtins.bool = ...,
+        edited_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "modelfile", b"modelfile", "name", b"name", "quantize", b"quantize", "requantize", b"requantize", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edited_digest", b"edited_digest", "files", b"files", "modelfile", b"modelfile", "name", b"name", "quantize", b"quantize", "requantize", b"requantize", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,16 @@ class ModelServiceStub(object):
                 request_serializer=lmd_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
                 response_deserializer=lmd_dot_v1_dot_model__service__pb2.CopyModelResponse.FromString,
                 _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/lmd.v1.ModelService/ListVersions',
+                request_serializer=lmd_dot_v1_dot_model__service__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_model__service__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.RollbackModel = channel.unary_unary(
+                '/lmd.v1.ModelService/RollbackModel',
+                request_serializer=lmd_dot_v1_dot_model__service__pb2.RollbackModelRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_model__service__pb2.RollbackModelResponse.FromString,
+                _registered_method=True)
         self.CheckModelfile = channel.unary_unary(
                 '/lmd.v1.ModelService/CheckModelfile',
                 request_serializer=lmd_dot_v1_dot_model__service__pb2.CheckModelfileRequest.SerializeToString,
@@ -110,6 +120,7 @@ class ModelServiceServicer(object):
 
     def GetModel(self, request, context):
         """Returns everything known about one model. Fails with MODEL_NOT_FOUND.
+        An earlier version that is not kept gives VERSION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +136,21 @@ class ModelServiceServicer(object):
 
     def CopyModel(self, request, context):
         """Points a second name at a model. Costs no space; replaces an existing destination.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """Lists what a name has pointed to since it was made. Fails with MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackModel(self, request, context):
+        """Points a name at one of its earlier versions again, which makes a new version. Running answers finish on what they
+        began with. Fails with MODEL_NOT_FOUND, and with VERSION_NOT_FOUND when there is no such version or it is not kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +238,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.CopyModel,
                     request_deserializer=lmd_dot_v1_dot_model__service__pb2.CopyModelRequest.FromString,
                     response_serializer=lmd_dot_v1_dot_model__service__pb2.CopyModelResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=lmd_dot_v1_dot_model__service__pb2.ListVersionsRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_model__service__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'RollbackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackModel,
+                    request_deserializer=lmd_dot_v1_dot_model__service__pb2.RollbackModelRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_model__service__pb2.RollbackModelResponse.SerializeToString,
             ),
             'CheckModelfile': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckModelfile,
@@ -363,6 +399,60 @@ class ModelService(object):
             '/lmd.v1.ModelService/CopyModel',
             lmd_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
             lmd_dot_v1_dot_model__service__pb2.CopyModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.ModelService/ListVersions',
+            lmd_dot_v1_dot_model__service__pb2.ListVersionsRequest.SerializeToString,
+            lmd_dot_v1_dot_model__service__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.ModelService/RollbackModel',
+            lmd_dot_v1_dot_model__service__pb2.RollbackModelRequest.SerializeToString,
+            lmd_dot_v1_dot_model__service__pb2.RollbackModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,13 +36,21 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists models, most recently modified first."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Returns everything known about one model. Fails with MODEL_NOT_FOUND."""
+    """Returns everything known about one model. Fails with MODEL_NOT_FOUND.
+    An earlier version that is not kept gives VERSION_NOT_FOUND.
+    """
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]
     """Removes a name. The bytes go when nothing else needs them; a running answer finishes first.
     Fails with MODEL_NOT_FOUND unless allow_missing.
     """
     CopyModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _model_service_pb2.CopyModelResponse]
     """Points a second name at a model. Costs no space; replaces an existing destination."""
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListVersionsRequest, _model_service_pb2.ListVersionsResponse]
+    """Lists what a name has pointed to since it was made. Fails with MODEL_NOT_FOUND."""
+    RollbackModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RollbackModelRequest, _model_service_pb2.RollbackModelResponse]
+    """Points a name at one of its earlier versions again, which makes a new version. Running answers finish on what they
+    began with. Fails with MODEL_NOT_FOUND, and with VERSION_NOT_FOUND when there is no such version or it is not kept.
+    """
     CheckModelfile: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CheckModelfileRequest, _model_service_pb2.CheckModelfileResponse]
     """Parses a Modelfile without creating anything. Fails with MODELFILE_SYNTAX, naming every error."""
     CreateModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]
@@ -75,13 +83,21 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists models, most recently modified first."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns everything known about one model. Fails with MODEL_NOT_FOUND."""
+    """Returns everything known about one model. Fails with MODEL_NOT_FOUND.
+    An earlier version that is not kept gives VERSION_NOT_FOUND.
+    """
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """Removes a name. The bytes go when nothing else needs them; a running answer finishes first.
     Fails with MODEL_NOT_FOUND unless allow_missing.
     """
     CopyModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _model_service_pb2.CopyModelResponse]  # type: ignore[assignment]
     """Points a second name at a model. Costs no space; replaces an existing destination."""
+    ListVersions: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListVersionsRequest, _model_service_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """Lists what a name has pointed to since it was made. Fails with MODEL_NOT_FOUND."""
+    RollbackModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RollbackModelRequest, _model_service_pb2.RollbackModelResponse]  # type: ignore[assignment]
+    """Points a name at one of its earlier versions again, which makes a new version. Running answers finish on what they
+    began with. Fails with MODEL_NOT_FOUND, and with VERSION_NOT_FOUND when there is no such version or it is not kept.
+    """
     CheckModelfile: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CheckModelfileRequest, _model_service_pb2.CheckModelfileResponse]  # type: ignore[assignment]
     """Parses a Modelfile without creating anything. Fails with MODELFILE_SYNTAX, naming every error."""
     CreateModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]  # type: ignore[assignment]
@@ -123,7 +139,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Returns everything known about one model. Fails with MODEL_NOT_FOUND."""
+        """Returns everything known about one model. Fails with MODEL_NOT_FOUND.
+        An earlier version that is not kept gives VERSION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def DeleteModel(
@@ -142,6 +160,24 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.CopyModelResponse, _abc.Awaitable[_model_service_pb2.CopyModelResponse]]:
         """Points a second name at a model. Costs no space; replaces an existing destination."""
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _model_service_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ListVersionsResponse, _abc.Awaitable[_model_service_pb2.ListVersionsResponse]]:
+        """Lists what a name has pointed to since it was made. Fails with MODEL_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RollbackModel(
+        self,
+        request: _model_service_pb2.RollbackModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.RollbackModelResponse, _abc.Awaitable[_model_service_pb2.RollbackModelResponse]]:
+        """Points a name at one of its earlier versions again, which makes a new version. Running answers finish on what they
+        began with. Fails with MODEL_NOT_FOUND, and with VERSION_NOT_FOUND when there is no such version or it is not kept.
+        """
 
     @_abc_1.abstractmethod
     def CheckModelfile(

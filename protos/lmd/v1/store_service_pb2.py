@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1almd/v1/store_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13GetDiskUsageRequest\"\xc6\x01\n\x14GetDiskUsageResponse\x12\x0e\n\x06models\x18\x01 \x01(\x05\x12\r\n\x05\x62lobs\x18\x02 \x01(\x05\x12\x12\n\nblob_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07ingests\x18\x04 \x01(\x05\x12\x14\n\x0cingest_bytes\x18\x05 \x01(\x03\x12\x13\n\x0bquarantined\x18\x06 \x01(\x05\x12\x19\n\x11quarantined_bytes\x18\x07 \x01(\x03\x12\x12\n\nfree_bytes\x18\x08 \x01(\x03\x12\x10\n\x08kv_bytes\x18\t \x01(\x03\"Y\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12/\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"q\n\x16\x43ollectGarbageResponse\x12#\n\x04item\x18\x01 \x01(\x0b\x32\x13.lmd.v1.GarbageItemH\x00\x12)\n\x07summary\x18\x02 \x01(\x0b\x32\x16.lmd.v1.GarbageSummaryH\x00\x42\x07\n\x05\x65vent\"\xe0\x01\n\x0bGarbageItem\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.lmd.v1.GarbageItem.Kind\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x31\n\rmodified_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_BLOB\x10\x01\x12\x0f\n\x0bKIND_INGEST\x10\x02\x12\x14\n\x10KIND_QUARANTINED\x10\x03\"J\n\x0eGarbageSummary\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cspared_items\x18\x03 \x01(\x05\x32\xac\x01\n\x0cStoreService\x12I\n\x0cGetDiskUsage\x12\x1b.lmd.v1.GetDiskUsageRequest\x1a\x1c.lmd.v1.GetDiskUsageResponse\x12Q\n\x0e\x43ollectGarbage\x12\x1d.lmd.v1.CollectGarbageRequest\x1a\x1e.lmd.v1.CollectGarbageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1almd/v1/store_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13GetDiskUsageRequest\"\xdd\x01\n\x14GetDiskUsageResponse\x12\x0e\n\x06models\x18\x01 \x01(\x05\x12\r\n\x05\x62lobs\x18\x02 \x01(\x05\x12\x12\n\nblob_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07ingests\x18\x04 \x01(\x05\x12\x14\n\x0cingest_bytes\x18\x05 \x01(\x03\x12\x13\n\x0bquarantined\x18\x06 \x01(\x05\x12\x19\n\x11quarantined_bytes\x18\x07 \x01(\x03\x12\x12\n\nfree_bytes\x18\x08 \x01(\x03\x12\x10\n\x08kv_bytes\x18\t \x01(\x03\x12\x15\n\rversion_bytes\x18\n \x01(\x03\"\x85\x01\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12/\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07history\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"q\n\x16\x43ollectGarbageResponse\x12#\n\x04item\x18\x01 \x01(\x0b\x32\x13.lmd.v1.GarbageItemH\x00\x12)\n\x07summary\x18\x02 \x01(\x0b\x32\x16.lmd.v1.GarbageSummaryH\x00\x42\x07\n\x05\x65vent\"\xe0\x01\n\x0bGarbageItem\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.lmd.v1.GarbageItem.Kind\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x31\n\rmodified_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_BLOB\x10\x01\x12\x0f\n\x0bKIND_INGEST\x10\x02\x12\x14\n\x10KIND_QUARANTINED\x10\x03\"J\n\x0eGarbageSummary\x12\r\n\x05items\x18\x01 \x01(\x05\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cspared_items\x18\x03 \x01(\x05\x32\xac\x01\n\x0cStoreService\x12I\n\x0cGetDiskUsage\x12\x1b.lmd.v1.GetDiskUsageRequest\x1a\x1c.lmd.v1.GetDiskUsageResponse\x12Q\n\x0e\x43ollectGarbage\x12\x1d.lmd.v1.CollectGarbageRequest\x1a\x1e.lmd.v1.CollectGarbageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDISKUSAGEREQUEST']._serialized_start=103
   _globals['_GETDISKUSAGEREQUEST']._serialized_end=124
   _globals['_GETDISKUSAGERESPONSE']._serialized_start=127
-  _globals['_GETDISKUSAGERESPONSE']._serialized_end=325
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=327
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=416
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=418
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=531
-  _globals['_GARBAGEITEM']._serialized_start=534
-  _globals['_GARBAGEITEM']._serialized_end=758
-  _globals['_GARBAGEITEM_KIND']._serialized_start=676
-  _globals['_GARBAGEITEM_KIND']._serialized_end=758
-  _globals['_GARBAGESUMMARY']._serialized_start=760
-  _globals['_GARBAGESUMMARY']._serialized_end=834
-  _globals['_STORESERVICE']._serialized_start=837
-  _globals['_STORESERVICE']._serialized_end=1009
+  _globals['_GETDISKUSAGERESPONSE']._serialized_end=348
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=351
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=484
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=486
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=599
+  _globals['_GARBAGEITEM']._serialized_start=602
+  _globals['_GARBAGEITEM']._serialized_end=826
+  _globals['_GARBAGEITEM_KIND']._serialized_start=744
+  _globals['_GARBAGEITEM_KIND']._serialized_end=826
+  _globals['_GARBAGESUMMARY']._serialized_start=828
+  _globals['_GARBAGESUMMARY']._serialized_end=902
+  _globals['_STORESERVICE']._serialized_start=905
+  _globals['_STORESERVICE']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

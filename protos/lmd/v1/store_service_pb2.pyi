@@ -51,6 +51,7 @@ class GetDiskUsageResponse(_message.Message):
     QUARANTINED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
+    VERSION_BYTES_FIELD_NUMBER: _builtins.int
     models: _builtins.int
     """Number of names."""
     blobs: _builtins.int
@@ -69,6 +70,8 @@ class GetDiskUsageResponse(_message.Message):
     """Bytes free on the store's file system for the daemon."""
     kv_bytes: _builtins.int
     """Bytes of saved KV: what models have read before, kept for their next load. Goes by itself when it gets too much."""
+    version_bytes: _builtins.int
+    """Bytes that only earlier versions of models need, kept for a time so that one can go back; blob_bytes has them, too."""
     def __init__(
         self,
         *,
@@ -81,10 +84,11 @@ class GetDiskUsageResponse(_message.Message):
         quarantined_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
+        version_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_bytes", b"free_bytes", "ingest_bytes", b"ingest_bytes", "ingests", b"ingests", "kv_bytes", b"kv_bytes", "models", b"models", "quarantined", b"quarantined", "quarantined_bytes", b"quarantined_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_bytes", b"free_bytes", "ingest_bytes", b"ingest_bytes", "ingests", b"ingests", "kv_bytes", b"kv_bytes", "models", b"models", "quarantined", b"quarantined", "quarantined_bytes", b"quarantined_bytes", "version_bytes", b"version_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,21 +102,27 @@ class CollectGarbageRequest(_message.Message):
 
     DRY_RUN_FIELD_NUMBER: _builtins.int
     GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Whether to only say what would go."""
     @_builtins.property
     def grace_period(self) -> _duration_pb2.Duration:
         """Spares things younger than this. Unset: the daemon's grace period."""
 
+    @_builtins.property
+    def history(self) -> _duration_pb2.Duration:
+        """Spares the earlier versions of names that were replaced less than this ago. Unset: the daemon's setting."""
+
     def __init__(
         self,
         *,
         dry_run: _builtins.bool = ...,
         grace_period: _duration_pb2.Duration | None = ...,
+        history: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "grace_period", b"grace_period"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "grace_period", b"grace_period", "history", b"history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from lmd.registry.adapting import check_adapter
 from lmd.registry.digest import Digest
 from lmd.registry.drafting import check_draft
 from lmd.registry.errors import GgufInvalid, InvalidRequest
@@ -30,8 +31,11 @@ def create_model(
     base: Tag | None = None,
     draft: Tag | None = None,
     note: str = "create",
+    expected: Digest | None = None,
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
+
+    With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
@@ -40,9 +44,10 @@ def create_model(
             needs a process of its own.
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
+        TagChanged: when the name points to another manifest than *expected*.
     """
     target = parse_ref(name)
-    if not isinstance(target, NameRef) or target.digest is not None:
+    if target.digest is not None or not (isinstance(target, NameRef) or expected is not None):
         raise InvalidRequest(
             f"a model cannot be created as `{name}`",
             field="name",
@@ -55,7 +60,7 @@ def create_model(
             hint="use `lm create`, or name weights that are quantized already",
         )
     parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
-    return build_from_files(store, target.name, parts, lm=lm, note=note)
+    return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
 
 
 def gather_parts(
@@ -90,6 +95,7 @@ def build_from_files(
     lm: LmConfig | None = None,
     headers: Sequence[GgufHeader] | None = None,
     note: str = "pull",
+    expected: Digest | None = None,
 ) -> TagT:
     """Make a manifest of files that are in the store, and point *name* (a canonical name) at it.
 
@@ -98,7 +104,8 @@ def build_from_files(
 
     Raises:
         GgufInvalid: when the weights are not one complete model.
-        InvalidRequest: when a file's name cannot be stored, or the draft cannot draft for the weights.
+        InvalidRequest: when a file's name cannot be stored, the draft cannot draft for the weights, or an adapter does
+            not fit them.
         BlobMissing: when a blob is not in the store.
     """
     weights = [file for file in files if file.role == "weights"]
@@ -109,7 +116,7 @@ def build_from_files(
         if headers is None:
             headers = [read_blob_header(store, file.digest) for file in weights]
         ordered = in_shard_order(weights, headers)
-        _check_others(store, others)
+        _check_others(store, others, [header for _, header in ordered])
         if drafts:
             drafts = _checked_drafts(store, drafts, ordered)
         texts = _with_plain_texts(lm or LmConfig())
@@ -120,7 +127,7 @@ def build_from_files(
             [header for _, header in ordered],
         )
         lease.add(built.digest, *built.manifest.blob_digests())
-        return _publish(store, name, built, note)
+        return _publish(store, name, built, note, expected)
 
 
 def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) -> list[tuple[FileLayer, GgufHeader]]:
@@ -148,18 +155,15 @@ def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) 
     return pairs
 
 
-def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer]) -> None:
-    """Make sure that projectors and adapters are what they are said to be."""
+def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer], weights: Sequence[GgufHeader]) -> None:
+    """Make sure that projectors and adapters are what they are said to be, and that adapters fit the weights."""
     for file in others:
-        kind = read_blob_header(store, file.digest).kind
+        header = read_blob_header(store, file.digest)
+        kind = header.kind
         if file.role == "projector" and kind != "mmproj":
             raise GgufInvalid(f"`{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not a projector")
-        if file.role == "adapter" and kind != "adapter":
-            raise InvalidRequest(
-                f"ADAPTER `{file.filename}` is of the kind `{ascii(kind[:40])[1:-1]}`, not an adapter",
-                field="adapter",
-                hint="give a LoRA adapter in GGUF (llama.cpp's `convert_lora_to_gguf.py` makes one)",
-            )
+        if file.role == "adapter":
+            check_adapter(file.filename, header, weights)
     adapters = [file.digest for file in others if file.role == "adapter"]
     if len(set(adapters)) != len(adapters):
         raise InvalidRequest("two adapters are the same file", field="adapter", hint="name it once, with one scale")
@@ -182,10 +186,10 @@ def _checked_drafts(
     return [file for file, _ in ordered]
 
 
-def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str) -> TagT:
+def _publish(store: ModelStore[TagT], name: str, built: BuiltManifest, note: str, expected: Digest | None) -> TagT:
     for blob in built.extra_blobs:
         store.put_bytes(blob)
-    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note)
+    return store.set_tag(name, store.put_manifest(built.manifest_bytes), note=note, expected=expected)
 
 
 def _merge(base: LmConfig, modelfile: Modelfile) -> LmConfig:

@@ -5,6 +5,8 @@
     ├── InvalidRef                a model reference does not parse
     ├── ModelfileSyntax           a Modelfile does not parse
     ├── ModelNotFound             no model has this name here
+    ├── VersionNotFound           a name has no such version, or it is no longer kept
+    ├── TagChanged                a name was pointed at another model meanwhile
     ├── CapabilityMissing         the model cannot do this
     ├── SourceError               a pull's source ...
     │   ├── SourceNotFound          ... does not know the repository or file
@@ -112,6 +114,28 @@ class ModelNotFound(LmdError):
             hint = hint or f"did you mean {' or '.join(f'`{s}`' for s in suggestions)}?"
         super().__init__(f"model `{name}` not found", hint=hint, metadata=metadata)
         self.suggestions = tuple(suggestions)
+
+
+class VersionNotFound(LmdError):
+    """Raised when a name has no version of this number, or its bytes are no longer kept."""
+
+    reason = "VERSION_NOT_FOUND"
+
+    def __init__(self, message: str, *, name: str, version: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint, metadata={"name": name, "version": str(version)})
+
+
+class TagChanged(LmdError):
+    """Raised when a name no longer points to the manifest that a change of it began with; *actual* may be empty."""
+
+    reason = "TAG_CHANGED"
+
+    def __init__(self, name: str, *, expected: str, actual: str) -> None:
+        super().__init__(
+            f"`{name}` was {'changed' if actual else 'removed'} meanwhile",
+            hint=f"see `lm history {name}`, and begin anew from what it is now",
+            metadata={"name": name, "expected": expected, "actual": actual},
+        )
 
 
 class CapabilityMissing(LmdError):

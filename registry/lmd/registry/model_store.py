@@ -59,8 +59,8 @@ class ModelStore(Protocol[TagT_co]):
     def get_manifest(self, digest: Digest) -> Manifest:
         """Read a manifest. Raises BlobMissing, BlobCorrupt."""
 
-    def set_tag(self, name: str, manifest: Digest, *, note: str = "") -> TagT_co:
-        """Point *name* at a manifest, durably."""
+    def set_tag(self, name: str, manifest: Digest, *, note: str = "", expected: Digest | None = None) -> TagT_co:
+        """Point *name* at a manifest, durably. Raises TagChanged when it is at another one than *expected*."""
 
     def get_tag(self, name: str) -> TagT_co | None:
         """Look a name up, ignoring case."""

@@ -6,6 +6,7 @@ test makes every one of them with the installed engine.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ _BY_NAME = {kind.name: kind for kind in TENSOR_TYPES.values()}
 _F32_BYTES = 4
 #: What the quantizer adds at most to the header: names of its own, and padding.
 _HEADER_SLACK_BYTES = 1 << 20
-_SMALL_ITEMS = 4 << 20
+_SMALL_ITEMS = 1 << 16
+#: Recipes give some matrices of the blocks more bits than most: Q2_K and Q3_K_L, the most generous, a quarter more.
+_MIXED = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,10 @@ def parse_quant_type(text: str, *, field: str = FIELD) -> QuantType:
     name = text.strip().upper()
     kind = _TYPES.get(_ALIASES.get(name, name))
     if kind is None:
-        raise InvalidRequest(
-            f"`{ascii(text[:40])[1:-1]}` is no quantization that can be made",
-            field=field,
-            hint=f"legal are {', '.join(_TYPES)}",
-        )
+        close = difflib.get_close_matches(name[:32], _TYPES, 2)
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        shown = f"`{ascii(text[:32])[1:-1]}`" if text else "an empty value"
+        raise InvalidRequest(f"{shown} is no quantization{meant}", field=field, hint=f"legal are {', '.join(_TYPES)}")
     return kind
 
 
@@ -102,8 +104,8 @@ def parse_quant_type(text: str, *, field: str = FIELD) -> QuantType:
 class QuantizePlan:
     """What a quantization comes to, as far as the headers tell.
 
-    *source* names the quantization there is. *output_bytes* is no less than the result, *work_bytes* what the largest
-    tensor takes while it is converted. *warnings* are for people.
+    *source* names the quantization there is. *output_bytes* is about the most it can come to, *work_bytes* what the
+    largest tensor takes while it is converted. *warnings* are for people.
     """
 
     kind: QuantType
@@ -185,12 +187,14 @@ def _suits(matrices: Sequence[TensorInfo], kind: QuantType) -> bool:
 
 
 def _at_most(tensor: TensorInfo, kind: QuantType) -> int:
-    """Return the most bytes a tensor takes afterwards: vectors stay F32, matrices may get a wider type, or F16."""
+    """Return about the most bytes a tensor takes afterwards: vectors stay F32, matrices may get a wider type."""
     if len(tensor.shape) < 2 or tensor.type_name in _INTEGERS:
         return max(tensor.size_bytes, tensor.item_count * _F32_BYTES)
-    wide = _BY_NAME[kind.wide]
-    if tensor.shape[0] % wide.block_items:
-        wide = _BY_NAME["F16"] if kind.name != "F32" else _BY_NAME["F32"]
-    packed_bytes = tensor.item_count // wide.block_items * wide.block_bytes
+    row, main, wide = tensor.shape[0], _BY_NAME[kind.main], _BY_NAME[kind.wide]
+    fitting = next(fit for fit in (wide, _BY_NAME["F16"]) if row % fit.block_items == 0)
+    packed_bytes = tensor.item_count // fitting.block_items * fitting.block_bytes
+    if tensor.name.startswith("blk.") and row % main.block_items == 0:
+        mixed_bytes = int(tensor.item_count // main.block_items * main.block_bytes * _MIXED)
+        packed_bytes = min(packed_bytes, mixed_bytes)
     # Routers, convolutions and the like are left as they are; all of them are small.
     return max(packed_bytes, tensor.size_bytes) if tensor.item_count <= _SMALL_ITEMS else packed_bytes

@@ -59,14 +59,19 @@ def command(app: App, name: str, modelfile: str, quantize: str | None, requantiz
         request = pb.CreateModelRequest(
             name=name, modelfile=text, quantize=quantize or "", requantize=requantize, token=token_from_environment()
         )
-        created = _create(client, request, directory, "stdin" if modelfile == "-" else modelfile)
+        created = create_model(client, request, directory, "stdin" if modelfile == "-" else modelfile)
     if as_json:
         print_json(model_json(created))
     else:
         announce("created", created.name)
 
 
-def _create(client: Client, request: pb.CreateModelRequest, directory: Path, shown_as: str) -> model_pb2.Model:
+def create_model(client: Client, request: pb.CreateModelRequest, directory: Path, shown_as: str) -> model_pb2.Model:
+    """Make a model of the Modelfile of *request*, whose relative paths start at *directory*, and show how that goes.
+
+    Raises:
+        ClientError: the Modelfile has mistakes, which are shown under the name *shown_as*, or the model cannot be made.
+    """
     from lmd.cli.model_files import referred_files
     from lmd.cli.modelfiles import mistakes_error, with_places
     from lmd.cli.progress import reporter_for

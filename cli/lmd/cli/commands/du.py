@@ -16,7 +16,8 @@ def command(app: App, prefix: str, as_json: bool) -> None:
     """Show how much space each model takes, largest first, and what the whole store takes.
 
     OWN is what only this name needs, so what `lm rm` would free; SHARED is what other names need as well, such as the
-    weights of a model and of those that are created from it. Shared bytes are on the disk once.
+    weights of a model and of those that are created from it. Shared bytes are on the disk once. What only earlier
+    versions need is a part of the blobs; `lm gc --history 0` frees it.
 
     \b
     Examples:
@@ -56,6 +57,7 @@ def command(app: App, prefix: str, as_json: bool) -> None:
     print_table(("NAME", "SIZE", "OWN", "SHARED"), rows, right=("SIZE", "OWN", "SHARED"))
     sizes = [
         ("blobs", usage.blob_bytes),
+        ("versions", usage.version_bytes),
         ("unfinished", usage.ingest_bytes),
         ("quarantine", usage.quarantined_bytes),
         ("saved KV", usage.kv_bytes),

@@ -15,19 +15,27 @@ from lmd.cli.options import DURATION, json_option
 @click.option(
     "--grace", type=DURATION, metavar="DURATION", help="Spare what is younger, such as 10m. Default: the daemon's."
 )
+@click.option(
+    "--history",
+    type=DURATION,
+    metavar="DURATION",
+    help="Spare earlier versions replaced less than this ago. Default: the daemon's.",
+)
 @json_option
 @pass_app
-def command(app: App, dry_run: bool, grace: float | None, as_json: bool) -> None:
+def command(app: App, dry_run: bool, grace: float | None, history: float | None, as_json: bool) -> None:
     """Free disk space that nothing needs.
 
     Removes blobs that belong to no model, unfinished downloads that nothing resumes, and damaged files in
     quarantine. What is younger than the grace period stays, as something may be about to use it. Models, running
-    pulls and everything in memory are safe.
+    pulls and everything in memory are safe; so are earlier versions of models for as long as `store.history` in the
+    daemon's configuration says.
 
     \b
     Examples:
       lm gc --dry-run
       lm gc --grace 0
+      lm gc --history 0
     """
     from lmd.cli.errors import BadUsage
     from lmd.cli.output import print_json, print_table
@@ -40,6 +48,10 @@ def command(app: App, dry_run: bool, grace: float | None, as_json: bool) -> None
         if grace < 0:
             raise BadUsage("the grace period cannot be negative")
         request.grace_period.FromNanoseconds(int(grace * 1e9))
+    if history is not None:
+        if history < 0:
+            raise BadUsage("the time to keep versions for cannot be negative")
+        request.history.FromNanoseconds(int(history * 1e9))
     items, summary = [], pb.GarbageSummary()
     with app.daemon() as client, client.stream(client.store.CollectGarbage, request) as events:
         for event in events:

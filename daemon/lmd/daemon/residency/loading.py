@@ -15,7 +15,7 @@ from lmd.daemon.residency.ledger import Ledger, Option
 from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
-from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, draft_names, view_names
+from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import estimate
 from lmd.runner.v1 import frames_pb2 as frames
@@ -141,6 +141,7 @@ class Loader:
             command=self.command,
             timings=self.timings,
             draft=model.draft,
+            adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
     async def _options(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> list[Option]:
@@ -159,14 +160,14 @@ class Loader:
         if measured is not None:
             return measured.total_bytes + self._parked(measured.kv_bytes) if kind == CPU else measured.vram_bytes
         whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
-        draft_bytes = _draft_bytes(model, settings)
+        beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
         if kind == CPU:
-            return whole.total_bytes + self._parked(whole.kv_bytes) + draft_bytes
+            return whole.total_bytes + self._parked(whole.kv_bytes) + beside_bytes
         if settings.num_gpu == -1:
-            return whole.total_bytes + draft_bytes
+            return whole.total_bytes + beside_bytes
         # The engine counts the output layer as one more. A draft is never split: it must be fast to be of use.
         layers = model.header.block_count + 1
-        return whole.total_bytes * min(settings.num_gpu, layers) // layers + draft_bytes
+        return whole.total_bytes * min(settings.num_gpu, layers) // layers + beside_bytes
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
@@ -178,6 +179,10 @@ class Loader:
         return frames.Load(
             model_paths=view_names(len(model.weights)),
             draft_paths=draft_names(len(model.draft)),
+            adapters=[
+                frames.Adapter(path=path, scale=adapter.scale)
+                for path, adapter in zip(adapter_names(len(model.adapters)), model.adapters, strict=True)
+            ],
             num_ctx=settings.num_ctx,
             slots=self.slots,
             num_batch=settings.num_batch,

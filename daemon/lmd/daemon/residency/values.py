@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
@@ -54,6 +55,10 @@ class Loadable(Protocol):
     @property
     def draft_header(self) -> GgufHeader | None:
         """The header of that model."""
+
+    @property
+    def adapters(self) -> Sequence[AdapterFile]:
+        """What is added to its weights."""
 
     @property
     def parameters(self) -> Mapping[str, ParameterValue]:

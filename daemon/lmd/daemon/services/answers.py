@@ -73,6 +73,7 @@ def options_of(options: pb.AnswerOptions) -> AnswerOptions:
         stop_tokens=tuple(options.stop_tokens),
         priority=_PRIORITIES[options.priority],
         context_policy=_POLICIES[options.context_policy],
+        adapters=dict(options.adapters),
         timeout_s=options.timeout.seconds + options.timeout.nanos / 1e9 if options.HasField("timeout") else None,
     )
 

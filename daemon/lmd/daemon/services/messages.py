@@ -10,6 +10,7 @@ from lmd.daemon.pull_job import PullStatus, State
 from lmd.daemon.quantizer import WorkProgress
 from lmd.daemon.quantizing import Compared
 from lmd.daemon.summaries import ListedModel, Summary
+from lmd.daemon.versions import ListedVersion, how_and_detail
 from lmd.registry.errors import ModelfileProblem
 from lmd.registry.inspect import ModelFacts
 from lmd.registry.modelfile import Modelfile
@@ -134,6 +135,21 @@ def parameters_message(parameters: Mapping[str, ParameterValue]) -> model_pb2.Pa
         else:
             setattr(message, name, value)
     return message
+
+
+def version_message(listed: ListedVersion) -> model_service_pb2.Version:
+    """Return a version of a name."""
+    how, detail = how_and_detail(listed.version.note)
+    return model_service_pb2.Version(
+        number=listed.version.number,
+        digest=str(listed.version.manifest),
+        time=timestamp(listed.version.changed_at),
+        how=how,
+        detail=detail,
+        change=listed.change,
+        state=model_service_pb2.Version.State.Value(f"STATE_{listed.state.name}"),
+        spared_until_time=None if listed.spared_until is None else timestamp(listed.spared_until),
+    )
 
 
 def progress_message(event: PullEvent) -> model_service_pb2.PullProgress:

@@ -24,6 +24,7 @@ from lmd.daemon.services.messages import (
     problem_message,
     progress_message,
     pull_message,
+    version_message,
     work_message,
 )
 from lmd.daemon.uploads import Chunk, StoredBlob
@@ -54,9 +55,20 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """Return everything known about one model."""
-        facts = await self._catalog.info(request.name)
+        facts = await self._catalog.info(request.name, request.version)
         own = await self._catalog.own_bytes()
         return pb.GetModelResponse(info=info_message(facts, own.get(facts.name, 0)))
+
+    async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
+        """List what a name has pointed to since it was made."""
+        name, versions = await self._catalog.versions.of(request.name)
+        return pb.ListVersionsResponse(name=name, versions=[version_message(version) for version in versions])
+
+    async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
+        """Point a name at one of its earlier versions again."""
+        rollback = await self._catalog.versions.rollback(request.name, request.version)
+        model = model_message(await self._catalog.describe(rollback.tag))
+        return pb.RollbackModelResponse(model=model, version=rollback.version)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Remove a name."""
@@ -70,7 +82,8 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
 
     async def CopyModel(self, request: pb.CopyModelRequest, context: Context) -> pb.CopyModelResponse:
         """Point a second name at a model."""
-        return pb.CopyModelResponse(model=model_message(await self._catalog.copy(request.source, request.destination)))
+        copied = await self._catalog.copy(request.source, request.destination, request.version)
+        return pb.CopyModelResponse(model=model_message(copied))
 
     async def CheckModelfile(self, request: pb.CheckModelfileRequest, context: Context) -> pb.CheckModelfileResponse:
         """Parse a Modelfile without creating anything."""
@@ -93,6 +106,7 @@ class ModelServiceServicer(rpc.ModelServiceServicer):
             files={value: Digest.parse(digest) for value, digest in request.files.items()},
             quantization=Quantization(self._quantizer, request.quantize, request.requantize),
             token=request.token or None,
+            edited=Digest.parse(request.edited_digest) if request.edited_digest else None,
         )
         async with aclosing(steps):
             async for step in steps:

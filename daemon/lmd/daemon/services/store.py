@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Literal
 
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.garbage import Collected, collect
@@ -45,6 +47,7 @@ class StoreServiceServicer(rpc.StoreServiceServicer):
             quarantined=usage.quarantined,
             quarantined_bytes=usage.quarantined_bytes,
             free_bytes=usage.free_bytes,
+            version_bytes=usage.version_bytes,
             kv_bytes=await self._saved_kv.total_bytes(),
         )
 
@@ -52,14 +55,22 @@ class StoreServiceServicer(rpc.StoreServiceServicer):
         self, request: pb.CollectGarbageRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[pb.CollectGarbageResponse]:
         """Remove what nothing needs: one `item` each, then the `summary`."""
-        grace_s = None
-        if request.HasField("grace_period"):
-            grace_s = request.grace_period.seconds + request.grace_period.nanos / 1e9
-            if grace_s < 0:
-                raise InvalidRequest("the grace period is negative", field="grace_period")
-        async with aclosing(collect(self._store, self._pool, dry_run=request.dry_run, grace_s=grace_s)) as events:
+        grace_s = _seconds(request, "grace_period")
+        history_s = _seconds(request, "history")
+        events = collect(self._store, self._pool, dry_run=request.dry_run, grace_s=grace_s, history_s=history_s)
+        async with aclosing(events):
             async for event in events:
                 yield _response(event)
+
+
+def _seconds(request: pb.CollectGarbageRequest, field: Literal["grace_period", "history"]) -> float | None:
+    if not request.HasField(field):
+        return None
+    duration: Duration = getattr(request, field)
+    seconds = duration.seconds + duration.nanos / 1e9
+    if seconds < 0:
+        raise InvalidRequest(f"`{field}` is negative", field=field)
+    return seconds
 
 
 def _response(event: GarbageItem | Collected) -> pb.CollectGarbageResponse:

@@ -343,6 +343,7 @@ class Load(_message.Message):
     DRAFT_PATHS_FIELD_NUMBER: _builtins.int
     MANIFEST_CHAT_FIELD_NUMBER: _builtins.int
     KV_RAM_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     num_ctx: _builtins.int
     """Tokens of context one request can use. Required."""
     slots: _builtins.int
@@ -383,6 +384,10 @@ class Load(_message.Message):
         all callers share them in the prefix cache.
         """
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """LoRA adapters, added to the weights in all requests that do not say otherwise."""
+
     def __init__(
         self,
         *,
@@ -402,14 +407,67 @@ class Load(_message.Message):
         draft_paths: _abc.Iterable[_builtins.str] | None = ...,
         manifest_chat: Global___Chat | None = ...,
         kv_ram_bytes: _builtins.int = ...,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "kv_ram_bytes", b"kv_ram_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "kv_ram_bytes", b"kv_ram_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """A LoRA adapter and how much of it is added."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of its GGUF file inside the runner's view."""
+    scale: _builtins.float
+    """What it is multiplied with; 0 leaves it out, and a request can still ask for it."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        scale: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class AdapterScale(_message.Message):
+    """How much of an adapter is added in one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.int
+    """Its place among those of `Load`, from 0."""
+    scale: _builtins.float
+    """What it is multiplied with; 0 leaves it out."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.int = ...,
+        scale: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterScale: _TypeAlias = AdapterScale  # noqa: Y015
 
 @_typing.final
 class Submit(_message.Message):
@@ -432,6 +490,7 @@ class Submit(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Unique among the requests of this runner."""
     prompt: _builtins.str
@@ -472,6 +531,10 @@ class Submit(_message.Message):
     def format(self) -> Global___Format:
         """What the answer must look like; unset for any text."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterScale]:
+        """Scales of adapters in this request; those not named have the scales of `Load`."""
+
     def __init__(
         self,
         *,
@@ -490,10 +553,11 @@ class Submit(_message.Message):
         format: Global___Format | None = ...,
         choices: _builtins.int = ...,
         top_logprobs: _builtins.int | None = ...,
+        adapters: _abc.Iterable[Global___AdapterScale] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "chat", b"chat", "format", b"format", "input", b"input", "insert", b"insert", "prompt", b"prompt", "sampling", b"sampling", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "cache_scope", b"cache_scope", "caller", b"caller", "chat", b"chat", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "input", b"input", "insert", b"insert", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs", "adapters", b"adapters", "cache_scope", b"cache_scope", "caller", b"caller", "chat", b"chat", "choices", b"choices", "context_policy", b"context_policy", "format", b"format", "input", b"input", "insert", b"insert", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015

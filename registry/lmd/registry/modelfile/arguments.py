@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 
@@ -65,13 +64,7 @@ def format_adapter(path: str, scale: float) -> str | None:
 
 def read_quantization(text: str) -> str:
     """Read the name of a quantization, in any case, as the engine spells it. Raises: InvalidRequest."""
-    try:
-        return parse_quant_type(text).name
-    except InvalidRequest as error:
-        close = difflib.get_close_matches(text[:32].upper(), QUANTIZATIONS, 2)
-        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
-        shown = f"`{text[:32]}`" if text else "an empty value"
-        raise InvalidRequest(f"{shown} is no quantization{meant}", field="quantize", hint=error.hint) from None
+    return parse_quant_type(text).name
 
 
 def read_version(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmd.registry.store.gc import Collection
 from lmd.registry.store.ingest import Ingest
 from lmd.registry.store.leases import Lease
-from lmd.registry.store.records import GarbageItem, GarbageKind, StoreUsage, TagChange, TagRecord
+from lmd.registry.store.records import GarbageItem, GarbageKind, StoreUsage, TagChange, TagRecord, TagVersion
 from lmd.registry.store.reservations import Reservation
 from lmd.registry.store.store import Store
 
@@ -20,4 +20,5 @@ __all__ = [
     "StoreUsage",
     "TagChange",
     "TagRecord",
+    "TagVersion",
 ]

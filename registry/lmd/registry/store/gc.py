@@ -1,8 +1,9 @@
 """Garbage collection: mark from the roots, spare the young, sweep the rest.
 
-Roots are the manifests that tags point to, what leases protect, the manifests of resident models, and manifests put so
-recently that their tag may be on its way. Ingests with a writer, or whose key is a protected digest, stay too. The lock
-order and the reason why nothing becomes needed between mark and sweep are described at `Gate`.
+Roots are the manifests that tags point to, those that they pointed to until recently, what leases protect, the
+manifests of resident models, and manifests put so recently that their tag may be on its way. Ingests with a writer, or
+whose key is a protected digest, stay too. The lock order and the reason why nothing becomes needed between mark and
+sweep are described at `Gate`.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class Collector:
         gate: Gate,
         clock: Callable[[], float],
         grace_s: float,
+        history_s: float,
     ) -> None:
         self._layout = layout
         self._tags = tags
@@ -123,25 +125,49 @@ class Collector:
         self._gate = gate
         self._clock = clock
         self._grace_s = grace_s
+        #: For how long a tag's superseded versions are roots.
+        self.history_s = history_s
         self.residents: Callable[[], Iterable[Digest]] = tuple
 
-    def collect(self, dry_run: bool, grace_s: float | None) -> Collection:
+    def spared_versions(self, history_s: float | None = None) -> set[tuple[str, Digest]]:
+        """Find the superseded versions that are still young enough to be kept: the name and the manifest of each."""
+        now = self._clock()
+        history_s = self.history_s if history_s is None else history_s
+        return {
+            (name, version.manifest)
+            for name, version in self._tags.superseded()
+            if version.superseded_at is not None and is_young(version.superseded_at, now, history_s)
+        }
+
+    def only_versions(self) -> set[Digest]:
+        """Find what no tag needs, and a superseded version of one does."""
+        references = self._manifests.references()
+
+        def reached(manifests: set[Digest]) -> set[Digest]:
+            return mark(manifests, lambda node: references.get(node, ()))
+
+        versions = reached({manifest for _, manifest in self.spared_versions()})
+        return versions - reached({tag.manifest for tag in self._tags.find()})
+
+    def collect(self, dry_run: bool, grace_s: float | None, history_s: float | None) -> Collection:
         """Mark now, and remove as the result is iterated."""
         grace_s = self._grace_s if grace_s is None else grace_s
+        history_s = self.history_s if history_s is None else history_s
         self._leases.renew()
         if not dry_run:
             self._forget_absent()
-        plan = self._plan(grace_s)
-        items = (target.item for target in plan.targets) if dry_run else self._sweep(plan, grace_s)
+        plan = self._plan(grace_s, history_s)
+        items = (target.item for target in plan.targets) if dry_run else self._sweep(plan, grace_s, history_s)
         return Collection(iter(items), plan.spared_items)
 
-    def _plan(self, grace_s: float) -> _Plan:
+    def _plan(self, grace_s: float, history_s: float) -> _Plan:
         now = self._clock()
         with self._gate.hold():
             residents = frozenset(self.residents())
+            roots = residents | {manifest for _, manifest in self.spared_versions(history_s)}
             references = self._manifests.references()
-            needed = self._needed(residents, references, now, grace_s, condemned=set())
-            strictly_needed = self._needed(residents, references, now, 0, condemned=set())
+            needed = self._needed(roots, references, now, grace_s, condemned=set())
+            strictly_needed = self._needed(roots, references, now, 0, condemned=set())
             verified_at = self._verified.added()
             targets: dict[Digest, _Target] = {}
             spared_items = 0
@@ -163,7 +189,7 @@ class Collector:
 
     def _needed(
         self,
-        residents: Iterable[Digest],
+        held: Iterable[Digest],
         references: dict[Digest, list[Digest]],
         now: float,
         grace_s: float,
@@ -171,7 +197,7 @@ class Collector:
     ) -> set[Digest]:
         roots = {tag.manifest for tag in self._tags.find()}
         roots |= self._leases.protected()
-        roots |= set(residents)
+        roots |= set(held)
         roots |= {
             manifest
             for manifest, added_at in self._manifests.added().items()
@@ -195,12 +221,12 @@ class Collector:
             # The time it was moved there: a rename shows in the change time.
             yield _Target(item, (self._layout.quarantine / name,)), status.st_ctime
 
-    def _sweep(self, plan: _Plan, grace_s: float) -> Iterator[GarbageItem]:
+    def _sweep(self, plan: _Plan, grace_s: float, history_s: float) -> Iterator[GarbageItem]:
         waiting = plan.targets[::-1]
         while waiting:
             with self._gate.hold():
                 if (plan.generation, plan.residents) != (self._gate.generation, frozenset(self.residents())):
-                    plan = self._plan(grace_s)
+                    plan = self._plan(grace_s, history_s)
                     still = {target.paths for target in plan.targets}
                     waiting = [target for target in waiting if target.paths in still]
                 batch: list[_Target] = []
@@ -217,8 +243,10 @@ class Collector:
                 return 0
             references = self._manifests.references()
             residents = set(self.residents())
-            tagged = mark({tag.manifest for tag in self._tags.find()}, lambda node: references.get(node, ()))
-            needed = self._needed(residents, references, self._clock(), self._grace_s, condemned)
+            versions = {manifest for _, manifest in self.spared_versions()}
+            named = versions | {tag.manifest for tag in self._tags.find()}
+            tagged = mark(named, lambda node: references.get(node, ()))
+            needed = self._needed(residents | versions, references, self._clock(), self._grace_s, condemned)
             freed_bytes = 0
             batch = []
             for digest in sweep_order(condemned - needed, lambda node: references.get(node, ())):

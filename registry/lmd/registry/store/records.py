@@ -32,6 +32,21 @@ class TagChange:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class TagVersion:
+    """One manifest that a tag has pointed to since it was made; the first has the number 1.
+
+    *note* says how it came about: a word such as "pull" or "edit", and perhaps more. *superseded_at* is when the next
+    version took its place; None for the current one. Times are in seconds since the epoch.
+    """
+
+    number: int
+    manifest: Digest
+    changed_at: float
+    note: str
+    superseded_at: float | None
+
+
 GarbageKind = Literal["blob", "ingest", "quarantined"]
 
 
@@ -47,7 +62,10 @@ class GarbageItem:
 
 @dataclass(frozen=True, slots=True)
 class StoreUsage:
-    """Sums over what is stored; *free_bytes* is what the file system still offers this process."""
+    """Sums over what is stored; *free_bytes* is what the file system still offers this process.
+
+    *version_bytes* is the part of *blob_bytes* that garbage collection spares only for earlier versions of tags.
+    """
 
     models: int
     blobs: int
@@ -57,3 +75,4 @@ class StoreUsage:
     quarantined: int
     quarantined_bytes: int
     free_bytes: int
+    version_bytes: int = 0

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self, TypeVar
 
 from lmd.registry.digest import Digest
-from lmd.registry.errors import DiskFull
+from lmd.registry.errors import DiskFull, TagChanged
 from lmd.registry.store import oci_view
 from lmd.registry.store.blobs import Blobs
 from lmd.registry.store.durable import Buffer, free_bytes
@@ -25,7 +25,7 @@ from lmd.registry.store.layout import Layout
 from lmd.registry.store.leases import Lease, Leases
 from lmd.registry.store.lock import StoreLock
 from lmd.registry.store.manifests import ManifestStore
-from lmd.registry.store.records import StoreUsage, TagChange, TagRecord
+from lmd.registry.store.records import StoreUsage, TagChange, TagRecord, TagVersion
 from lmd.registry.store.recovery import open_index
 from lmd.registry.store.reservations import Reservation, Reservations, Space
 from lmd.registry.store.tables import Facts, LeaseTable, Manifests, Tags, Verified
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 DEFAULT_GRACE_S = 3600.0
 DEFAULT_LEASE_TTL_S = 86400.0
+DEFAULT_HISTORY_S = 0.0
 
 
 class Store:
@@ -51,7 +52,13 @@ class Store:
     """
 
     def __init__(
-        self, layout: Layout, lock: StoreLock, grace_s: float, clock: Callable[[], float], boot_id: str
+        self,
+        layout: Layout,
+        lock: StoreLock,
+        grace_s: float,
+        history_s: float,
+        clock: Callable[[], float],
+        boot_id: str,
     ) -> None:
         self._layout = layout
         self._lock = lock
@@ -78,6 +85,7 @@ class Store:
             self._gate,
             clock,
             grace_s,
+            history_s,
         )
 
     @classmethod
@@ -86,11 +94,13 @@ class Store:
         root: Path,
         *,
         grace_s: float = DEFAULT_GRACE_S,
+        history_s: float = DEFAULT_HISTORY_S,
         clock: Callable[[], float] = time.time,
         boot_id: str | None = None,
     ) -> Store:
         """Open the store at *root*, creating it if need be, and put right whatever a crash has left.
 
+        Garbage collection spares what nothing needs for *grace_s*, and a tag's superseded versions for *history_s*.
         *clock* tells the time in seconds since the epoch; *boot_id* names the present boot of the machine and is asked
         of the kernel unless given.
 
@@ -101,7 +111,7 @@ class Store:
         lock = StoreLock(layout.lock)
         try:
             layout.settle()
-            store = cls._open_with_room(layout, lock, grace_s, clock, boot_id or read_boot_id())
+            store = cls._open_with_room(layout, lock, grace_s, history_s, clock, boot_id or read_boot_id())
             store._recover()
         except BaseException:
             lock.release()
@@ -110,14 +120,20 @@ class Store:
 
     @classmethod
     def _open_with_room(
-        cls, layout: Layout, lock: StoreLock, grace_s: float, clock: Callable[[], float], boot_id: str
+        cls,
+        layout: Layout,
+        lock: StoreLock,
+        grace_s: float,
+        history_s: float,
+        clock: Callable[[], float],
+        boot_id: str,
     ) -> Store:
         try:
-            return cls(layout, lock, grace_s, clock, boot_id)
+            return cls(layout, lock, grace_s, history_s, clock, boot_id)
         except DiskFull:
             if not layout.free_reserve():
                 raise
-            return cls(layout, lock, grace_s, clock, boot_id)
+            return cls(layout, lock, grace_s, history_s, clock, boot_id)
 
     def _recover(self) -> None:
         """Finish what a dead process began. Blobs are not read: their marks tell which ones to doubt."""
@@ -247,19 +263,30 @@ class Store:
         """Read a manifest. Raises: BlobMissing, BlobCorrupt."""
         return self._manifests.get(digest)
 
-    def set_tag(self, name: str, manifest: Digest, *, note: str = "") -> TagRecord:
+    def set_tag(self, name: str, manifest: Digest, *, note: str = "", expected: Digest | None = None) -> TagRecord:
         """Point *name* to a stored manifest; survives power loss when it returns.
 
-        Raises: InvalidRequest for a name the store cannot hold, BlobMissing when the manifest or a blob of it is gone.
+        *note* says how this came about; the history begins with its first word. With *expected*, *name* must point to
+        that manifest until now.
+
+        Raises: InvalidRequest for a name the store cannot hold, BlobMissing when the manifest or a blob of it is gone,
+        TagChanged when *name* is not at *expected*.
         """
         oci_view.check_name(name)
         self._manifests.verify(manifest)
         with self._gate.change():
             with self._index.write("set_tag"):
                 self._manifests.check(manifest)
+                if expected is not None:
+                    self._expect(name, expected)
                 record = self._tags.put(name, manifest, note, self._clock())
             self._refresh_view()
         return record
+
+    def _expect(self, name: str, manifest: Digest) -> None:
+        tag = self._tags.get(name)
+        if tag is None or tag.manifest != manifest:
+            raise TagChanged(name, expected=str(manifest), actual="" if tag is None else str(tag.manifest))
 
     def get_tag(self, name: str) -> TagRecord | None:
         """Find a tag, whatever its case."""
@@ -281,10 +308,30 @@ class Store:
         """List what happened to a tag, oldest first; deleted ones have a history too."""
         return self._tags.history(name)
 
+    def tag_versions(self, name: str) -> list[TagVersion]:
+        """List the manifests that a tag has pointed to since it was made, oldest first; the last is the current one.
+
+        Garbage collection may have taken what only an earlier one needed.
+        """
+        versions = self._tags.versions(name)
+        tag = None if versions else self._tags.get(name)
+        # A rebuilt index has tags without a history.
+        return versions if tag is None else [TagVersion(1, tag.manifest, tag.modified_at, "", None)]
+
+    @property
+    def history_s(self) -> float:
+        """For how many seconds garbage collection spares the superseded versions of tags."""
+        return self._collector.history_s
+
+    def spared_versions(self) -> set[tuple[str, Digest]]:
+        """List the superseded versions that garbage collection spares: the name of the tag and the manifest of each."""
+        return self._collector.spared_versions()
+
     def delete_tag(self, name: str) -> TagRecord | None:
         """Remove a tag, also from a full disk; return what it was. It stays removed when this returns.
 
-        What only this tag needed is condemned: `sweep_condemned` removes it without a grace period.
+        What only this tag and its earlier versions needed is condemned: `sweep_condemned` removes it without a grace
+        period.
         """
         with self._gate.change():
             record = self._with_room(lambda: self._delete_tag(name))
@@ -294,10 +341,12 @@ class Store:
 
     def _delete_tag(self, name: str) -> TagRecord | None:
         with self._index.write("delete_tag"):
+            versions = self._tags.versions(name)
             record = self._tags.delete(name, self._clock())
             if record is not None:
-                facts = self._manifest_table.get(record.manifest)
-                self._verified.condemn([record.manifest, *(facts.blobs if facts else ())])
+                for manifest in {record.manifest, *(version.manifest for version in versions)}:
+                    facts = self._manifest_table.get(manifest)
+                    self._verified.condemn([manifest, *(facts.blobs if facts else ())])
             return record
 
     # Garbage
@@ -323,28 +372,32 @@ class Store:
             self._layout.hold_reserve()
         return freed_bytes
 
-    def collect(self, *, dry_run: bool = False, grace_s: float | None = None) -> Collection:
-        """Remove, or only list, what nothing needs and the grace period does not spare.
+    def collect(
+        self, *, dry_run: bool = False, grace_s: float | None = None, history_s: float | None = None
+    ) -> Collection:
+        """Remove, or only list, what nothing needs and neither the grace period nor the history of a tag spares.
 
         Returns an iterator of GarbageItem that removes as it goes, and tells `spared_items`. Others may use the store
         meanwhile, and the iterator may change threads.
         """
-        return self._with_room(lambda: self._collector.collect(dry_run, grace_s))
+        return self._with_room(lambda: self._collector.collect(dry_run, grace_s, history_s))
 
     def usage(self) -> StoreUsage:
         """Add up what is stored."""
-        blobs = [status.st_size for _, status in self._layout.list_blobs()]
+        sizes = {digest: status.st_size for digest, status in self._layout.list_blobs()}
+        only_versions = self._collector.only_versions()
         ingests = [status.st_size for _, status in self._layout.list_parts()]
         quarantined = [status.st_size for _, status in self._layout.list_quarantined()]
         return StoreUsage(
             models=len(self._tags.find()),
-            blobs=len(blobs),
-            blob_bytes=sum(blobs),
+            blobs=len(sizes),
+            blob_bytes=sum(sizes.values()),
             ingests=len(ingests),
             ingest_bytes=sum(ingests),
             quarantined=len(quarantined),
             quarantined_bytes=sum(quarantined),
             free_bytes=free_bytes(self.root),
+            version_bytes=sum(sizes.get(digest, 0) for digest in only_versions),
         )
 
     # Facts

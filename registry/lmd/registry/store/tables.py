@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from lmd.registry.digest import Digest
 from lmd.registry.store.descriptors import ManifestFacts
 from lmd.registry.store.index import Index
-from lmd.registry.store.records import TagChange, TagRecord
+from lmd.registry.store.records import TagChange, TagRecord, TagVersion
 
 
 class Tags:
@@ -24,17 +25,24 @@ class Tags:
 
     def put(self, name: str, manifest: Digest, note: str, now: float) -> TagRecord:
         """Point *name* to *manifest*."""
-        with self._index.write("set_tag") as db:
+        with self._index.write("set_tag"):
             old = self.get(name)
             moved = old is None or old.manifest != manifest
             record = TagRecord(name, manifest, now if old is None or moved else old.modified_at, now)
             self.restore(record)
             if moved:
-                db.execute(
-                    "INSERT INTO tag_history (key, name, manifest, changed_at, note) VALUES (?, ?, ?, ?, ?)",
-                    (name.lower(), name, manifest.hex, now, note),
-                )
+                if old is not None and not self.versions(name):
+                    # A rebuilt index knows what the name pointed to, but not since when or why.
+                    self._note(name, old.manifest, old.modified_at, "")
+                self._note(name, manifest, now, note)
             return record
+
+    def _note(self, name: str, manifest: Digest | None, now: float, note: str) -> None:
+        with self._index.write("set_tag") as db:
+            db.execute(
+                "INSERT INTO tag_history (key, name, manifest, changed_at, note) VALUES (?, ?, ?, ?, ?)",
+                (name.lower(), name, manifest.hex if manifest is not None else None, now, note),
+            )
 
     def restore(self, record: TagRecord) -> None:
         """Write *record* as it is, without an entry in the history."""
@@ -70,10 +78,7 @@ class Tags:
             if record is not None:
                 self.generation += 1
                 db.execute("DELETE FROM tags WHERE key = ?", (name.lower(),))
-                db.execute(
-                    "INSERT INTO tag_history (key, name, manifest, changed_at, note) VALUES (?, ?, NULL, ?, '')",
-                    (name.lower(), record.name, now),
-                )
+                self._note(record.name, None, now, "")
             return record
 
     def history(self, name: str) -> list[TagChange]:
@@ -83,6 +88,33 @@ class Tags:
                 "SELECT name, manifest, changed_at, note FROM tag_history WHERE key = ? ORDER BY id", (name.lower(),)
             ).fetchall()
         return [TagChange(row[0], Digest(row[1]) if row[1] else None, row[2], row[3]) for row in rows]
+
+    def versions(self, name: str) -> list[TagVersion]:
+        """List what a tag has pointed to since it was last made, oldest first; nothing for a deleted one."""
+        return number_versions(self.history(name))
+
+    def superseded(self) -> Iterator[tuple[str, TagVersion]]:
+        """Find the versions of all tags that are no longer the current one, each with the tag's name."""
+        with self._index.read("collect") as db:
+            rows = db.execute(
+                "SELECT key, name, manifest, changed_at, note FROM tag_history ORDER BY key, id"
+            ).fetchall()
+        for _, group in groupby(rows, key=lambda row: str(row[0])):
+            changes = [TagChange(row[1], Digest(row[2]) if row[2] else None, row[3], row[4]) for row in group]
+            yield from ((changes[-1].name, version) for version in number_versions(changes)[:-1])
+
+
+def number_versions(changes: Iterable[TagChange]) -> list[TagVersion]:
+    """Number the versions of one tag's history, oldest first; deleting the tag ends them, and numbers start anew."""
+    versions: list[TagVersion] = []
+    for change in changes:
+        if versions:
+            versions[-1] = replace(versions[-1], superseded_at=change.changed_at)
+        if change.manifest is None:
+            versions = []
+        else:
+            versions.append(TagVersion(len(versions) + 1, change.manifest, change.changed_at, change.note, None))
+    return versions
 
 
 class Manifests:

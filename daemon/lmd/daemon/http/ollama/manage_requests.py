@@ -68,7 +68,7 @@ class MessageBody(ManageBody):
 
 
 class CreateBody(ProgressBody):
-    """Body of `POST /api/create`; the texts that name files are keys of `files` or `draft_files`."""
+    """Body of `POST /api/create`; names of files are keys of `files`, `draft_files`, `adapters`."""
 
     from_: str | None = Field(default=None, alias="from")
     files: dict[str, str] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,11 @@ from lmd.registry.digest import PREFIX, Digest
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.filenames import why_hostile
 from lmd.registry.lm_config import MAX_FILES, MAX_MESSAGES, Message
-from lmd.registry.modelfile import MESSAGE_ROLES, From, Modelfile, why_not
+from lmd.registry.modelfile import MESSAGE_ROLES, Adapter, From, Modelfile, why_not
 from lmd.registry.parameters import IGNORED, ParameterValue, validate
 
 #: Field → what would have to be there for it to have the effect its user expects.
 _NOT_HERE = {
-    "adapters": "adapters are not supported yet; merge them into the weights",
     "draft_quantize": "drafts are not quantized; upload a file that is quantized already",
     "renderer": "there are no built-in renderers; leave it out, and the model's own chat template renders",
     "parser": "there are no built-in parsers by name; leave it out, and the model's own chat template decides",
@@ -29,7 +29,7 @@ _NOT_HERE = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to make: *files* holds the blob of each FROM or DRAFT of the Modelfile that is a file."""
+    """What to make: *files* holds the blob of each FROM, DRAFT or ADAPTER of the Modelfile that is a file."""
 
     modelfile: Modelfile
     files: Mapping[str, Digest]
@@ -42,9 +42,11 @@ def recipe_of(body: CreateBody) -> Recipe:
             raise Refusal(400, f"{field}: {why}")
     _check_required(body.requires or "")
     files, drafts = _files(body.files, "files"), _files(body.draft_files, "draft_files")
-    twice = files.keys() & drafts.keys()
-    if twice:
-        raise Refusal(400, f'the file "{cut(min(twice))}" is in files and in draft_files; rename one')
+    adapters = _files(body.adapters, "adapters")
+    lists = {"files": files, "draft_files": drafts, "adapters": adapters}
+    for (one, some), (other, others) in itertools.combinations(lists.items(), 2):
+        if twice := some.keys() & others.keys():
+            raise Refusal(400, f'the file "{cut(min(twice))}" is in {one} and in {other}; rename one')
     if not body.from_ and not files:
         raise Refusal(400, "neither 'from' or 'files' was specified")
     sources = list(files)
@@ -58,9 +60,10 @@ def recipe_of(body: CreateBody) -> Recipe:
         licenses=_licenses(body.license),
         messages=_messages(body.messages or ()),
         drafts=tuple(From(name) for name in drafts) if drafts else None,
+        adapters=tuple(Adapter(From(name)) for name in adapters) if adapters else None,
         requires=body.requires.removeprefix("v") if body.requires else None,
     )
-    return Recipe(modelfile, {**files, **drafts})
+    return Recipe(modelfile, {**files, **drafts, **adapters})
 
 
 def _check_required(version: str) -> None:

@@ -102,6 +102,7 @@ def options_of(
         logit_bias=_logit_bias(request.logit_bias or {}),
         priority=Priority(request.priority or Priority.INTERACTIVE),
         context_policy=_policy(request),
+        adapters=request.adapters or {},
         timeout_s=None if timeout is None else timeout.total_seconds(),
         defaults=defaults,
     )

@@ -72,6 +72,7 @@ class Sampling(Extras):
     truncation: Literal["auto", "disabled"] | None = None
     priority: Literal["interactive", "batch"] | None = None
     timeout: float | str | None = None
+    adapters: dict[str, float] | None = None
 
 
 class StreamOptions(Body):
