@@ -87,6 +87,7 @@ bench: $(VENV)/.test ## measure against the named peers; run on an idle machine
 	@$(BIN)/python -m bench.stream --big
 	@$(BIN)/python -m bench.engine tests/data/stories260K.gguf
 	@$(BIN)/python -m bench.memory
+	@$(BIN)/python -m bench.create
 	@$(MAKE) --no-print-directory bench-serving
 	@$(MAKE) --no-print-directory bench-gateway
 

@@ -277,6 +277,17 @@ async def test_a_modelfile_with_mistakes_or_an_unknown_base_is_reported(scene: S
         assert dropin.problems["b.modelfile"] == "model `nobody-has-this` not found"
 
 
+@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ range .Messages }}"])
+async def test_a_template_that_does_not_compile_is_reported(scene: Scene, template: str) -> None:
+    """A Jinja template was found out only when the model was used."""
+    async with scene.running() as dropin:
+        scene.put("base.gguf")
+        scene.write("broken.modelfile", f"FROM ./base.gguf\nTEMPLATE {template}\n")
+        await until(lambda: "broken.modelfile" in dropin.problems, "the template is reported")
+        assert "template does not compile" in dropin.problems["broken.modelfile"]
+        assert scene.store.get_tag("broken:latest") is None
+
+
 async def test_modelfiles_that_go_in_circles_make_nothing_and_do_not_turn(scene: Scene) -> None:
     timing = Timing(settle_s=0.05, blind_settle_s=0.5, rescan_s=0.1)
     async with scene.running(timing) as dropin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from lmd.daemon.dropin_scan import Entry, mark_of, scan
 from lmd.daemon.dropin_state import DropInState, Made, Marks
 from lmd.daemon.names import Names
 from lmd.daemon.settling import NotYet, Settling, Timing
+from lmd.daemon.template_check import check_template
 from lmd.registry.create import create_model
 from lmd.registry.digest import Digest
 from lmd.registry.errors import (
@@ -174,6 +176,8 @@ class DropInFolder:
         existing = self._store.get_tag(name)
         if existing is not None and not self._owns(entry, existing):
             raise FileInvalid(entry.key, f"the name `{name}` belongs to a model from elsewhere; rename the file")
+        # This is a thread of its own, which may have a loop of its own.
+        asyncio.run(check_template(recipe.template or ""))
         digests: dict[str, Digest] = {}
         for argument, path in files.items():
             digests[argument], _ = self._store.import_file(path, on_progress=None, cancelled=cancelled)
