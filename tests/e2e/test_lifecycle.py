@@ -336,7 +336,7 @@ async def test_an_idle_daemon_is_small_and_never_loads_the_engine(lmd_home: Path
         process = psutil.Process(running.process.pid)
         mapped = {Path(region.path).name for region in process.memory_maps()}
         assert not [name for name in mapped if re.search("llama|ggml|numpy|multiarray", name)]
-        assert process.memory_info().rss < 75 << 20
+        assert process.memory_info().rss < 84 << 20
 
 
 @pytest.mark.parametrize(

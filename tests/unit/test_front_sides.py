@@ -36,7 +36,9 @@ def test_what_comes_before_the_other_side_is_there_is_passed_on_then() -> None:
     server.data_received(b"set")
     server.data_received(b"tings")
     client.connection_made(clients)  # type: ignore[arg-type]
+    # The other side is there, but what came first has not been passed on yet.
+    server.data_received(b" first")
     server.start()
     server.data_received(b", window")
-    assert clients.written == b"settings, window"
+    assert clients.written == b"settings first, window"
     assert servers.reading

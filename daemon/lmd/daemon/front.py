@@ -165,6 +165,7 @@ class _Side(asyncio.Protocol):
         self._may_half_close = may_half_close
         self._ended = False
         self._made = False
+        self._waits = False
         self._early = b""
         self._linger: asyncio.TimerHandle | None = None
 
@@ -174,10 +175,12 @@ class _Side(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=BUFFER_BYTES)
         self._made = True
         if not self.other._made:
+            self._waits = True
             self.transport.pause_reading()
 
     def start(self) -> None:
         """Read from now on: the other side is there."""
+        self._waits = False
         if self._early:
             self.other.transport.write(self._early)
             self._early = b""
@@ -185,10 +188,9 @@ class _Side(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
-        if not self.other._made:
+        if self._waits:
             # Up to Python 3.11.3 a transport that is paused as soon as it is made reads all the same.
             self._early += data
-            self.transport.pause_reading()
             return
         self.other.transport.write(data)
 
