@@ -259,18 +259,6 @@ def test_a_full_queue_is_told_at_once(running: Product, api: Gateway) -> None:
     assert not waits.is_alive()
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_leave_take_their_work_with_them(running: Product, api: Gateway, *, stream: bool) -> None:
-    api.post("/api/generate", {"model": "long", "keep_alive": 0})
-    api.post("/api/generate", {"model": "long", "options": LONG["options"]})
-    with api.sent("/api/generate", {**LONG, "stream": stream}):
-        wait_until(lambda: runner_of(running)["slots_busy"] == 1, "the answer has begun")
-    wait_until(lambda: runner_of(running)["slots_busy"] == 0, "the slot is free")
-    read = 2 * api.post("/api/generate", SHORT).json["prompt_eval_count"]
-    wait_until(lambda: runner_of(running)["stats"]["prompt_tokens"] >= read, "the counts are new")
-    assert runner_of(running)["stats"]["generated_tokens"] < 10 * LONG_CTX
-
-
 def test_a_runner_that_dies_ends_the_stream_with_an_error(running: Product, api: Gateway) -> None:
     with api.stream("/api/generate", LONG) as answer:
         assert answer.status == 200
