@@ -30,8 +30,7 @@ from tests.support.product import Product, installed, wait_until
 from tests.support.shared_models import STORIES
 from tests.support.tiny_models import CHATML, make_tiny_bert, make_tiny_llama
 
-# The suite that takes minutes: every route at every point; the leaks of each route are tested where it is.
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 ENDPOINTS = sorted(f"{verb} {template_of(route.path)}" for route in routes() for verb in route.methods or ())
 STREAMS = (
