@@ -23,7 +23,8 @@ from lmd.daemon.http.openai import chat, completions
 from lmd.daemon.http.openai.answers import LegacyLogprobs
 from lmd.daemon.http.openai.errors import error_event, render_error
 from lmd.daemon.http.openai.requests import ChatRequest, CompletionRequest
-from lmd.daemon.http.openai.streaming import TELL_AFTER_S, WaitingComments, told_errors
+from lmd.daemon.http.openai.streaming import told_errors
+from lmd.daemon.http.progress import TELL_AFTER_S, WaitingComments
 from lmd.daemon.http.services import Services
 from lmd.daemon.residency.values import Waiting
 from lmd.registry.errors import CapabilityMissing, LmdError

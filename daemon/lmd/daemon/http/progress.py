@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from lmd.daemon.answer_events import Done
 from lmd.daemon.residency.values import Waiting
 
@@ -14,6 +17,9 @@ DROPPED_TOKENS_HEADER = "X-Lmd-Dropped-Tokens"
 QUEUE_POSITION_HEADER = "X-Lmd-Queue-Position"
 #: The extra object in the last message of an answer.
 EXTRA_KEY = "lmd"
+#: How long a stream holds back what it could tell about waiting. Once a stream has begun its status is 200, whatever
+#: comes; most failures, such as a prompt that is too long for a model still to be loaded, come sooner, with theirs.
+TELL_AFTER_S = 2.0
 
 
 def waiting_comment(waiting: Waiting) -> bytes:
@@ -46,3 +52,21 @@ def done_extra(done: Done) -> dict[str, int]:
         "accepted_tokens": done.accepted_tokens,
         "queue_duration": done.queue_ns,
     }
+
+
+class WaitingComments:
+    """Tells of waiting in comments, which clients skip, and which keep proxies from giving up."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begin = clock() + TELL_AFTER_S
+        #: The place in the queue where the request began to wait; None when it did not.
+        self.first_position: int | None = None
+
+    def of(self, waiting: Waiting) -> bytes:
+        """Return the comment, empty while it is too early for one."""
+        if self.first_position is None:
+            self.first_position = waiting.queue_position
+        if self._clock() < self._begin:
+            return b""
+        return waiting_comment(waiting)

@@ -26,6 +26,11 @@ def told(error: Exception) -> LmdError:
     """Return what to tell of an error after the status went out; what nobody expected goes to the log."""
     if isinstance(error, LmdError) and error.reason != LmdError.reason:
         return error
+    return defect(error)
+
+
+def defect(error: Exception) -> LmdError:
+    """Log what nobody expected, and return what the client is told: where to look."""
     error_id = secrets.token_hex(6)
     log.error("http_stream_failed", error_id=error_id, exc_info=error)
     return LmdError(f"internal error in the daemon; its log has more under error_id {error_id}")

@@ -9,6 +9,17 @@ from lmd.daemon.answer_events import Event
 from lmd.daemon.conversations import Think
 from lmd.registry.errors import CapabilityMissing
 
+#: What clients call how much a model is to think; no template knows more than "high".
+EFFORTS = {
+    "none": Think.OFF,
+    "minimal": Think.OFF,
+    "low": Think.LOW,
+    "medium": Think.MEDIUM,
+    "high": Think.HIGH,
+    "xhigh": Think.HIGH,
+    "max": Think.HIGH,
+}
+
 Chat = Callable[[Think | None], AsyncGenerator[Event, None]]
 
 

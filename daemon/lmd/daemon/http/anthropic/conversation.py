@@ -11,19 +11,13 @@ from lmd.daemon.answer_options import AnswerOptions, Format, FormatKind
 from lmd.daemon.conversations import Think, Tool, ToolCall, Tools, Turn
 from lmd.daemon.http.anthropic.errors import ThreadUnsupported
 from lmd.daemon.http.anthropic.requests import Block, CountRequest, Message, MessageRequest, ResultBlock
+from lmd.daemon.http.thinking import EFFORTS
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.parameters import ParameterValue
 
 #: What Anthropic promises where nobody says anything; a model's manifest does say something.
 DEFAULTS: Mapping[str, ParameterValue] = {"temperature": 1.0, "top_p": 1.0}
 
-_EFFORTS = {
-    "low": Think.LOW,
-    "medium": Think.MEDIUM,
-    "high": Think.HIGH,
-    "xhigh": Think.HIGH,
-    "max": Think.HIGH,
-}
 _CHOICES = {
     "auto": conversations.ToolChoice.AUTO,
     "any": conversations.ToolChoice.REQUIRED,
@@ -161,7 +155,7 @@ def think_of(request: CountRequest) -> Think | None:
     if request.thinking is None or request.thinking.type == "disabled":
         return Think.OFF
     effort = request.output_config.effort if request.output_config else None
-    return Think.ON if effort is None else _EFFORTS[effort]
+    return Think.ON if effort is None else EFFORTS[effort]
 
 
 def options_of(request: MessageRequest) -> AnswerOptions:

@@ -17,10 +17,9 @@ from lmd.daemon.http.anthropic.output import MessageBuilder
 from lmd.daemon.http.anthropic.requests import CountRequest, MessageRequest
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import caller_of, http_caller
+from lmd.daemon.http.durations import duration_of
 from lmd.daemon.http.endpoint import Handler, endpoint
-from lmd.daemon.http.openai.options import duration_of
-from lmd.daemon.http.openai.streaming import WaitingComments
-from lmd.daemon.http.progress import done_headers
+from lmd.daemon.http.progress import WaitingComments, done_headers
 from lmd.daemon.http.services import Services
 from lmd.daemon.http.sse import MEDIA_TYPE, named_events, told
 from lmd.daemon.http.streams import stream_response

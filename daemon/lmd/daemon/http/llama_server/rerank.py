@@ -9,10 +9,10 @@ from starlette.routing import BaseRoute, Route
 from lmd.daemon.embedding import Ranking
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import http_caller
+from lmd.daemon.http.durations import duration_of
 from lmd.daemon.http.llama_server.errors import llama_server_endpoint
 from lmd.daemon.http.llama_server.requests import RERANK_PATHS, RerankRequest
 from lmd.daemon.http.llama_server.resident import model_of
-from lmd.daemon.http.openai.options import duration_of
 from lmd.daemon.http.services import Services
 from lmd.registry.errors import InvalidRequest
 

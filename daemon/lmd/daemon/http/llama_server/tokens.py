@@ -13,11 +13,12 @@ from starlette.routing import BaseRoute, Route
 from lmd.daemon.conversations import Tools
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import http_caller
+from lmd.daemon.http.durations import duration_of
 from lmd.daemon.http.llama_server.errors import llama_server_endpoint
 from lmd.daemon.http.llama_server.requests import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from lmd.daemon.http.llama_server.resident import model_of
 from lmd.daemon.http.openai import messages
-from lmd.daemon.http.openai.options import duration_of, think_of_arguments
+from lmd.daemon.http.openai.options import think_of_arguments
 from lmd.daemon.http.services import Services
 from lmd.daemon.tokenizing import Tokens
 from lmd.registry.errors import InvalidRequest

@@ -18,12 +18,13 @@ from lmd.daemon.http.openai import messages, options
 from lmd.daemon.http.openai.answers import Envelope, StreamEnvelope, chat_logprobs, finish_reasons
 from lmd.daemon.http.openai.errors import openai_endpoint
 from lmd.daemon.http.openai.requests import ChatRequest
-from lmd.daemon.http.openai.streaming import WaitingComments, told_errors
-from lmd.daemon.http.progress import done_headers
+from lmd.daemon.http.openai.streaming import told_errors
+from lmd.daemon.http.progress import WaitingComments, done_headers
 from lmd.daemon.http.services import Services
 from lmd.daemon.http.streams import stream_response
+from lmd.daemon.http.thinking import think_if_it_can
 from lmd.daemon.residency.values import Waiting
-from lmd.registry.errors import CapabilityMissing, InvalidRequest
+from lmd.registry.errors import InvalidRequest
 
 _FIRST_DELTA = {"role": "assistant", "content": "", "refusal": None}
 
@@ -79,22 +80,7 @@ def _answer(services: Services, body: ChatRequest, caller: str) -> AsyncGenerato
             caller=caller,
         )
 
-    async def chat_if_it_thinks(think: Think) -> AsyncGenerator[Event, None]:
-        """Chat with a model that may not think: clients set an effort once for all the models they talk to."""
-        try:
-            async with aclosing(chat(think)) as events:
-                async for event in events:
-                    yield event
-            return
-        except CapabilityMissing as error:
-            if error.metadata["capability"] != "thinking":
-                raise
-        async with aclosing(chat(None)) as events:
-            async for event in events:
-                yield event
-
-    think = options.think_of(body)
-    return chat(think) if think is None else chat_if_it_thinks(think)
+    return think_if_it_can(chat, options.think_of(body))
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ from lmd.daemon.http.openai import options
 from lmd.daemon.http.openai.answers import Envelope, LegacyLogprobs, StreamEnvelope, finish_reasons
 from lmd.daemon.http.openai.errors import openai_endpoint
 from lmd.daemon.http.openai.requests import MAX_PROMPTS, CompletionRequest
-from lmd.daemon.http.openai.streaming import WaitingComments, told_errors
-from lmd.daemon.http.progress import done_headers
+from lmd.daemon.http.openai.streaming import told_errors
+from lmd.daemon.http.progress import WaitingComments, done_headers
 from lmd.daemon.http.services import Services
 from lmd.daemon.http.streams import stream_response
 from lmd.daemon.model_calls import Caller

@@ -9,24 +9,15 @@ from datetime import timedelta
 
 from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, FormatKind, Priority
 from lmd.daemon.conversations import Think
+from lmd.daemon.http.durations import duration_of
 from lmd.daemon.http.openai.requests import ChatRequest, Extras, ResponseFormat, Sampling, TemplateArguments
-from lmd.daemon.quantities import FOR_EVER, parse_duration
+from lmd.daemon.http.thinking import EFFORTS
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.parameters import INT32_MAX, INT64_MAX, PARAMETERS, ParameterValue
 
 #: What OpenAI promises where nobody says anything; a model's manifest does say something.
 CHAT_DEFAULTS: Mapping[str, ParameterValue] = {"temperature": 1.0, "top_p": 1.0}
 COMPLETION_DEFAULTS: Mapping[str, ParameterValue] = {**CHAT_DEFAULTS, "num_predict": 16}
-
-_EFFORTS = {
-    "none": Think.OFF,
-    "minimal": Think.OFF,
-    "low": Think.LOW,
-    "medium": Think.MEDIUM,
-    "high": Think.HIGH,
-    "xhigh": Think.HIGH,
-    "max": Think.HIGH,
-}
 
 
 def parameters_of(request: Extras, *, max_tokens: int | None = None) -> dict[str, object]:
@@ -60,28 +51,6 @@ def keep_alive_of(request: Extras) -> timedelta | None:
     return duration_of(request.keep_alive, "keep_alive")
 
 
-def duration_of(value: float | str | None, field: str) -> timedelta | None:
-    """Return a duration: a number is seconds, a text has units; None when there is none.
-
-    Raises:
-        InvalidRequest: it is neither.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) and value.startswith("-") and value != "-1":
-        # As Go writes them: "-1m".
-        duration_of(value[1:], field)
-        return FOR_EVER
-    try:
-        if isinstance(value, str):
-            return parse_duration(value)
-        return FOR_EVER if value < 0 else timedelta(seconds=value)
-    except OverflowError:
-        return FOR_EVER
-    except ValueError as error:
-        raise InvalidRequest(f"`{field}` is not legal: {error}", field=field) from None
-
-
 def options_of(
     request: Sampling,
     *,
@@ -112,7 +81,7 @@ def think_of(request: ChatRequest) -> Think | None:
     """Return how much the model is to think, None when the request does not say."""
     effort = request.reasoning_effort or (request.reasoning.effort if request.reasoning else None)
     if effort is not None:
-        return _EFFORTS[effort]
+        return EFFORTS[effort]
     return think_of_arguments(request.chat_template_kwargs)
 
 

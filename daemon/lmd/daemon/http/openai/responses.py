@@ -14,9 +14,9 @@ from lmd.daemon.answer_events import Delta, Done, Event
 from lmd.daemon.conversations import Think
 from lmd.daemon.http.bodies import read_model
 from lmd.daemon.http.callers import caller_of
+from lmd.daemon.http.durations import duration_of
 from lmd.daemon.http.errors import status_of
 from lmd.daemon.http.openai.errors import openai_endpoint
-from lmd.daemon.http.openai.options import duration_of
 from lmd.daemon.http.openai.responses_input import (
     options_of,
     parameters_of,
@@ -27,8 +27,7 @@ from lmd.daemon.http.openai.responses_input import (
 )
 from lmd.daemon.http.openai.responses_output import ResponseBuilder
 from lmd.daemon.http.openai.responses_requests import ResponseRequest
-from lmd.daemon.http.openai.streaming import WaitingComments
-from lmd.daemon.http.progress import done_headers
+from lmd.daemon.http.progress import WaitingComments, done_headers
 from lmd.daemon.http.services import Services
 from lmd.daemon.http.sse import MEDIA_TYPE, named_events, told
 from lmd.daemon.http.streams import stream_response

@@ -10,21 +10,13 @@ from lmd.daemon.answer_options import AnswerOptions, ContextPolicy, Format, Form
 from lmd.daemon.conversations import Think, Tool, ToolCall, ToolChoice, Tools, Turn
 from lmd.daemon.http.openai.options import CHAT_DEFAULTS
 from lmd.daemon.http.openai.responses_requests import FunctionTool, Item, Part, ResponseRequest, TextFormat
+from lmd.daemon.http.thinking import EFFORTS
 from lmd.registry.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
 #: What OpenAI uses when a request asks for log probabilities without saying of how many alternatives.
 DEFAULT_TOP_LOGPROBS = 0
 
-_EFFORTS = {
-    "none": Think.OFF,
-    "minimal": Think.OFF,
-    "low": Think.LOW,
-    "medium": Think.MEDIUM,
-    "high": Think.HIGH,
-    "xhigh": Think.HIGH,
-    "max": Think.HIGH,
-}
 _POLICIES = {"auto": ContextPolicy.TRUNCATE, "disabled": ContextPolicy.ERROR}
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _CHOICES = {"none": ToolChoice.NONE, "auto": ToolChoice.AUTO, "required": ToolChoice.REQUIRED}
@@ -240,7 +232,7 @@ def _tool(number: int, tool: FunctionTool) -> Tool:
 def think_of(request: ResponseRequest) -> Think | None:
     """Return whether the model is to think, None when the request leaves it to the model."""
     effort = request.reasoning.effort if request.reasoning else None
-    return None if effort is None else _EFFORTS[effort]
+    return None if effort is None else EFFORTS[effort]
 
 
 def options_of(request: ResponseRequest) -> AnswerOptions:
