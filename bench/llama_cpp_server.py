@@ -6,19 +6,13 @@ dependencies. The bindings themselves are those of the product, since building t
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import importlib.util
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from bench.llama_server import free_port
 from bench.models import cache_directory
+from bench.peer_server import PeerServer, free_port
 
 #: What the extra `server` of llama-cpp-python 0.3.36 asks for, and what its bindings need.
 _REQUIREMENTS = (
@@ -54,52 +48,11 @@ def environment() -> Path:
     return python
 
 
-class LlamaCppServer:
+class LlamaCppServer(PeerServer):
     """A running `llama_cpp.server` with one model; a context manager that ends it."""
 
     def __init__(self, model: Path) -> None:
-        self.port = free_port()
-        self._log = tempfile.TemporaryFile()
+        port = free_port()
         command = [str(environment()), "-m", "llama_cpp.server", "--model", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self._log.close()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self._log.seek(0)
-                log = self._log.read().decode(errors="replace")
-                raise RuntimeError(f"llama_cpp.server does not answer ({self.process.poll()})\n{log[-2000:]}")
-            time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            try:
-                connection.request("GET", "/v1/models")
-                return connection.getresponse().status == http.client.OK
-            except OSError:
-                return False
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        super().__init__(command, port=port, path="/v1/models", timeout_s=_START_TIMEOUT_S)

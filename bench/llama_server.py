@@ -5,23 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench.answers import Answer, now_s
+from bench.peer_server import PeerServer, free_port
 
 _START_TIMEOUT_S = 120.0
 _REQUEST_TIMEOUT_S = 600.0
 
 
-class LlamaServer:
+class LlamaServer(PeerServer):
     """A llama-server on a loopback port; a context manager that ends it.
 
     Everything is left at its defaults but the model, the address, and what must be equal on both sides: the context
@@ -33,36 +28,12 @@ class LlamaServer:
     def __init__(
         self, program: Path, model: Path, *, slots: int, num_ctx: int, threads: int = 0, options: tuple[str, ...] = ()
     ) -> None:
-        self.port = free_port()
-        self._log = tempfile.TemporaryFile()
-        command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
+        port = free_port()
+        command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(port)]
         command += ["-np", str(slots), "-c", str(slots * num_ctx), *options]
         if threads:
             command += ["-t", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self._log.close()
+        super().__init__(command, port=port, path="/health", timeout_s=_START_TIMEOUT_S)
 
     @property
     def pids(self) -> list[int]:
@@ -77,10 +48,6 @@ class LlamaServer:
         """How many threads it says it computes with; 0 when it does not say."""
         found = re.search(r"n_threads = (\d+)", self.log())
         return int(found.group(1)) if found else 0
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
 
     def ask(
         self,
@@ -116,25 +83,6 @@ class LlamaServer:
         answer.end_s = now_s()
         return answer
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._healthy():
-            if self.process.poll() is not None:
-                raise RuntimeError(f"llama-server ended with {self.process.returncode}\n{self.log()[-2000:]}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"llama-server is not ready after {_START_TIMEOUT_S:g} s\n{self.log()[-2000:]}")
-            time.sleep(0.1)
-
-    def _healthy(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.client.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
 
 def _finish(answer: Answer, event: dict[str, object]) -> None:
     timings = event.get("timings")
@@ -143,10 +91,3 @@ def _finish(answer: Answer, event: dict[str, object]) -> None:
     answer.prompt_tokens = int(str(event.get("tokens_evaluated", 0)))
     answer.generated_tokens = int(str(event.get("tokens_predicted", 0)))
     answer.cached_tokens = int(cached)
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -19,9 +19,12 @@ from lmd.daemon.services.runtime import RuntimeServiceServicer
 from lmd.daemon.tokenizing import Tokenizing
 from lmd.v1 import inference_service_pb2_grpc as rpc
 from lmd.v1 import runtime_service_pb2_grpc
+from tests.support.formats import Tokenizer
 from tests.support.inference_bench import Bench, Catalog, Connection
 from tests.support.leaks import nothing_left_in
 from tests.support.residents import World
+from tests.support.shared_models import shared_model
+from tests.support.tiny_models import make_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +40,18 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     command = [openssl, "req", "-x509", *curve, "-keyout", str(key), "-out", str(certificate), "-days", "2"]
     subprocess.run([*command, "-subj", "/CN=loopback", "-addext", names], check=True, capture_output=True)
     return certificate, key
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A vocabulary of a few hundred words and bytes."""
+    return Tokenizer(make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf"))
+
+
+@pytest.fixture(scope="module")
+def llama3() -> Tokenizer:
+    """A real vocabulary, of 128,000 tokens."""
+    return Tokenizer(shared_model("vocab/ggml-vocab-llama-bpe.gguf"))
 
 
 @pytest.fixture

@@ -15,21 +15,9 @@ from lmd.runner.forced_calls import call_grammar
 from lmd.runner.v1.frames_pb2 import Format, Tool
 from tests.support.answers import STYLES, calls_in, read
 from tests.support.formats import Tokenizer
-from tests.support.shared_models import shared_model
-from tests.support.tiny_models import make_tiny_llama
 
 OBJECT = Format(json_schema='{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}')
 THINK = Gate("<think>", "</think>")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf"))
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Tokenizer:
-    return Tokenizer(shared_model("vocab/ggml-vocab-llama-bpe.gguf"))
 
 
 def behind(tokenizer: Tokenizer, gate: Gate, *, opened: bool = False, format_: Format = OBJECT) -> AfterThinking:

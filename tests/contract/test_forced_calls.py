@@ -17,8 +17,6 @@ from lmd.runner.structured import Constraint
 from lmd.runner.v1.frames_pb2 import Tool
 from tests.support.answers import STYLES, calls_in, read, write_calls
 from tests.support.formats import Tokenizer
-from tests.support.shared_models import shared_model
-from tests.support.tiny_models import make_tiny_llama
 
 WEATHER: dict[str, Any] = {
     "type": "object",
@@ -41,16 +39,6 @@ CALLS: list[tuple[str, dict[str, object]]] = [
     ("get", {}),
     ("get_weather", {"city": "", "days": 14}),
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf"))
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Tokenizer:
-    return Tokenizer(shared_model("vocab/ggml-vocab-llama-bpe.gguf"))
 
 
 def compile_calls(tokenizer: Tokenizer, style: AnswerStyle, tools: list[Tool], only: str = "") -> Constraint:

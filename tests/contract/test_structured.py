@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from lmd.runner.structured import Effort, FormatError
 from tests.support.formats import Tokenizer
-from tests.support.shared_models import shared_model
-from tests.support.tiny_models import make_tiny_llama
 
 FORMATS = (
     {"json_object": True},
@@ -22,16 +20,6 @@ FORMATS = (
     {"regex": "(the|then|them)* end"},
     {"gbnf": 'root ::= [a-z]+ "b" | "(" root ")"\n'},
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf"))
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Tokenizer:
-    return Tokenizer(shared_model("vocab/ggml-vocab-llama-bpe.gguf"))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

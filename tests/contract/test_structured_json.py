@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 from lmd.runner.structured import FormatError
 from tests.support.formats import Tokenizer
-from tests.support.shared_models import shared_model
-from tests.support.tiny_models import make_tiny_llama
 
 PERSON = {
     "type": "object",
@@ -41,16 +39,6 @@ TREE = {
         }
     },
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf"))
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Tokenizer:
-    return Tokenizer(shared_model("vocab/ggml-vocab-llama-bpe.gguf"))
 
 
 def is_valid(schema: Any, text: bytes) -> bool:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 
 from lmd.daemon.metrics import Metrics
-from lmd.daemon.residency.values import RunnerState, RunnerStatus
 from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.runner_stats import EngineStats
-from lmd.registry.digest import Digest
+from tests.support.runner_statuses import runner_status
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -43,25 +41,7 @@ def exercised() -> Metrics:
     metrics.work.note_first_token("chat", 1)
     metrics.work.note_finished("chat", total_ns=1, load_ns=1, queue_ns=1)
     stats = EngineStats(**{field.name: 0 for field in fields(EngineStats)})
-    runner = RunnerStatus(
-        name="m:latest",
-        digest=Digest.of(b""),
-        state=RunnerState.READY,
-        memory_bytes=0,
-        vram_bytes=0,
-        device="cpu",
-        context_length=0,
-        slots=1,
-        slots_busy=0,
-        queued=0,
-        expires_at=None,
-        keep_forever=False,
-        pid=1,
-        load_started_at=datetime.now(UTC),
-        load_duration=None,
-        reason="",
-        stats=stats,
-    )
+    runner = runner_status(stats=stats)
     metrics.look = lambda: Holdings(runners=[runner])
     return metrics
 

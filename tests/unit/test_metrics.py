@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from lmd.daemon.http.counting import CountRequests, api_of
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.outcomes import REASONS, note_failure, reason_of
 from lmd.daemon.pull_job import State
-from lmd.daemon.residency.values import RunnerState, RunnerStatus
+from lmd.daemon.residency.values import RunnerStatus
 from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_stats import EngineStats
@@ -27,6 +26,7 @@ from lmd.registry.digest import Digest
 from lmd.registry.errors import LmdError, ModelNotFound
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.metrics import Values
+from tests.support.runner_statuses import runner_status
 
 DONE = Done("stop", 10, 4, 3, 2_000_000_000, 500_000_000, 250_000_000, 1, 1, 0, "", drafted_tokens=5, accepted_tokens=2)
 
@@ -36,23 +36,14 @@ def values(metrics: Metrics, accept: str = "") -> Values:
 
 
 def runner(name: str, digest: str, *, stats: EngineStats | None = None) -> RunnerStatus:
-    return RunnerStatus(
+    return runner_status(
         name=name,
         digest=Digest.of(digest.encode()),
-        state=RunnerState.READY,
         memory_bytes=1000,
         vram_bytes=300,
-        device="cpu",
-        context_length=4096,
         slots=4,
         slots_busy=3,
         queued=2,
-        expires_at=None,
-        keep_forever=False,
-        pid=1,
-        load_started_at=datetime.now(UTC),
-        load_duration=None,
-        reason="",
         stats=stats,
     )
 

@@ -23,6 +23,7 @@ from lmd.registry.errors import DiskFull, LmdError, ModelNotFound, SourceDenied,
 from lmd.registry.gguf import GgufArray, GgufHeader
 from lmd.registry.lm_config import Message
 from lmd.registry.pull import PullEvent, PullState
+from tests.support.runner_statuses import runner_status
 
 A, B = Digest.of(b"a"), Digest.of(b"b")
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -120,23 +121,8 @@ def test_metadata_is_json_whatever_a_file_holds() -> None:
 
 
 def status(state: RunnerState, expires_at: datetime | None = None, *, keep_forever: bool = False) -> RunnerStatus:
-    return RunnerStatus(
-        name="m:latest",
-        digest=A,
-        state=state,
-        memory_bytes=1,
-        vram_bytes=0,
-        device="cpu",
-        context_length=64,
-        slots=1,
-        slots_busy=0,
-        queued=0,
-        expires_at=expires_at,
-        keep_forever=keep_forever,
-        pid=os.getpid(),
-        load_started_at=NOW,
-        load_duration=None,
-        reason="",
+    return runner_status(
+        digest=A, state=state, expires_at=expires_at, keep_forever=keep_forever, pid=os.getpid(), load_started_at=NOW
     )
 
 
