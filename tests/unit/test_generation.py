@@ -565,3 +565,44 @@ def test_a_memory_that_is_short_parks_what_it_drops() -> None:
     again = rig.submit([*first.prompt, 7], limit=1)
     rig.run()
     assert again.cached_tokens == 90
+
+
+class Recorder:
+    """In the place of saved prefixes: checks that sequences hold what they are saved for."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.saved: list[list[int]] = []
+
+    def find(self, prompt: array[int], scope: str, *, in_memory: int) -> None:
+        return None
+
+    def save(self, candidates: Sequence[Any], *, allowed_s: float) -> int:
+        for candidate in candidates:
+            held = self.rig.backend.memory
+            assert held.length(candidate.sequence) == len(candidate.tokens)
+            assert [cell.token for cell in held.of(candidate.sequence)] == list(candidate.tokens)
+            self.saved.append(list(candidate.tokens))
+        return len(candidates)
+
+
+@pytest.mark.parametrize("manifest", [[], [1] * 60])
+def test_what_is_parked_is_saved_whole_also_in_a_memory_that_is_short(manifest: list[int]) -> None:
+    """The manifest's beginning was left out of what was put back for saving, and the engine's own counts did not tell:
+    after a restart answers would have gone on without the system prompt. And making room for one prefix parked another
+    one while the parked ones were gone through.
+    """
+    rig = Rig(num_ctx=160, slots=1, spare=8, capacity=160, parked_bytes=10**6, idle_tokens=70)
+    recorder = Recorder(rig)
+    rig.generation.slots._saved = recorder  # type: ignore[assignment] # the part of it that is used
+    rig.generation.slots.manifest = array("i", manifest)
+    prompts = [[*manifest, *conversation(start, 65)] for start in (10, 20, 30)]
+    for prompt in prompts:
+        rig.submit(prompt, limit=1)
+        rig.run()
+    rig.submit([9] * 5, limit=1, scope="other")
+    rig.run()
+    assert rig.generation.slots.parked_bytes > 0
+    rig.generation.slots.save(60.0)
+    for prompt in prompts:
+        assert any(saved[: len(prompt)] == prompt for saved in recorder.saved)

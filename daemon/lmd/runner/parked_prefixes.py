@@ -132,10 +132,13 @@ class ParkedPrefixes:
     def restore(self, parked: Parked, length: int, sequence: int, *, held: int, make_room: Callable[[], bool]) -> int:
         """Put the first *length* tokens into a sequence that holds *held* of them; return how many it holds then.
 
-        *make_room* frees cells of the memory and returns whether it could. That parks others, for which *parked* itself
-        may have left the index meanwhile.
+        Nothing is put back when the sequence lacks what manifest content has to hold of it. *make_room* frees cells of
+        the memory and returns whether it could. That parks others, for which *parked* itself may have left the index
+        meanwhile.
         """
         chain = parked.chain()
+        if chain[0].begin > held:
+            return held
         ends = [*(min(following.begin, length) for following in chain[1:]), length]
         for link, end in zip(chain, ends, strict=True):
             if end <= held:

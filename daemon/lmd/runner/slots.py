@@ -198,14 +198,23 @@ class Slots:
         if self._saved is None:
             return
         deadline = time.monotonic() + allowed_s
-        self._saved.save([_candidate(entry) for entry in self._cache], allowed_s=allowed_s)
-        for parked in self._parked or ():
+        entries = list(self._cache)
+        self._saved.save([_candidate(entry) for entry in entries], allowed_s=allowed_s)
+        for entry in entries:
+            # Room for what is parked, none of which has to be parked again.
+            if not entry.pinned:
+                self._forget_entry(entry)
+        for parked in list(self._parked or ()):
             if parked.superseded or (left_s := deadline - time.monotonic()) <= 0:
                 continue
-            entry = self._bring_back(parked, len(parked.tokens), None, 0)
-            if entry is not None:
-                self._saved.save([_candidate(entry, used_at=parked.used_at)], allowed_s=left_s)
-                self._forget_entry(entry)
+            begin = parked.chain()[0].begin
+            # What a prefix has of the manifest, if it has that from there, is not parked with it.
+            manifest, held = self._cache.match(parked.tokens, None, begin)
+            back = self._bring_back(parked, len(parked.tokens), manifest, held)
+            if back is not None:
+                if len(back.tokens) == len(parked.tokens):
+                    self._saved.save([_candidate(back, used_at=parked.used_at)], allowed_s=left_s)
+                self._forget_entry(back)
 
     def make_room(self) -> bool:
         """Drop the prefix that was not used for the longest time; return whether there was any."""
