@@ -160,7 +160,8 @@ def test_many_creations_of_one_name_at_once(product: Product) -> None:
 )
 def test_an_edit_that_fails_changes_nothing(product: Product, editor: str, said: str) -> None:
     before = product.json("ls", "victim")
-    refused = product.lm("edit", "victim", env={"EDITOR": editor, "VISUAL": ""}, code=None)
+    env = {"EDITOR": editor, "VISUAL": "", "TMPDIR": str(product.home)}
+    refused = product.lm("edit", "victim", env=env, code=None)
     assert refused.returncode in (1, 2), refused.stderr
     assert said in refused.stderr
     assert product.json("ls", "victim") == before
