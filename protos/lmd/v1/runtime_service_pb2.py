@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lmd.v1 import model_pb2 as lmd_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clmd/v1/runtime_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"\x14\n\x12ListRunnersRequest\"6\n\x13ListRunnersResponse\x12\x1f\n\x07runners\x18\x01 \x03(\x0b\x32\x0e.lmd.v1.Runner\"\xa3\x04\n\x06Runner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.lmd.v1.Runner.State\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x12\n\nslots_busy\x18\t \x01(\x05\x12\x0e\n\x06queued\x18\n \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_forever\x18\x0c \x01(\x08\x12\x0b\n\x03pid\x18\r \x01(\x05\x12-\n\tload_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\"\n\x05stats\x18\x11 \x01(\x0b\x32\x13.lmd.v1.EngineStats\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"\xfa\x01\n\x0b\x45ngineStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x12\n\ncache_hits\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x05 \x01(\x03\x12\x10\n\x08prefixes\x18\x06 \x01(\x05\x12\x0f\n\x07kv_used\x18\x07 \x01(\x03\x12\x0f\n\x07kv_size\x18\x08 \x01(\x03\x12\x16\n\x0e\x64rafted_tokens\x18\t \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\n \x01(\x03\x12\x14\n\x0cparked_bytes\x18\x0b \x01(\x03\"w\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11LoadModelResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.LoadProgressH\x00\x12 \n\x06runner\x18\x02 \x01(\x0b\x32\x0e.lmd.v1.RunnerH\x00\x42\x07\n\x05\x65vent\"0\n\x0cLoadProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"1\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0frunning_answers\x18\x01 \x01(\x05\x32\xe4\x01\n\x0eRuntimeService\x12\x46\n\x0bListRunners\x12\x1a.lmd.v1.ListRunnersRequest\x1a\x1b.lmd.v1.ListRunnersResponse\x12\x42\n\tLoadModel\x12\x18.lmd.v1.LoadModelRequest\x1a\x19.lmd.v1.LoadModelResponse0\x01\x12\x46\n\x0bUnloadModel\x12\x1a.lmd.v1.UnloadModelRequest\x1a\x1b.lmd.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clmd/v1/runtime_service.proto\x12\x06lmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12lmd/v1/model.proto\"\x14\n\x12ListRunnersRequest\"6\n\x13ListRunnersResponse\x12\x1f\n\x07runners\x18\x01 \x03(\x0b\x32\x0e.lmd.v1.Runner\"\xf1\x04\n\x06Runner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.lmd.v1.Runner.State\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\nvram_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x12\n\nslots_busy\x18\t \x01(\x05\x12\x0e\n\x06queued\x18\n \x01(\x05\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeep_forever\x18\x0c \x01(\x08\x12\x0b\n\x03pid\x18\r \x01(\x05\x12-\n\tload_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rload_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\"\n\x05stats\x18\x11 \x01(\x0b\x32\x13.lmd.v1.EngineStats\x12\x0e\n\x06pinned\x18\x12 \x01(\x08\x12#\n\x06shares\x18\x13 \x03(\x0b\x32\x13.lmd.v1.DeviceShare\x12\x17\n\x0f\x65stimated_bytes\x18\x14 \x01(\x03\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\",\n\x0b\x44\x65viceShare\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"\xfa\x01\n\x0b\x45ngineStats\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\x12\x12\n\ncache_hits\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x05 \x01(\x03\x12\x10\n\x08prefixes\x18\x06 \x01(\x05\x12\x0f\n\x07kv_used\x18\x07 \x01(\x03\x12\x0f\n\x07kv_size\x18\x08 \x01(\x03\x12\x16\n\x0e\x64rafted_tokens\x18\t \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\n \x01(\x03\x12\x14\n\x0cparked_bytes\x18\x0b \x01(\x03\"w\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12-\n\nkeep_alive\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11LoadModelResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.LoadProgressH\x00\x12 \n\x06runner\x18\x02 \x01(\x0b\x32\x0e.lmd.v1.RunnerH\x00\x42\x07\n\x05\x65vent\"0\n\x0cLoadProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x02\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"1\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\".\n\x13UnloadModelResponse\x12\x17\n\x0frunning_answers\x18\x01 \x01(\x05\"\x15\n\x13WatchRunnersRequest\"\\\n\x14WatchRunnersResponse\x12\x1f\n\x07runners\x18\x01 \x03(\x0b\x32\x0e.lmd.v1.Runner\x12#\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x13.lmd.v1.RunnerEvent\"\x8a\x01\n\x0bRunnerEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.lmd.v1.Runner.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x0fPinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\"g\n\x10PinModelResponse\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.lmd.v1.LoadProgressH\x00\x12 \n\x06runner\x18\x02 \x01(\x0b\x32\x0e.lmd.v1.RunnerH\x00\x42\x07\n\x05\x65vent\"!\n\x11UnpinModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12UnpinModelResponse\"%\n\x12ListDevicesRequest\x12\x0f\n\x07refresh\x18\x01 \x01(\x08\"=\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.lmd.v1.ComputeDevice\"\xe3\x01\n\rComputeDevice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x12\n\nfree_bytes\x18\x05 \x01(\x03\x12\x12\n\nheld_bytes\x18\x06 \x01(\x03\x12\x14\n\x0cleased_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cothers_bytes\x18\x08 \x01(\x03\x12\x17\n\x0f\x62\x61ndwidth_bytes\x18\t \x01(\x03\x12\x0e\n\x06usable\x18\n \x01(\x08\x12\x0e\n\x06reason\x18\x0b \x01(\t\"V\n\x0f\x46itModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\nparameters\x18\x02 \x01(\x0b\x32\x12.lmd.v1.Parameters\x12\r\n\x05token\x18\x03 \x01(\t\"\xdb\x03\n\x10\x46itModelResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x15\n\rweights_bytes\x18\x02 \x01(\x03\x12\x10\n\x08kv_bytes\x18\x03 \x01(\x03\x12\x15\n\rcompute_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x62\x65side_bytes\x18\x05 \x01(\x03\x12\x0c\n\x04\x66its\x18\x06 \x01(\x08\x12\x10\n\x08measured\x18\x07 \x01(\x08\x12#\n\x06shares\x18\x08 \x03(\x0b\x32\x13.lmd.v1.DeviceShare\x12\x12\n\ngpu_layers\x18\t \x01(\x05\x12\x0e\n\x06layers\x18\n \x01(\x05\x12\x0f\n\x07\x65victed\x18\x0b \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x0c \x01(\x05\x12\x1e\n\x16largest_context_length\x18\r \x01(\x05\x12\x1e\n\x16trained_context_length\x18\x0e \x01(\x05\x12\r\n\x05slots\x18\x0f \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x10 \x01(\x01\x12\x14\n\x0c\x61\x63tive_bytes\x18\x11 \x01(\x03\x12\x12\n\ncalibrated\x18\x12 \x01(\x08\x12\x0e\n\x06stored\x18\x13 \x01(\x08\x12\x16\n\x0e\x64ownload_bytes\x18\x14 \x01(\x03\x12\x0e\n\x06reason\x18\x15 \x01(\t\"\x10\n\x0eGetPlanRequest\"V\n\x0fGetPlanResponse\x12!\n\x07waiting\x18\x01 \x03(\x0b\x32\x10.lmd.v1.Decision\x12 \n\x06recent\x18\x02 \x03(\x0b\x32\x10.lmd.v1.Decision\"\xeb\x02\n\x08\x44\x65\x63ision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x17.lmd.v1.Decision.Action\x12#\n\x06shares\x18\x03 \x03(\x0b\x32\x13.lmd.v1.DeviceShare\x12\x0e\n\x06others\x18\x04 \x03(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cneeded_bytes\x18\x07 \x01(\x03\x12)\n\x06waited\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"x\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_LOAD\x10\x01\x12\x10\n\x0c\x41\x43TION_EVICT\x10\x02\x12\x0f\n\x0b\x41\x43TION_WAIT\x10\x03\x12\x11\n\rACTION_REFUSE\x10\x04\x12\x0f\n\x0b\x41\x43TION_TURN\x10\x05\"Q\n\x12LeaseMemoryRequest\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07purpose\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x05\"Y\n\x13LeaseMemoryResponse\x12\x11\n\x07waiting\x18\x01 \x01(\tH\x00\x12&\n\x07granted\x18\x02 \x01(\x0b\x32\x13.lmd.v1.DeviceShareH\x00\x42\x07\n\x05\x65vent2\xc4\x05\n\x0eRuntimeService\x12\x46\n\x0bListRunners\x12\x1a.lmd.v1.ListRunnersRequest\x1a\x1b.lmd.v1.ListRunnersResponse\x12\x42\n\tLoadModel\x12\x18.lmd.v1.LoadModelRequest\x1a\x19.lmd.v1.LoadModelResponse0\x01\x12\x46\n\x0bUnloadModel\x12\x1a.lmd.v1.UnloadModelRequest\x1a\x1b.lmd.v1.UnloadModelResponse\x12K\n\x0cWatchRunners\x12\x1b.lmd.v1.WatchRunnersRequest\x1a\x1c.lmd.v1.WatchRunnersResponse0\x01\x12?\n\x08PinModel\x12\x17.lmd.v1.PinModelRequest\x1a\x18.lmd.v1.PinModelResponse0\x01\x12\x43\n\nUnpinModel\x12\x19.lmd.v1.UnpinModelRequest\x1a\x1a.lmd.v1.UnpinModelResponse\x12\x46\n\x0bListDevices\x12\x1a.lmd.v1.ListDevicesRequest\x1a\x1b.lmd.v1.ListDevicesResponse\x12=\n\x08\x46itModel\x12\x17.lmd.v1.FitModelRequest\x1a\x18.lmd.v1.FitModelResponse\x12:\n\x07GetPlan\x12\x16.lmd.v1.GetPlanRequest\x1a\x17.lmd.v1.GetPlanResponse\x12H\n\x0bLeaseMemory\x12\x1a.lmd.v1.LeaseMemoryRequest\x1a\x1b.lmd.v1.LeaseMemoryResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,59 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNNERSRESPONSE']._serialized_start=147
   _globals['_LISTRUNNERSRESPONSE']._serialized_end=201
   _globals['_RUNNER']._serialized_start=204
-  _globals['_RUNNER']._serialized_end=751
-  _globals['_RUNNER_STATE']._serialized_start=647
-  _globals['_RUNNER_STATE']._serialized_end=751
-  _globals['_ENGINESTATS']._serialized_start=754
-  _globals['_ENGINESTATS']._serialized_end=1004
-  _globals['_LOADMODELREQUEST']._serialized_start=1006
-  _globals['_LOADMODELREQUEST']._serialized_end=1125
-  _globals['_LOADMODELRESPONSE']._serialized_start=1127
-  _globals['_LOADMODELRESPONSE']._serialized_end=1231
-  _globals['_LOADPROGRESS']._serialized_start=1233
-  _globals['_LOADPROGRESS']._serialized_end=1281
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1283
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1332
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1334
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1380
-  _globals['_RUNTIMESERVICE']._serialized_start=1383
-  _globals['_RUNTIMESERVICE']._serialized_end=1611
+  _globals['_RUNNER']._serialized_end=829
+  _globals['_RUNNER_STATE']._serialized_start=725
+  _globals['_RUNNER_STATE']._serialized_end=829
+  _globals['_DEVICESHARE']._serialized_start=831
+  _globals['_DEVICESHARE']._serialized_end=875
+  _globals['_ENGINESTATS']._serialized_start=878
+  _globals['_ENGINESTATS']._serialized_end=1128
+  _globals['_LOADMODELREQUEST']._serialized_start=1130
+  _globals['_LOADMODELREQUEST']._serialized_end=1249
+  _globals['_LOADMODELRESPONSE']._serialized_start=1251
+  _globals['_LOADMODELRESPONSE']._serialized_end=1355
+  _globals['_LOADPROGRESS']._serialized_start=1357
+  _globals['_LOADPROGRESS']._serialized_end=1405
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1407
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1456
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1458
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1504
+  _globals['_WATCHRUNNERSREQUEST']._serialized_start=1506
+  _globals['_WATCHRUNNERSREQUEST']._serialized_end=1527
+  _globals['_WATCHRUNNERSRESPONSE']._serialized_start=1529
+  _globals['_WATCHRUNNERSRESPONSE']._serialized_end=1621
+  _globals['_RUNNEREVENT']._serialized_start=1624
+  _globals['_RUNNEREVENT']._serialized_end=1762
+  _globals['_PINMODELREQUEST']._serialized_start=1764
+  _globals['_PINMODELREQUEST']._serialized_end=1835
+  _globals['_PINMODELRESPONSE']._serialized_start=1837
+  _globals['_PINMODELRESPONSE']._serialized_end=1940
+  _globals['_UNPINMODELREQUEST']._serialized_start=1942
+  _globals['_UNPINMODELREQUEST']._serialized_end=1975
+  _globals['_UNPINMODELRESPONSE']._serialized_start=1977
+  _globals['_UNPINMODELRESPONSE']._serialized_end=1997
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1999
+  _globals['_LISTDEVICESREQUEST']._serialized_end=2036
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=2038
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=2099
+  _globals['_COMPUTEDEVICE']._serialized_start=2102
+  _globals['_COMPUTEDEVICE']._serialized_end=2329
+  _globals['_FITMODELREQUEST']._serialized_start=2331
+  _globals['_FITMODELREQUEST']._serialized_end=2417
+  _globals['_FITMODELRESPONSE']._serialized_start=2420
+  _globals['_FITMODELRESPONSE']._serialized_end=2895
+  _globals['_GETPLANREQUEST']._serialized_start=2897
+  _globals['_GETPLANREQUEST']._serialized_end=2913
+  _globals['_GETPLANRESPONSE']._serialized_start=2915
+  _globals['_GETPLANRESPONSE']._serialized_end=3001
+  _globals['_DECISION']._serialized_start=3004
+  _globals['_DECISION']._serialized_end=3367
+  _globals['_DECISION_ACTION']._serialized_start=3247
+  _globals['_DECISION_ACTION']._serialized_end=3367
+  _globals['_LEASEMEMORYREQUEST']._serialized_start=3369
+  _globals['_LEASEMEMORYREQUEST']._serialized_end=3450
+  _globals['_LEASEMEMORYRESPONSE']._serialized_start=3452
+  _globals['_LEASEMEMORYRESPONSE']._serialized_end=3541
+  _globals['_RUNTIMESERVICE']._serialized_start=3544
+  _globals['_RUNTIMESERVICE']._serialized_end=4252
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,9 @@ class Runner(_message.Message):
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    ESTIMATED_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name it was loaded by."""
     digest: _builtins.str
@@ -143,6 +146,10 @@ class Runner(_message.Message):
     """The process id; 0 while it has none."""
     reason: _builtins.str
     """Why it is in this state, in words."""
+    pinned: _builtins.bool
+    """Whether it is pinned: loaded when the daemon starts, and never evicted."""
+    estimated_bytes: _builtins.int
+    """What the header said it would take, in bytes; 0 when what was measured before was used instead."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it is unloaded if nobody uses it; unset while it is busy, or when it stays for ever."""
@@ -158,6 +165,10 @@ class Runner(_message.Message):
     @_builtins.property
     def stats(self) -> Global___EngineStats:
         """What its engine did since the load; a few seconds old."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceShare]:
+        """What it holds of each device, accelerators first."""
 
     def __init__(
         self,
@@ -179,14 +190,43 @@ class Runner(_message.Message):
         load_duration: _duration_pb2.Duration | None = ...,
         reason: _builtins.str = ...,
         stats: Global___EngineStats | None = ...,
+        pinned: _builtins.bool = ...,
+        shares: _abc.Iterable[Global___DeviceShare] | None = ...,
+        estimated_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "load_duration", b"load_duration", "load_time", b"load_time", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "digest", b"digest", "expire_time", b"expire_time", "keep_forever", b"keep_forever", "load_duration", b"load_duration", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "queued", b"queued", "reason", b"reason", "slots", b"slots", "slots_busy", b"slots_busy", "state", b"state", "stats", b"stats", "vram_bytes", b"vram_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "digest", b"digest", "estimated_bytes", b"estimated_bytes", "expire_time", b"expire_time", "keep_forever", b"keep_forever", "load_duration", b"load_duration", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pinned", b"pinned", "queued", b"queued", "reason", b"reason", "shares", b"shares", "slots", b"slots", "slots_busy", b"slots_busy", "state", b"state", "stats", b"stats", "vram_bytes", b"vram_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Runner: _TypeAlias = Runner  # noqa: Y015
+
+@_typing.final
+class DeviceShare(_message.Message):
+    """What a model holds of one device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """The device's id, such as "cpu" or "cuda0"."""
+    bytes: _builtins.int
+    """Bytes on it."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceShare: _TypeAlias = DeviceShare  # noqa: Y015
 
 @_typing.final
 class EngineStats(_message.Message):
@@ -389,3 +429,639 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class WatchRunnersRequest(_message.Message):
+    """Asks for changes of runners."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunnersRequest: _TypeAlias = WatchRunnersRequest  # noqa: Y015
+
+@_typing.final
+class WatchRunnersResponse(_message.Message):
+    """All runners as they are after a change; the first one comes at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNERS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Runner]:
+        """Longest resident first."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunnerEvent]:
+        """What changed; empty in the first one."""
+
+    def __init__(
+        self,
+        *,
+        runners: _abc.Iterable[Global___Runner] | None = ...,
+        events: _abc.Iterable[Global___RunnerEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "runners", b"runners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunnersResponse: _TypeAlias = WatchRunnersResponse  # noqa: Y015
+
+@_typing.final
+class RunnerEvent(_message.Message):
+    """A change of one runner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model's name."""
+    digest: _builtins.str
+    """The manifest's digest."""
+    state: Global___Runner.State.ValueType
+    """The state it has now; STATE_UNSPECIFIED when it is gone."""
+    reason: _builtins.str
+    """Why, in words."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        state: Global___Runner.State.ValueType = ...,
+        reason: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "reason", b"reason", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerEvent: _TypeAlias = RunnerEvent  # noqa: Y015
+
+@_typing.final
+class PinModelRequest(_message.Message):
+    """What to pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model reference."""
+    @_builtins.property
+    def parameters(self) -> _model_pb2.Parameters:
+        """Load-time settings; the sampling ones are ignored."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        parameters: _model_pb2.Parameters | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinModelRequest: _TypeAlias = PinModelRequest  # noqa: Y015
+
+@_typing.final
+class PinModelResponse(_message.Message):
+    """An event of a pin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___LoadProgress:
+        """How far the load is."""
+
+    @_builtins.property
+    def runner(self) -> Global___Runner:
+        """The ready runner; the last event."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___LoadProgress | None = ...,
+        runner: Global___Runner | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "runner", b"runner"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "runner", b"runner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "runner"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PinModelResponse: _TypeAlias = PinModelResponse  # noqa: Y015
+
+@_typing.final
+class UnpinModelRequest(_message.Message):
+    """What to unpin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model reference."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinModelRequest: _TypeAlias = UnpinModelRequest  # noqa: Y015
+
+@_typing.final
+class UnpinModelResponse(_message.Message):
+    """Confirms an unpin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinModelResponse: _TypeAlias = UnpinModelResponse  # noqa: Y015
+
+@_typing.final
+class ListDevicesRequest(_message.Message):
+    """Asks for the devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFRESH_FIELD_NUMBER: _builtins.int
+    refresh: _builtins.bool
+    """Whether to look again for devices that came or went, also with the engine in a process of its own: seconds."""
+    def __init__(
+        self,
+        *,
+        refresh: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh", b"refresh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDevicesRequest: _TypeAlias = ListDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ListDevicesResponse(_message.Message):
+    """The devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComputeDevice]:
+        """Main memory first."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___ComputeDevice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDevicesResponse: _TypeAlias = ListDevicesResponse  # noqa: Y015
+
+@_typing.final
+class ComputeDevice(_message.Message):
+    """Something with memory that models are loaded on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    LEASED_BYTES_FIELD_NUMBER: _builtins.int
+    OTHERS_BYTES_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id: "cpu", or a backend's name with a number, such as "cuda0"."""
+    description: _builtins.str
+    """What it is, for people."""
+    backend: _builtins.str
+    """What the engine calls the way to it: "cpu", "cuda", "rocm", "sycl", "vulkan" or "metal"."""
+    total_bytes: _builtins.int
+    """Memory that all of us may use."""
+    free_bytes: _builtins.int
+    """Of that, what is free or can be freed at once."""
+    held_bytes: _builtins.int
+    """What our runners hold of it."""
+    leased_bytes: _builtins.int
+    """What leases hold of it."""
+    others_bytes: _builtins.int
+    """What other programs use of it."""
+    bandwidth_bytes: _builtins.int
+    """Bytes a second that decoding has read here at best; 0 when that was never measured."""
+    usable: _builtins.bool
+    """Whether the installed engine can use it."""
+    reason: _builtins.str
+    """Why it cannot be used, or what is wrong with it; empty otherwise."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
+        leased_bytes: _builtins.int = ...,
+        others_bytes: _builtins.int = ...,
+        bandwidth_bytes: _builtins.int = ...,
+        usable: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "bandwidth_bytes", b"bandwidth_bytes", "description", b"description", "free_bytes", b"free_bytes", "held_bytes", b"held_bytes", "id", b"id", "leased_bytes", b"leased_bytes", "others_bytes", b"others_bytes", "reason", b"reason", "total_bytes", b"total_bytes", "usable", b"usable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComputeDevice: _TypeAlias = ComputeDevice  # noqa: Y015
+
+@_typing.final
+class FitModelRequest(_message.Message):
+    """What might be loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A model reference; of what is not in the store, the header alone is fetched."""
+    token: _builtins.str
+    """The Hub token of the caller, for models that need one."""
+    @_builtins.property
+    def parameters(self) -> _model_pb2.Parameters:
+        """Load-time settings; the sampling ones are ignored."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        parameters: _model_pb2.Parameters | None = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FitModelRequest: _TypeAlias = FitModelRequest  # noqa: Y015
+
+@_typing.final
+class FitModelResponse(_message.Message):
+    """Whether a model fits, and what it takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    COMPUTE_BYTES_FIELD_NUMBER: _builtins.int
+    BESIDE_BYTES_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    GPU_LAYERS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    LARGEST_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    TRAINED_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ACTIVE_BYTES_FIELD_NUMBER: _builtins.int
+    CALIBRATED_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """Everything it takes, on all devices."""
+    weights_bytes: _builtins.int
+    """Of that, the weights."""
+    kv_bytes: _builtins.int
+    """Of that, the KV cells and recurrent state of all slots."""
+    compute_bytes: _builtins.int
+    """Of that, the engine's scratch memory."""
+    beside_bytes: _builtins.int
+    """Of that, the draft model, the adapters, and what prefixes may take beside the KV cells."""
+    fits: _builtins.bool
+    """Whether it can be loaded now, with evictions if needs be."""
+    measured: _builtins.bool
+    """Whether the bytes were measured by an earlier load, not computed from the header."""
+    gpu_layers: _builtins.int
+    """Layers on accelerators, of all with the output layer."""
+    layers: _builtins.int
+    """Layers there are, with the output layer."""
+    context_length: _builtins.int
+    """The context that was asked for, in tokens for each request."""
+    largest_context_length: _builtins.int
+    """The largest context that fits, in tokens for each request; 0 when none does."""
+    trained_context_length: _builtins.int
+    """The context that the model was trained with; 0 when it does not say."""
+    slots: _builtins.int
+    """Requests served at once."""
+    tokens_per_second: _builtins.float
+    """Tokens a second that one answer can expect: bandwidth over active bytes; 0 when nothing is known."""
+    active_bytes: _builtins.int
+    """Bytes of weights that each token reads; of a mixture of experts, those of its active experts."""
+    calibrated: _builtins.bool
+    """Whether the speed comes from runs on this machine."""
+    stored: _builtins.bool
+    """Whether the model is in the store."""
+    download_bytes: _builtins.int
+    """Bytes to download; 0 when it is in the store."""
+    reason: _builtins.str
+    """Why it goes there, or why it does not fit, in words."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceShare]:
+        """Where it would go."""
+
+    @_builtins.property
+    def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the models that would leave."""
+
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        weights_bytes: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        compute_bytes: _builtins.int = ...,
+        beside_bytes: _builtins.int = ...,
+        fits: _builtins.bool = ...,
+        measured: _builtins.bool = ...,
+        shares: _abc.Iterable[Global___DeviceShare] | None = ...,
+        gpu_layers: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        evicted: _abc.Iterable[_builtins.str] | None = ...,
+        context_length: _builtins.int = ...,
+        largest_context_length: _builtins.int = ...,
+        trained_context_length: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
+        active_bytes: _builtins.int = ...,
+        calibrated: _builtins.bool = ...,
+        stored: _builtins.bool = ...,
+        download_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_bytes", b"active_bytes", "beside_bytes", b"beside_bytes", "calibrated", b"calibrated", "compute_bytes", b"compute_bytes", "context_length", b"context_length", "download_bytes", b"download_bytes", "evicted", b"evicted", "fits", b"fits", "gpu_layers", b"gpu_layers", "kv_bytes", b"kv_bytes", "largest_context_length", b"largest_context_length", "layers", b"layers", "measured", b"measured", "reason", b"reason", "shares", b"shares", "slots", b"slots", "stored", b"stored", "tokens_per_second", b"tokens_per_second", "total_bytes", b"total_bytes", "trained_context_length", b"trained_context_length", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FitModelResponse: _TypeAlias = FitModelResponse  # noqa: Y015
+
+@_typing.final
+class GetPlanRequest(_message.Message):
+    """Asks for the plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlanRequest: _TypeAlias = GetPlanRequest  # noqa: Y015
+
+@_typing.final
+class GetPlanResponse(_message.Message):
+    """What the planner decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
+        """What waits now, in the order in which it is served."""
+
+    @_builtins.property
+    def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
+        """What was decided last, latest first."""
+
+    def __init__(
+        self,
+        *,
+        waiting: _abc.Iterable[Global___Decision] | None = ...,
+        recent: _abc.Iterable[Global___Decision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recent", b"recent", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlanResponse: _TypeAlias = GetPlanResponse  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    """A decision of the planner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Decision._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: Decision._Action.ValueType  # 0
+        """Never sent."""
+        ACTION_LOAD: Decision._Action.ValueType  # 1
+        """The model loads."""
+        ACTION_EVICT: Decision._Action.ValueType  # 2
+        """Idle models leave first."""
+        ACTION_WAIT: Decision._Action.ValueType  # 3
+        """It waits for running answers, or for its turn."""
+        ACTION_REFUSE: Decision._Action.ValueType  # 4
+        """It does not fit."""
+        ACTION_TURN: Decision._Action.ValueType  # 5
+        """A busy model takes no new requests, so that this one gets its turn."""
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+        """What was decided."""
+
+    ACTION_UNSPECIFIED: Decision.Action.ValueType  # 0
+    """Never sent."""
+    ACTION_LOAD: Decision.Action.ValueType  # 1
+    """The model loads."""
+    ACTION_EVICT: Decision.Action.ValueType  # 2
+    """Idle models leave first."""
+    ACTION_WAIT: Decision.Action.ValueType  # 3
+    """It waits for running answers, or for its turn."""
+    ACTION_REFUSE: Decision.Action.ValueType  # 4
+    """It does not fit."""
+    ACTION_TURN: Decision.Action.ValueType  # 5
+    """A busy model takes no new requests, so that this one gets its turn."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the model, or of the lease."""
+    action: Global___Decision.Action.ValueType
+    """What was decided."""
+    reason: _builtins.str
+    """Why, in words."""
+    needed_bytes: _builtins.int
+    """Bytes it needs."""
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceShare]:
+        """Where it goes."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of those that leave, or that it waits for."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided."""
+
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """How long it has waited."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        action: Global___Decision.Action.ValueType = ...,
+        shares: _abc.Iterable[Global___DeviceShare] | None = ...,
+        others: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        needed_bytes: _builtins.int = ...,
+        waited: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "waited", b"waited"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "name", b"name", "needed_bytes", b"needed_bytes", "others", b"others", "reason", b"reason", "shares", b"shares", "time", b"time", "waited", b"waited"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class LeaseMemoryRequest(_message.Message):
+    """What to hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    bytes: _builtins.int
+    """Bytes to hold."""
+    device: _builtins.str
+    """The device's id; empty takes the accelerator with the most memory, or main memory where there is none."""
+    purpose: _builtins.str
+    """What it is for, as `lm ps --plan` shows it."""
+    pid: _builtins.int
+    """The process that will use the memory, of the caller's own; what it and its children use counts as used, not twice."""
+    def __init__(
+        self,
+        *,
+        bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device", "pid", b"pid", "purpose", b"purpose"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseMemoryRequest: _TypeAlias = LeaseMemoryRequest  # noqa: Y015
+
+@_typing.final
+class LeaseMemoryResponse(_message.Message):
+    """How a lease stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    waiting: _builtins.str
+    """What it waits for, in words."""
+    @_builtins.property
+    def granted(self) -> Global___DeviceShare:
+        """The memory is held now, on this device, until the call ends."""
+
+    def __init__(
+        self,
+        *,
+        waiting: _builtins.str = ...,
+        granted: Global___DeviceShare | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "granted", b"granted", "waiting", b"waiting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "granted", b"granted", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["waiting", "granted"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___LeaseMemoryResponse: _TypeAlias = LeaseMemoryResponse  # noqa: Y015

@@ -50,6 +50,41 @@ class RuntimeServiceStub(object):
                 request_serializer=lmd_dot_v1_dot_runtime__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.WatchRunners = channel.unary_stream(
+                '/lmd.v1.RuntimeService/WatchRunners',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersResponse.FromString,
+                _registered_method=True)
+        self.PinModel = channel.unary_stream(
+                '/lmd.v1.RuntimeService/PinModel',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.PinModelResponse.FromString,
+                _registered_method=True)
+        self.UnpinModel = channel.unary_unary(
+                '/lmd.v1.RuntimeService/UnpinModel',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.UnpinModelRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.UnpinModelResponse.FromString,
+                _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/lmd.v1.RuntimeService/ListDevices',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
+        self.FitModel = channel.unary_unary(
+                '/lmd.v1.RuntimeService/FitModel',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.FitModelRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.FitModelResponse.FromString,
+                _registered_method=True)
+        self.GetPlan = channel.unary_unary(
+                '/lmd.v1.RuntimeService/GetPlan',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.GetPlanRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.GetPlanResponse.FromString,
+                _registered_method=True)
+        self.LeaseMemory = channel.unary_stream(
+                '/lmd.v1.RuntimeService/LeaseMemory',
+                request_serializer=lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryRequest.SerializeToString,
+                response_deserializer=lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryResponse.FromString,
+                _registered_method=True)
 
 
 class RuntimeServiceServicer(object):
@@ -78,6 +113,55 @@ class RuntimeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchRunners(self, request, context):
+        """Tells at once how the runners stand, and then each change. Ends when the client hangs up or the daemon stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinModel(self, request, context):
+        """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinModel(self, request, context):
+        """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDevices(self, request, context):
+        """Lists what models can be loaded on, main memory first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FitModel(self, request, context):
+        """Tells whether a model fits, before it is loaded or even pulled, and what would have to leave for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPlan(self, request, context):
+        """Tells what the planner decided last, for whom and why, and what waits now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseMemory(self, request, context):
+        """Holds memory of a device for a program that is not ours, for as long as the call lasts: idle models leave for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +179,41 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=lmd_dot_v1_dot_runtime__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'WatchRunners': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRunners,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.PinModelRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.PinModelResponse.SerializeToString,
+            ),
+            'UnpinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinModel,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.UnpinModelRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.UnpinModelResponse.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.ListDevicesRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.ListDevicesResponse.SerializeToString,
+            ),
+            'FitModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.FitModel,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.FitModelRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.FitModelResponse.SerializeToString,
+            ),
+            'GetPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlan,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.GetPlanRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.GetPlanResponse.SerializeToString,
+            ),
+            'LeaseMemory': grpc.unary_stream_rpc_method_handler(
+                    servicer.LeaseMemory,
+                    request_deserializer=lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryRequest.FromString,
+                    response_serializer=lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +298,195 @@ class RuntimeService(object):
             '/lmd.v1.RuntimeService/UnloadModel',
             lmd_dot_v1_dot_runtime__service__pb2.UnloadModelRequest.SerializeToString,
             lmd_dot_v1_dot_runtime__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRunners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/WatchRunners',
+            lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.WatchRunnersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/PinModel',
+            lmd_dot_v1_dot_runtime__service__pb2.PinModelRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.PinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/UnpinModel',
+            lmd_dot_v1_dot_runtime__service__pb2.UnpinModelRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.UnpinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/ListDevices',
+            lmd_dot_v1_dot_runtime__service__pb2.ListDevicesRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.ListDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FitModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/FitModel',
+            lmd_dot_v1_dot_runtime__service__pb2.FitModelRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.FitModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/GetPlan',
+            lmd_dot_v1_dot_runtime__service__pb2.GetPlanRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.GetPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lmd.v1.RuntimeService/LeaseMemory',
+            lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryRequest.SerializeToString,
+            lmd_dot_v1_dot_runtime__service__pb2.LeaseMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,20 @@ class RuntimeServiceStub:
     """Unloads a model when its running answers are done, or at once with `force`. Fails with MODEL_NOT_FOUND when
     it is not resident.
     """
+    WatchRunners: _grpc.UnaryStreamMultiCallable[_runtime_service_pb2.WatchRunnersRequest, _runtime_service_pb2.WatchRunnersResponse]
+    """Tells at once how the runners stand, and then each change. Ends when the client hangs up or the daemon stops."""
+    PinModel: _grpc.UnaryStreamMultiCallable[_runtime_service_pb2.PinModelRequest, _runtime_service_pb2.PinModelResponse]
+    """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`."""
+    UnpinModel: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.UnpinModelRequest, _runtime_service_pb2.UnpinModelResponse]
+    """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+    ListDevices: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.ListDevicesRequest, _runtime_service_pb2.ListDevicesResponse]
+    """Lists what models can be loaded on, main memory first."""
+    FitModel: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.FitModelRequest, _runtime_service_pb2.FitModelResponse]
+    """Tells whether a model fits, before it is loaded or even pulled, and what would have to leave for it."""
+    GetPlan: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.GetPlanRequest, _runtime_service_pb2.GetPlanResponse]
+    """Tells what the planner decided last, for whom and why, and what waits now."""
+    LeaseMemory: _grpc.UnaryStreamMultiCallable[_runtime_service_pb2.LeaseMemoryRequest, _runtime_service_pb2.LeaseMemoryResponse]
+    """Holds memory of a device for a program that is not ours, for as long as the call lasts: idle models leave for it."""
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
@@ -55,6 +69,20 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """Unloads a model when its running answers are done, or at once with `force`. Fails with MODEL_NOT_FOUND when
     it is not resident.
     """
+    WatchRunners: _aio.UnaryStreamMultiCallable[_runtime_service_pb2.WatchRunnersRequest, _runtime_service_pb2.WatchRunnersResponse]  # type: ignore[assignment]
+    """Tells at once how the runners stand, and then each change. Ends when the client hangs up or the daemon stops."""
+    PinModel: _aio.UnaryStreamMultiCallable[_runtime_service_pb2.PinModelRequest, _runtime_service_pb2.PinModelResponse]  # type: ignore[assignment]
+    """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`."""
+    UnpinModel: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.UnpinModelRequest, _runtime_service_pb2.UnpinModelResponse]  # type: ignore[assignment]
+    """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+    ListDevices: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.ListDevicesRequest, _runtime_service_pb2.ListDevicesResponse]  # type: ignore[assignment]
+    """Lists what models can be loaded on, main memory first."""
+    FitModel: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.FitModelRequest, _runtime_service_pb2.FitModelResponse]  # type: ignore[assignment]
+    """Tells whether a model fits, before it is loaded or even pulled, and what would have to leave for it."""
+    GetPlan: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.GetPlanRequest, _runtime_service_pb2.GetPlanResponse]  # type: ignore[assignment]
+    """Tells what the planner decided last, for whom and why, and what waits now."""
+    LeaseMemory: _aio.UnaryStreamMultiCallable[_runtime_service_pb2.LeaseMemoryRequest, _runtime_service_pb2.LeaseMemoryResponse]  # type: ignore[assignment]
+    """Holds memory of a device for a program that is not ours, for as long as the call lasts: idle models leave for it."""
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows and steers which models are resident."""
@@ -84,5 +112,61 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Unloads a model when its running answers are done, or at once with `force`. Fails with MODEL_NOT_FOUND when
         it is not resident.
         """
+
+    @_abc_1.abstractmethod
+    def WatchRunners(
+        self,
+        request: _runtime_service_pb2.WatchRunnersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runtime_service_pb2.WatchRunnersResponse], _abc.AsyncIterator[_runtime_service_pb2.WatchRunnersResponse]]:
+        """Tells at once how the runners stand, and then each change. Ends when the client hangs up or the daemon stops."""
+
+    @_abc_1.abstractmethod
+    def PinModel(
+        self,
+        request: _runtime_service_pb2.PinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runtime_service_pb2.PinModelResponse], _abc.AsyncIterator[_runtime_service_pb2.PinModelResponse]]:
+        """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`."""
+
+    @_abc_1.abstractmethod
+    def UnpinModel(
+        self,
+        request: _runtime_service_pb2.UnpinModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_service_pb2.UnpinModelResponse, _abc.Awaitable[_runtime_service_pb2.UnpinModelResponse]]:
+        """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+
+    @_abc_1.abstractmethod
+    def ListDevices(
+        self,
+        request: _runtime_service_pb2.ListDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_service_pb2.ListDevicesResponse, _abc.Awaitable[_runtime_service_pb2.ListDevicesResponse]]:
+        """Lists what models can be loaded on, main memory first."""
+
+    @_abc_1.abstractmethod
+    def FitModel(
+        self,
+        request: _runtime_service_pb2.FitModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_service_pb2.FitModelResponse, _abc.Awaitable[_runtime_service_pb2.FitModelResponse]]:
+        """Tells whether a model fits, before it is loaded or even pulled, and what would have to leave for it."""
+
+    @_abc_1.abstractmethod
+    def GetPlan(
+        self,
+        request: _runtime_service_pb2.GetPlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_service_pb2.GetPlanResponse, _abc.Awaitable[_runtime_service_pb2.GetPlanResponse]]:
+        """Tells what the planner decided last, for whom and why, and what waits now."""
+
+    @_abc_1.abstractmethod
+    def LeaseMemory(
+        self,
+        request: _runtime_service_pb2.LeaseMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runtime_service_pb2.LeaseMemoryResponse], _abc.AsyncIterator[_runtime_service_pb2.LeaseMemoryResponse]]:
+        """Holds memory of a device for a program that is not ours, for as long as the call lasts: idle models leave for it."""
 
 def add_RuntimeServiceServicer_to_server(servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -59,6 +59,8 @@ class Loader:
     timings: RunnerTimings
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
+    #: What makes a runner; it ends the process when it is cancelled.
+    start: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start
 
     async def load(
         self,
@@ -95,7 +97,7 @@ class Loader:
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
-        runner = await RunnerProcess.start(self._spec(model))
+        runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
             options = await self._options(model, settings, gpu_offload=hello.gpu_offload)

@@ -344,6 +344,8 @@ class Load(_message.Message):
     MANIFEST_CHAT_FIELD_NUMBER: _builtins.int
     KV_RAM_BYTES_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    KV_TYPE_FIELD_NUMBER: _builtins.int
     num_ctx: _builtins.int
     """Tokens of context one request can use. Required."""
     slots: _builtins.int
@@ -370,6 +372,8 @@ class Load(_message.Message):
     """The most bytes in that directory."""
     kv_ram_bytes: _builtins.int
     """The most bytes of RAM for prefixes beside the context's own memory; no more than that are used. 0 keeps none."""
+    kv_type: _builtins.str
+    """The type of keys and values in the cache: "f16", "q8_0", …; empty means "f16"."""
     @_builtins.property
     def model_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Paths of the GGUF files inside the runner's view, all shards in order."""
@@ -387,6 +391,10 @@ class Load(_message.Message):
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
         """LoRA adapters, added to the weights in all requests that do not say otherwise."""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DevicePart]:
+        """The accelerators to use, and how much of the model goes to each; none for main memory alone."""
 
     def __init__(
         self,
@@ -408,14 +416,76 @@ class Load(_message.Message):
         manifest_chat: Global___Chat | None = ...,
         kv_ram_bytes: _builtins.int = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        devices: _abc.Iterable[Global___DevicePart] | None = ...,
+        kv_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest_chat", b"manifest_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "kv_ram_bytes", b"kv_ram_bytes", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "devices", b"devices", "draft_paths", b"draft_paths", "kv_dir", b"kv_dir", "kv_dir_bytes", b"kv_dir_bytes", "kv_ram_bytes", b"kv_ram_bytes", "kv_type", b"kv_type", "manifest_chat", b"manifest_chat", "max_prompt_bytes", b"max_prompt_bytes", "model_paths", b"model_paths", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "slots", b"slots", "template", b"template", "template_timeout_s", b"template_timeout_s", "use_mmap", b"use_mmap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class DevicePart(_message.Message):
+    """A part of a model that goes to one accelerator."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """The accelerator's id, such as "cuda0"."""
+    part: _builtins.float
+    """Its part of the layers on accelerators; the parts need not add up to 1."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        part: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DevicePart: _TypeAlias = DevicePart  # noqa: Y015
+
+@_typing.final
+class DeviceBytes(_message.Message):
+    """What was allocated on one device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    COMPUTE_BYTES_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Its id: "cpu", "cuda0", …"""
+    weights_bytes: _builtins.int
+    """Bytes of weights."""
+    kv_bytes: _builtins.int
+    """Bytes of KV cache and recurrent state."""
+    compute_bytes: _builtins.int
+    """Bytes of compute buffers."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        weights_bytes: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        compute_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device", b"device", "kv_bytes", b"kv_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceBytes: _TypeAlias = DeviceBytes  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
@@ -1253,6 +1323,7 @@ class Ready(_message.Message):
     NUM_THREAD_BATCH_FIELD_NUMBER: _builtins.int
     THREADS_LASTING_FIELD_NUMBER: _builtins.int
     PARKED_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
     kv_bytes: _builtins.int
@@ -1287,6 +1358,10 @@ class Ready(_message.Message):
     """Whether the thread counts were measured on a quiet machine, so that they are worth remembering."""
     parked_bytes: _builtins.int
     """The most bytes of RAM that prefixes take beside kv_bytes."""
+    @_builtins.property
+    def device_bytes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceBytes]:
+        """The same bytes by device, main memory first."""
+
     def __init__(
         self,
         *,
@@ -1307,10 +1382,11 @@ class Ready(_message.Message):
         num_thread_batch: _builtins.int = ...,
         threads_lasting: _builtins.bool = ...,
         parked_bytes: _builtins.int = ...,
+        device_bytes: _abc.Iterable[Global___DeviceBytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device_bytes", b"device_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
