@@ -60,7 +60,7 @@ def check_weights(value: object) -> dict[str, float]:
 
 def check_names(value: object) -> tuple[str, ...]:
     """Read model references: a list, or as text one with commas."""
-    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError("not a list of model references")
     for name in names:
