@@ -63,12 +63,12 @@ def pin(client: Client, name: str, parameters: model_pb2.Parameters) -> runtime_
         return _runner(name, events)
 
 
-def announce_loaded(runner: runtime_pb.Runner, verb: str = "loaded") -> None:
-    """Tell what a model has become in memory."""
+def announce_loaded(name: str, runner: runtime_pb.Runner, verb: str = "loaded") -> None:
+    """Tell what a model has become in memory; *name* is the one that was asked for, of perhaps several."""
     facts = [f"{format_size(runner.memory_bytes)} on {runner.device}"] if runner.device else []
     if runner.context_length:
         facts.append(f"context {runner.context_length}")
-    announce(verb, runner.name, ", ".join(facts))
+    announce(verb, name, ", ".join(facts))
 
 
 def _runner(

@@ -14,9 +14,9 @@ from click.exceptions import Exit
 from lmd.cli.context import note
 from lmd.cli.errors import EXIT_INTERRUPTED
 from lmd.cli.live import LiveRegion
-from lmd.cli.output import print_table, shorten, table_lines
+from lmd.cli.output import print_table, table_lines
 from lmd.cli.shapes import cache_share, enum_text, event_state, runner_event_json, runner_json, time_text, until_text
-from lmd.cli.terminal import can_redraw, palette_for, quiet_keyboard, terminal_size
+from lmd.cli.terminal import can_redraw, cell_width, palette_for, quiet_keyboard, terminal_size
 from lmd.cli.ticking import with_ticks
 from lmd.cli.units import format_size
 from lmd.v1 import runtime_service_pb2 as pb
@@ -42,7 +42,7 @@ def runner_lines(runners: Sequence[pb.Runner], now: float, columns: int) -> list
     """Return the table in lines of at most *columns*; what is still too wide then loses the end of its reason."""
     headers, rows = _cells(runners, now)
     lines = table_lines(headers, rows, right=RIGHT, optional=OPTIONAL, columns=columns)
-    return [shorten(line, columns) for line in lines]
+    return [_cut(line, columns) for line in lines]
 
 
 def watch_runners(client: Client, *, as_json: bool) -> None:
@@ -99,6 +99,13 @@ def _follow_live(pictures: Iterable[pb.WatchRunnersResponse]) -> None:
     finally:
         # The last picture stays.
         region.clear(above="".join(f"{line}\n" for line in lines))
+
+
+def _cut(line: str, columns: int) -> str:
+    """Cut the end off a line that is too wide: that is the reason, whose beginning says most."""
+    while cell_width(line) > columns:
+        line = line[: min(len(line) - 2, columns - 1)] + "…"
+    return line
 
 
 def _cells(runners: Sequence[pb.Runner], now: float) -> tuple[list[str], list[list[str]]]:

@@ -55,9 +55,10 @@ def command(
     loaded = []
     with app.daemon() as client:
         for model in models:
-            runner = load(client, ensure_model(client, model).model.name, parameters, stay)
+            name = ensure_model(client, model).model.name
+            runner = load(client, name, parameters, stay)
             loaded.append(runner)
             if not as_json:
-                announce_loaded(runner)
+                announce_loaded(name, runner)
     if as_json:
         print_json([runner_json(runner) for runner in loaded])

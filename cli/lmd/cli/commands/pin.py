@@ -36,9 +36,10 @@ def command(app: App, models: tuple[str, ...], options: tuple[str, ...], as_json
     pinned = []
     with app.daemon() as client:
         for model in models:
-            runner = pin(client, ensure_model(client, model).model.name, parameters)
+            name = ensure_model(client, model).model.name
+            runner = pin(client, name, parameters)
             pinned.append(runner)
             if not as_json:
-                announce_loaded(runner, "pinned")
+                announce_loaded(name, runner, "pinned")
     if as_json:
         print_json([runner_json(runner) for runner in pinned])
