@@ -19,7 +19,7 @@ from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.spare import SpareRunner, SpareSettings
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
@@ -102,7 +102,6 @@ class Residency:
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
             read_devices=read,
-            name_of=self._name_of,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
             views_dir=self._views_dir,
@@ -322,7 +321,3 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.yield_turn(reason)
-
-    def _name_of(self, key: str) -> str:
-        actor = self._actors.get(key)
-        return actor.name if actor is not None else key

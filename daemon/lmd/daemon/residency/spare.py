@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings
 from lmd.registry.errors import BlobMissing, LmdError
