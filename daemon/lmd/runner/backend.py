@@ -14,8 +14,8 @@ from lmd.runner.seams import SequenceStates, TokenSampler
 from lmd.runner.v1 import frames_pb2
 
 _IDLE_TOKENS = 512
-# A copy out of memory costs 22 us a token, and a look at it in place 0.4 us for each row (0.4 B on two cores, measured).
-# Waiting for twice that spares the copy where a chat goes on at once, or where answers end one soon after the other.
+# A copy out of memory costs 22 us a token, and a look at it in place 0.4 us for each row (0.4 B on two cores,
+# measured). Waiting for twice that spares the copy where a chat goes on at once, or answers end one after the other.
 _IDLE_ROWS = 128
 
 
