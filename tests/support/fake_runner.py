@@ -7,6 +7,7 @@ its view as `model.gguf`. What a request does is its prompt:
     any words        the words come back, one token each
     count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
+    read             nothing, as if the prompt took for ever
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
     abort-at PATH    one token, then SIGABRT when PATH exists
@@ -340,6 +341,8 @@ class Fake:
         if verb == "fail":
             self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
+        if verb == "read":
+            await asyncio.Event().wait()
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
             generated = 1
