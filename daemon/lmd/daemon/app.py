@@ -67,6 +67,7 @@ class Application:
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
+        self._cut: Callable[[], None] = lambda: None
 
     @property
     def servicers(self) -> Sequence[AddServicer]:
@@ -113,6 +114,7 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
+        self._cut = residency.cut
         pins = Pins(residency, catalog.resolve, store, pool, config.runtime.preload)
         work = self._metrics.work
         calls = ModelCalls(catalog, residency, config, work)
@@ -197,6 +199,10 @@ class Application:
     async def drain(self) -> None:
         """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
         await self._draining.aclose()
+
+    def cut(self) -> None:
+        """End the answers that still run, with DRAINING."""
+        self._cut()
 
     async def stop(self) -> None:
         """End the runners, and close the store."""

@@ -243,6 +243,11 @@ class ModelActor:
         self._refuse_waiting(Draining())
         self._depart("the daemon shuts down")
 
+    def cut(self) -> None:
+        """End the time of running answers, once `close` has begun it."""
+        self._drain_until = self._loop.time()
+        self._wake.set()
+
     async def released(self) -> None:
         """Wait until the present runner is gone."""
         if self._runner is not None:

@@ -125,6 +125,12 @@ class Residency:
             for actor in list(self._actors.values()):
                 actor.close()
 
+    def cut(self) -> None:
+        """Drain, and end the answers that run now with DRAINING."""
+        self.drain()
+        for actor in list(self._actors.values()):
+            actor.cut()
+
     async def stop(self) -> None:
         """Drain, and return when every runner has ended."""
         self.drain()
