@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves.
+    *saves_kv* says that it may save KV when it leaves; *reload_s* is how long the load took, less the wait for memory.
     """
 
     runner: RunnerProcess
@@ -41,6 +42,7 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    reload_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +68,26 @@ class Loader:
         model: Loadable,
         settings: LoadSettings,
         *,
+        waiting_since: float | None = None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
+
+        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, on_phase, on_progress)
+            return await self._try(model, settings, waiting_since, on_phase, on_progress)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
         on_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, on_phase, on_progress)
+                return await self._try(model, settings, waiting_since, on_phase, on_progress)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
@@ -91,18 +96,25 @@ class Loader:
         self,
         model: Loadable,
         settings: LoadSettings,
+        waiting_since: float | None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
+        clock = asyncio.get_running_loop().time
+        started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
             ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            if waiting_since is not None:
+                ask = replace(ask, waited_s=clock() - waiting_since)
+            asked = clock()
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
@@ -118,7 +130,15 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
+            return Loaded(
+                runner,
+                settings,
+                ready.num_ctx,
+                memory,
+                where,
+                saves_kv=bool(frame.kv_dir),
+                reload_s=clock() - started,
+            )
         except BaseException:
             runner.kill()
             await runner.gone()
