@@ -17,6 +17,7 @@ from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
+from lmd.daemon.residency.leasing import Leases
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.planner import DeviceMemory
@@ -73,6 +74,8 @@ class Residency:
         self._closing = False
 
         async def read() -> list[DeviceMemory]:
+            # First: what programs take in between is then missing twice, and not there twice.
+            await self.leases.look()
             return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
 
         self._ledger = Ledger(
@@ -82,6 +85,8 @@ class Residency:
             evict=self._evict,
             yield_turn=self._yield_turn,
         )
+        #: Memory that programs hold which are not ours.
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, name_of=self._name_of)
         self._loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
@@ -105,6 +110,7 @@ class Residency:
         """Take no new requests, refuse those that wait, and let running answers finish until the drain deadline."""
         if not self._closing:
             self._closing = True
+            self.leases.drain()
             for actor in list(self._actors.values()):
                 actor.close()
 
@@ -245,7 +251,7 @@ class Residency:
 
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
-        return actor.usage() if actor is not None else _GONE
+        return actor.usage() if actor is not None else self.leases.usage(key) or _GONE
 
     def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
@@ -259,4 +265,4 @@ class Residency:
 
     def _name_of(self, key: str) -> str:
         actor = self._actors.get(key)
-        return actor.name if actor is not None else key
+        return actor.name if actor is not None else self.leases.name_of(key) or key
