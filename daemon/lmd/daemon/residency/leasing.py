@@ -18,6 +18,7 @@ from lmd.daemon.process_memory import ProcessTree, used_bytes
 from lmd.daemon.residency.facts import Pool
 from lmd.daemon.residency.ledger import Ledger, Option, Usage
 from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.tasks import give_up
 from lmd.registry.errors import InvalidRequest, size_text
 
 log = structlog.get_logger(__name__)
@@ -131,13 +132,15 @@ class Leases:
             await drained
             raise Draining
         finally:
+            # Without an await: a call that ends is often cancelled once more while it cleans up.
             admitted.cancel()
             drained.cancel()
-            await asyncio.wait([admitted, drained])
             del self._leases[key]
             if self._ledger.holding(key) is not None:
                 self._ledger.release(key)
                 log.info("lease_ended", lease=name, device=chosen, size_bytes=size_bytes)
+            await give_up(admitted)
+            await give_up(drained)
 
     def drain(self) -> None:
         """End all leases, and grant no more: their callers are told."""
