@@ -27,6 +27,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "tokenize": "Show the tokens that a model reads",
         "ps": "List the models in memory",
         "stop": "Unload models from memory",
+        "fit": "Tell whether a model fits in memory",
+        "lease": "Run a command with memory that models leave to it",
     },
     "Daemon": {
         "serve": "Run the daemon in the foreground",
