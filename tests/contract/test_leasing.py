@@ -64,7 +64,9 @@ async def test_a_busy_model_is_waited_for_and_finishes_its_answer(world: World) 
         assert "`busy:latest` holds" in waiting.detail
         assert not answer.done()
         answer.cancel()
-        assert await anext(events) == LeaseGranted("cpu", 2500)
+        while isinstance(event := await anext(events), LeaseWaiting):
+            pass
+        assert event == LeaseGranted("cpu", 2500)
         assert world.state(busy) is None
 
 

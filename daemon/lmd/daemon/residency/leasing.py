@@ -16,18 +16,16 @@ import structlog
 from lmd.daemon.errors import DeviceMemoryShort, Draining, LeaseMemoryShort
 from lmd.daemon.process_memory import ProcessTree, used_bytes
 from lmd.daemon.residency.facts import Pool
-from lmd.daemon.residency.ledger import Ledger, Option, Usage
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Plan
 from lmd.daemon.tasks import give_up
-from lmd.registry.errors import InvalidRequest, size_text
+from lmd.registry.errors import InvalidRequest
 
 log = structlog.get_logger(__name__)
 
 #: A lease waits for as long as its caller does, who can hang up at any time; no wait is without an end, though.
 MAX_WAIT_S = 24 * 3600.0
 MAX_PURPOSE = 200
-
-_CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,9 @@ class _Lease:
         self.waits_for = ""
         self.changed = asyncio.Event()
 
-    def note_wait(self, holders: str) -> None:
-        what = f"{size_text(self.size_bytes)} of {self.device}"
-        detail = f"waits for {what}, which {holders}" if holders else f"waits for {what}"
-        if detail != self.waits_for:
-            self.waits_for = detail
+    def note_wait(self, plan: Plan) -> None:
+        if plan.reason != self.waits_for:
+            self.waits_for = plan.reason
             self.changed.set()
 
 
@@ -78,13 +74,11 @@ class Leases:
         ledger: Ledger,
         read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]],
         pool: Pool,
-        name_of: Callable[[str], str],
         measure: Callable[[ProcessTree, str], int] = used_bytes,
     ) -> None:
         self._ledger = ledger
         self._read_devices = read_devices
         self._pool = pool
-        self._name_of = name_of
         self._measure = measure
         self._leases: dict[str, _Lease] = {}
         self._numbers = itertools.count(1)
@@ -169,29 +163,15 @@ class Leases:
             grown_bytes=min(lease.used_bytes, lease.size_bytes),
         )
 
-    def name_of(self, key: str) -> str | None:
-        """Return what a lease is for; None when *key* is no lease."""
-        lease = self._leases.get(key)
-        return f"the lease of {lease.name}" if lease is not None else None
-
     def leased_bytes(self, device: str) -> int:
         """Return what leases hold of a device."""
         held = (self._ledger.holding(key) for key, lease in self._leases.items() if lease.device == device)
-        return sum(holding.held_bytes for holding in held if holding is not None)
+        return sum(resident.held_bytes for resident in held if resident is not None)
 
     async def _admit(self, key: str, lease: _Lease) -> None:
-        def note_wait(holders: tuple[str, ...]) -> None:
-            names = " and ".join(f"`{self._name_of(holder)}`" for holder in holders)
-            lease.note_wait(f"{names} {'holds' if len(holders) == 1 else 'hold'}" if holders else "")
-
+        ask = Ask.of_bytes(key, lease.name, lease.size_bytes, lease.device)
         try:
-            await self._ledger.admit(
-                key,
-                lease.name,
-                [Option((lease.device,), lease.size_bytes)],
-                timeout_s=MAX_WAIT_S,
-                on_wait=note_wait,
-            )
+            await self._ledger.admit(ask, timeout_s=MAX_WAIT_S, on_wait=lease.note_wait)
         except DeviceMemoryShort as error:
             raise LeaseMemoryShort(
                 needed_bytes=lease.size_bytes,
@@ -206,5 +186,5 @@ def _choose(devices: Sequence[DeviceMemory], asked: str) -> str:
             known = ", ".join(device.id for device in devices)
             raise InvalidRequest(f"there is no device `{asked[:100]}`", field="device", hint=f"the devices are {known}")
         return asked
-    accelerators = [device for device in devices if device.id != _CPU]
-    return max(accelerators, key=lambda device: device.total_bytes).id if accelerators else _CPU
+    accelerators = [device for device in devices if device.id != CPU]
+    return max(accelerators, key=lambda device: device.total_bytes).id if accelerators else CPU

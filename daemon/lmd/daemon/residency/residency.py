@@ -20,7 +20,7 @@ from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
@@ -86,12 +86,11 @@ class Residency:
             yield_turn=self._yield_turn,
         )
         #: Memory that programs hold which are not ours.
-        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, name_of=self._name_of)
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool)
         self._loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
             read_devices=read,
-            name_of=self._name_of,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
             views_dir=self._views_dir,
@@ -262,7 +261,3 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.yield_turn(reason)
-
-    def _name_of(self, key: str) -> str:
-        actor = self._actors.get(key)
-        return actor.name if actor is not None else self.leases.name_of(key) or key
