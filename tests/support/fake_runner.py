@@ -145,6 +145,7 @@ class Fake:
             match frame.WhichOneof("frame"):
                 case "load":
                     self.load = frame.load
+                    self.script = script_here()  # a spare learns only now what it is
                     await self.do_load()
                 case "submit":
                     if self.script.crash_on_submit:
@@ -412,9 +413,15 @@ async def until_exists(path: str) -> None:
         await asyncio.sleep(0.005)
 
 
+def script_here() -> Script:
+    """Read the script that lies in the view; a spare has none yet, and behaves."""
+    found = min(Path().glob("model*"), default=None)
+    return Script(**json.loads(found.read_text())) if found is not None else Script()
+
+
 async def amain(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = Script(**json.loads(min(Path().glob("model*")).read_text()))
+    script = script_here()
     sys.stderr.write(script.stderr + "\n")
     sys.stderr.flush()
     if not script.obeys_term:

@@ -47,8 +47,11 @@ def fit_json(model: str, fit: pb.FitModelResponse) -> Json:
 def print_fit(model: str, fit: pb.FitModelResponse) -> None:
     """Print a fit for people: the answer first, then what it rests on."""
     palette = palette_for(sys.stdout)
-    answer = palette.good("fits") if fit.fits else palette.error("does not fit")
-    click.echo(f"{one_line(model)} {answer}: {one_line(fit.reason)}")
+    answer = "fits" if fit.fits else "does not fit"
+    reason = one_line(fit.reason)
+    # Most reasons begin with the answer.
+    rest = reason.removeprefix(answer) if reason.startswith(answer) else f": {reason}"
+    click.echo(f"{one_line(model)} {(palette.good if fit.fits else palette.error)(answer)}{rest}")
     click.echo()
     source = "as measured when it was loaded here" if fit.measured else "computed from its header"
     print_facts(
@@ -60,7 +63,7 @@ def print_fit(model: str, fit: pb.FitModelResponse) -> None:
                     ("weights", format_size(fit.weights_bytes)),
                     ("context", f"{format_size(fit.kv_bytes)}{_for_requests(fit)}"),
                     ("compute", format_size(fit.compute_bytes)),
-                    ("beside", format_size(fit.beside_bytes) if fit.beside_bytes else ""),
+                    ("beside", _beside(fit)),
                 ],
             ),
             (
@@ -93,6 +96,10 @@ def print_fit(model: str, fit: pb.FitModelResponse) -> None:
 
 def _for_requests(fit: pb.FitModelResponse) -> str:
     return f", for {fit.slots} requests at once" if fit.slots > 1 else ""
+
+
+def _beside(fit: pb.FitModelResponse) -> str:
+    return f"{format_size(fit.beside_bytes)}, for a draft, adapters and parked prefixes" if fit.beside_bytes else ""
 
 
 def _largest(fit: pb.FitModelResponse) -> str:

@@ -18,6 +18,7 @@ from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import estimate
+from lmd.registry.memory_weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads.
     """
 
     runner: RunnerProcess
@@ -41,6 +42,8 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    placement: Placement
+    active_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,16 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
+            return Loaded(
+                runner,
+                settings,
+                ready.num_ctx,
+                memory,
+                where,
+                saves_kv=bool(frame.kv_dir),
+                placement=placement,
+                active_bytes=split_weights(model.header).active_bytes,
+            )
         except BaseException:
             runner.kill()
             await runner.gone()

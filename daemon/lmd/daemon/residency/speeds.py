@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from lmd.daemon.residency.facts import FactStore, Pool
+from lmd.daemon.residency.plans import Placement
 from lmd.daemon.tasks import TaskSet
 from lmd.registry.digest import Digest
 from lmd.registry.errors import LmdError
@@ -38,6 +39,20 @@ class Part:
 
     device: str
     active_bytes: int
+
+
+def parts_of(placement: Placement, active_bytes: int) -> list[Part]:
+    """Return what a token reads of each device that a model is placed on: layers are taken to be alike."""
+    layers = sum(share.layers for share in placement.shares)
+    return [Part(share.device, active_bytes * share.layers // layers) for share in placement.shares if share.layers > 0]
+
+
+def place_name(placement: Placement) -> str:
+    """Return what a place is remembered by: its devices, and how the layers are divided."""
+    parts = [share for share in placement.shares if share.layers > 0]
+    if len(parts) == 1:
+        return parts[0].device
+    return "+".join(f"{share.device}:{share.layers}" for share in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,16 @@ class Speeds:
         #: By device, the best bytes a second for each power of two of active bytes. None until it was read.
         self._bandwidths: dict[str, dict[int, float]] | None = None
         self._runs: dict[str, float] = {}
+
+    def note_soon(
+        self, digest: Digest, placement: Placement, active_bytes: int, *, tokens: int, duration_ns: int
+    ) -> None:
+        """Learn from an answer, as `note` does, without keeping anybody waiting."""
+        if tokens < MIN_TOKENS or duration_ns < MIN_DURATION_NS:
+            return
+        parts = parts_of(placement, active_bytes)
+        noting = self.note(digest, place_name(placement), parts, tokens=tokens, duration_ns=duration_ns)
+        self._writes.start(noting, name="note-speed")
 
     async def note(
         self, digest: Digest, placement: str, parts: Sequence[Part], *, tokens: int, duration_ns: int

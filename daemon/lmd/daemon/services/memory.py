@@ -12,6 +12,7 @@ from lmd.daemon.errors import PermissionDenied
 from lmd.daemon.fitting import Fit, Fitting
 from lmd.daemon.process_memory import ProcessTree
 from lmd.daemon.residency.leasing import LeaseGranted
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.services.inference import requested
 from lmd.daemon.services.runtime import Models, RuntimeServiceServicer
@@ -22,8 +23,8 @@ from lmd.v1 import runtime_service_pb2 as pb
 class RuntimeMemoryServicer(RuntimeServiceServicer):
     """The whole service: the runners, and what is asked about memory."""
 
-    def __init__(self, catalog: Models, residency: Residency, fitting: Fitting) -> None:
-        super().__init__(catalog, residency)
+    def __init__(self, catalog: Models, residency: Residency, pins: Pins, fitting: Fitting) -> None:
+        super().__init__(catalog, residency, pins)
         self._leases = residency.leases
         self._fitting = fitting
 
