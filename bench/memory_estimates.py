@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lmd.registry.gguf import GgufHeader, read_header
-from lmd.registry.memory import MemoryEstimate, estimate
-from lmd.registry.memory.kv_types import kv_type_problem
+from lmd.registry.memory import MemoryEstimate, estimate, kv_type_problem
 from tests.support.loaded_memory import Loaded, measure
 from tests.support.shaped_models import SHAPES
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from lmd.registry.gguf import GgufHeader, read_header
-from lmd.registry.memory import MemoryEstimate, estimate
-from lmd.registry.memory.kv_types import kv_type_problem
+from lmd.registry.memory import MemoryEstimate, estimate, kv_type_problem
 from tests.support.gguf_bytes import BOOL, INT32, Tensor, TinyModel, Value, array, gguf
 from tests.support.shared_models import STORIES
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from lmd.registry.capabilities import EMBEDDING_ARCHITECTURES, is_embedding
 from lmd.registry.gguf import GgufHeader, combine
+from lmd.registry.kv_types import DEFAULT_KV_TYPE, is_quantized, kv_type_bytes
 from lmd.registry.memory.compute import CELL_PADDING, Context, compute_bytes, has_small_scores, has_wide_weights, padded
-from lmd.registry.memory.kv_types import DEFAULT_KV_TYPE, is_quantized, kv_bytes
 from lmd.registry.memory.layers import LayerKind, Layers, read_layers
 from lmd.registry.memory.values import LayerMemory, MemoryEstimate
 from lmd.registry.memory.weights import split_weights
@@ -125,5 +125,5 @@ def _window_cells(layers: Layers, cells: int, sequences: int, step_tokens: int) 
 
 def _kv_bytes(kind: LayerKind, context: Context, kv_type: str, states: int) -> int:
     cells = context.window_cells if kind.windowed else context.cells
-    rows = kv_bytes(kind.keys, kv_type) + kv_bytes(kind.values, kv_type)
+    rows = kv_type_bytes(kind.keys, kv_type) + kv_type_bytes(kind.values, kv_type)
     return cells * rows + kind.state * STATE_ITEM_BYTES * states
