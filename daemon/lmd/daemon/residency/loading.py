@@ -17,8 +17,8 @@ from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Lo
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
-from lmd.registry.memory import estimate
-from lmd.registry.memory_weights import split_weights
+from lmd.registry.memory import MemoryEstimate, estimate
+from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -158,7 +158,7 @@ class Loader:
 
     async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
-        whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
         beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
@@ -169,6 +169,10 @@ class Loader:
             host_bytes = on_gpu.total_bytes - on_gpu.vram_bytes + self._parked(on_gpu.kv_bytes)
             need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
         return need
+
+    def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+        """Return what the model takes by its header, without draft and adapters."""
+        return estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
