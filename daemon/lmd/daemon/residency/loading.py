@@ -18,7 +18,8 @@ from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Lo
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
-from lmd.registry.memory import estimate
+from lmd.registry.memory import MemoryEstimate, estimate
+from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves; *reload_s* is how long the load took, less the wait for memory.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
+    how long the load took, less the wait for memory.
     """
 
     runner: RunnerProcess
@@ -43,6 +45,8 @@ class Loaded:
     device: str
     saves_kv: bool
     reload_s: float
+    placement: Placement
+    active_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class Loader:
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
-            ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
             if waiting_since is not None:
                 ask = replace(ask, waited_s=clock() - waiting_since)
             asked = clock()
@@ -138,6 +142,8 @@ class Loader:
                 where,
                 saves_kv=bool(frame.kv_dir),
                 reload_s=clock() - started,
+                placement=placement,
+                active_bytes=split_weights(model.header).active_bytes,
             )
         except BaseException:
             runner.kill()
@@ -157,16 +163,16 @@ class Loader:
             adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
-    async def _ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
+    async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
-        needs = [await self._need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
+        needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
         devices = None if gpu_offload else (CPU,)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
-    async def _need(self, model: Loadable, settings: LoadSettings) -> Need:
+    async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
-        whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
         beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
@@ -177,6 +183,10 @@ class Loader:
             host_bytes = on_gpu.total_bytes - on_gpu.vram_bytes + self._parked(on_gpu.kv_bytes)
             need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
         return need
+
+    def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+        """Return what the model takes by its header, without draft and adapters."""
+        return estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
@@ -221,7 +231,7 @@ class Loader:
         devices = await self.read_devices()
         return DeviceMemoryShort(
             model.name,
-            needed_bytes=(await self._need(model, settings)).cpu_bytes,
+            needed_bytes=(await self.need(model, settings)).cpu_bytes,
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )
