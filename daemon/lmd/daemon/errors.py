@@ -8,6 +8,7 @@ LmdError
 ├── DeadlineExceeded          the request's own time is up
 ├── ClientStalled             the client does not take its answer
 ├── DeviceMemoryShort         the model does not fit in memory now
+├── DeviceUnavailable         no accelerator can be used, and main memory is not allowed
 ├── ModelIncompatible         the engine refuses the model
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
@@ -113,6 +114,19 @@ class DeviceMemoryShort(LmdError):
                 "free_bytes": str(free_bytes),
                 "device": device,
             },
+        )
+
+
+class DeviceUnavailable(LmdError):
+    """Raised when no accelerator can be used for a model that may not go to main memory; *detail* says why."""
+
+    reason = "DEVICE_UNAVAILABLE"
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"model `{name}` cannot be loaded on an accelerator: {detail}",
+            hint="`lm devices --refresh` shows what there is",
+            metadata={"name": name, "detail": detail},
         )
 
 

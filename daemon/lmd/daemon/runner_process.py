@@ -16,7 +16,14 @@ from typing import Self, TypeVar
 import structlog
 
 from lmd.daemon.deadline import Deadline
-from lmd.daemon.errors import ModelIncompatible, RunnerCrashed, RunnerHung, RunnerStartTimeout, TemplateFailed
+from lmd.daemon.errors import (
+    DeviceUnavailable,
+    ModelIncompatible,
+    RunnerCrashed,
+    RunnerHung,
+    RunnerStartTimeout,
+    TemplateFailed,
+)
 from lmd.daemon.futures import fail, resolve
 from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_link import RunnerLink
@@ -333,6 +340,8 @@ class RunnerProcess:
                 fail(self._ready, OutOfMemory(failed.message))
             case frames.LoadFailed.KIND_TEMPLATE:
                 fail(self._ready, TemplateFailed(failed.message))
+            case frames.LoadFailed.KIND_DEVICE_GONE:
+                fail(self._ready, DeviceUnavailable(self.name, failed.message))
             case _:
                 fail(self._ready, ModelIncompatible(self.name, failed.message))
 
