@@ -24,13 +24,15 @@ class Machine:
         self.free_bytes = free_bytes
         self.usages: dict[str, Usage] = {}
         self.evicted: list[str] = []
+        self.yielded: list[str] = []
         self.waits: list[tuple[str, ...]] = []
         self.readings = 0
         self.ledger = Ledger(
             read_devices=self.read,
             reserve_bytes=0,
             usage=lambda key: self.usages.get(key, IDLE),
-            evict=self.evicted.append,
+            evict=lambda key, reason: self.evicted.append(key),
+            yield_turn=lambda key, reason: self.yielded.append(key),
         )
 
     async def read(self) -> Sequence[DeviceMemory]:

@@ -78,6 +78,7 @@ class ModelActor:
         self._drain_until = 0.0
         self._load_started = time.time()
         self._load_s: float | None = None
+        self._loaded_at = 0.0
 
     # Requests
 
@@ -143,12 +144,20 @@ class ModelActor:
             pinned=ready and self._keep_alive.for_ever,
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
+            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
+            reload_s=self._load_s or 0.0,
+            loaded_at=self._loaded_at if ready else 0.0,
         )
 
-    def evict(self) -> None:
+    def evict(self, reason: str) -> None:
         """Leave because someone needs the memory; a busy runner stays."""
         if not self.usage().busy and self._runner is not None:
-            self._depart("makes room for another model")
+            self._depart(reason)
+
+    def yield_turn(self, reason: str) -> None:
+        """Leave when the running answers are done, because others have waited long; those who wait load it again."""
+        if self._runner is not None and not self._leave:
+            self._depart(reason)
 
     def unload(self, *, force: bool, save_kv: bool = True) -> int:
         """Leave when the running answers are done, or cut them; return how many there are.
@@ -274,6 +283,7 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
+        self._loaded_at = self._loop.time()
         self.state, self.reason = RunnerState.READY, ""
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)

@@ -19,7 +19,16 @@ RECHECK_S = 0.5
 class Usage:
     """What a resident does now, as far as eviction cares.
 
-    *grown_bytes* it has taken since it was loaded, of what it may take: the machine's figures show them.
+    Attributes:
+        busy: whether it serves, or loads for someone.
+        last_used: when it was used last, on the loop's clock.
+        pinned: whether it may not be evicted.
+        leaving: whether it is on its way out already, with nobody left to finish.
+        grown_bytes: what it has taken since it was loaded, of what it may take: the machine's figures show them.
+        queued: requests that wait for it.
+        reload_s: how long its last load took; 0 when that is not known.
+        loaded_at: when it became ready, on the loop's clock; 0 while it is not.
+        priority: who may take memory from whom: the lower goes first.
     """
 
     busy: bool
@@ -27,6 +36,10 @@ class Usage:
     pinned: bool
     leaving: bool
     grown_bytes: int = 0
+    queued: int = 0
+    reload_s: float = 0.0
+    loaded_at: float = 0.0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +63,15 @@ class Ledger:
         read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]],
         reserve_bytes: int,
         usage: Callable[[str], Usage],
-        evict: Callable[[str], None],
+        evict: Callable[[str, str], None],
+        yield_turn: Callable[[str, str], None],
     ) -> None:
+        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
+        self._yield_turn = yield_turn
         self._holdings: dict[str, Resident] = {}
         self._promised: dict[str, Resident] = {}
         self._settling: list[tuple[float, Resident]] = []
@@ -135,7 +151,7 @@ class Ledger:
         """Ask everyone idle but *key* to leave, and wait for it; tell whether there was anyone."""
         victims = [r.key for r in self._residents(key) if not (r.busy or r.pinned) and r.key in self._holdings]
         for victim in victims:
-            self._evict(victim)
+            self._evict(victim, "makes room after another model ran out of memory")
         try:
             async with asyncio.timeout(timeout_s):
                 while any(victim in self._holdings for victim in victims):
@@ -187,7 +203,7 @@ class Ledger:
             needed = option.needed_bytes
             self._promised.setdefault(key, Resident(key, decision.device, needed, unseen_bytes=needed, busy=True))
             for victim in decision.victims:
-                self._evict(victim)
+                self._evict(victim, "makes room for another model")
             on_wait(decision.victims)
         elif isinstance(decision, Wait):
             on_wait(tuple(holder for holder in decision.holders if holder in self._holdings))

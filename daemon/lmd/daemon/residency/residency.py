@@ -80,6 +80,7 @@ class Residency:
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
+            yield_turn=self._yield_turn,
         )
         self._loader = Loader(
             ledger=self._ledger,
@@ -246,10 +247,15 @@ class Residency:
         actor = self._actors.get(key)
         return actor.usage() if actor is not None else _GONE
 
-    def _evict(self, key: str) -> None:
+    def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
         if actor is not None:
-            actor.evict()
+            actor.evict(reason)
+
+    def _yield_turn(self, key: str, reason: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.yield_turn(reason)
 
     def _name_of(self, key: str) -> str:
         actor = self._actors.get(key)
