@@ -11,6 +11,8 @@ from lmd.daemon.residency.planner import DeviceMemory, Evict, Load, Plan, Refuse
 
 #: A driver shows the memory of a dead process as used for a moment.
 GPU_SETTLE_S = 3.0
+#: How the keys of leases begin; those of models are digests.
+LEASE_PREFIX = "lease "
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 
@@ -146,6 +148,24 @@ class Ledger:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
             self._settling.append((until, replace(held, unseen_bytes=0, leaving=True)))
         self._note_change()
+
+    def devices_of(self, key: str) -> tuple[str, ...]:
+        """Return the devices of which *key* holds memory."""
+        held = self._holdings.get(key)
+        return (held.device,) if held is not None else ()
+
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
+
+        Safe from any thread.
+        """
+        sums: dict[str, tuple[int, int]] = {}
+        for key, held in list(self._holdings.items()):
+            if key.startswith(LEASE_PREFIX) == leases:
+                held_bytes, seen_bytes = sums.get(held.device, (0, 0))
+                seen = max(held.held_bytes - held.unseen_bytes, 0)
+                sums[held.device] = held_bytes + held.held_bytes, seen_bytes + seen
+        return sums
 
     async def evict_idle(self, key: str, *, timeout_s: float) -> bool:
         """Ask everyone idle but *key* to leave, and wait for it; tell whether there was anyone."""

@@ -9,9 +9,11 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.devices import CPU
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger, Option
+from lmd.daemon.residency.offload import Offload
 from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
@@ -24,15 +26,12 @@ log = structlog.get_logger(__name__)
 
 EVICT_TIMEOUT_S = 30.0
 
-#: The id of the machine's own memory; all other devices are accelerators.
-CPU = "cpu"
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves.
+    *saves_kv* says that it may save KV when it leaves, *remark* what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -41,6 +40,7 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    offload: Offload
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
     #: What makes a runner; it ends the process when it is cancelled.
@@ -127,7 +128,10 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
+            remark = await self.offload.remark(
+                model.name, [device], ready, num_gpu=settings.num_gpu, gpu_offload=hello.gpu_offload
+            )
+            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir), remark=remark)
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -148,11 +152,11 @@ class Loader:
 
     async def _options(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> list[Option]:
         """Return where the model may go, best first: accelerators when the engine can use them, then the CPU."""
-        gpus = tuple(device.id for device in await self.read_devices() if device.id != CPU)
+        allowed = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         options = []
-        if gpus and gpu_offload and settings.num_gpu != 0:
+        if gpus := tuple(device for device in allowed if device != CPU):
             options.append(Option(gpus, await self._needed_bytes(model, settings, "gpu")))
-        if not options or settings.num_gpu == -1:
+        if CPU in allowed:
             options.append(Option((CPU,), await self._needed_bytes(model, settings, CPU)))
         return options
 
@@ -189,6 +193,7 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=0 if device == CPU else settings.num_gpu,
+            devices=await self.offload.parts({device: 1.0}),
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,

@@ -6,20 +6,21 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
 from lmd.daemon.config import Config
-from lmd.daemon.devices import Device, devices
+from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
@@ -39,7 +40,8 @@ class Residency:
     """Loads models when they are needed, keeps them while they are used, and evicts idle ones when memory is short.
 
     One actor for each manifest; a load, drain or failure of one never delays another, except for memory that both
-    need. Use it from the event loop only. *on_released* is called with a manifest's digest when its runner is gone.
+    need. Use it from the event loop only. *device_source* tells what there is to load on, instead of *read_devices*.
+    *on_released* is called with a manifest's digest when its runner is gone.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class Residency:
         pool: Pool,
         *,
         saved_kv: SavedKv | None = None,
-        read_devices: Callable[[], Sequence[Device]] = devices,
+        read_devices: Callable[[], Sequence[Device]] = lambda: [main_memory()],
+        device_source: DeviceSource | None = None,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
@@ -72,11 +75,9 @@ class Residency:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
-        async def read() -> list[DeviceMemory]:
-            return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
-
+        self._offload = offload = Offload(device_source or FixedDevices(read_devices), pool, runtime.require_gpu)
         self._ledger = Ledger(
-            read_devices=read,
+            read_devices=offload.devices,
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
@@ -85,7 +86,7 @@ class Residency:
         self._loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
-            read_devices=read,
+            read_devices=offload.devices,
             name_of=self._name_of,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
@@ -95,6 +96,7 @@ class Residency:
             timings=timings or RunnerTimings(load_stall_s=load_s),
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
+            offload=offload,
         )
 
     async def start(self) -> None:
@@ -118,9 +120,13 @@ class Residency:
         """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
         return {actor.model.manifest_digest for actor in list(self._actors.values()) if actor.resident}
 
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
+        return self._ledger.tally(leases=leases)
+
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""
-        listed = [actor.status() for actor in self._actors.values()]
+        listed = [self._with_fault(actor.status()) for actor in self._actors.values()]
         return sorted(listed, key=lambda status: status.load_started_at)
 
     def enqueue(
@@ -242,6 +248,11 @@ class Residency:
     def _note_end(self, actor: ModelActor) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
+
+    def _with_fault(self, status: RunnerStatus) -> RunnerStatus:
+        """Say of a runner whose device was lost that it is, unless there is something to say already."""
+        fault = "" if status.reason else self._offload.fault_of(self._ledger.devices_of(str(status.digest)))
+        return replace(status, reason=fault) if fault else status
 
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
