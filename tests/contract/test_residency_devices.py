@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
-from lmd.daemon.residency.keep_alive import FOR_EVER
-from lmd.daemon.residency.values import LoadSettings
+from lmd.daemon.residency.values import FOR_EVER, LoadSettings
 from tests.support.device_sets import GIB, SimulatedMachine, card, machine_with
 from tests.support.leaks import nothing_left_in
 from tests.support.residents import World
