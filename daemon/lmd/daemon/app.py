@@ -24,6 +24,7 @@ from lmd.daemon.metrics import Metrics
 from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantizer
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
@@ -68,6 +69,7 @@ class Application:
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
+        self._cut: Callable[[], None] = lambda: None
 
     def make_inventory(self) -> Inventory:
         """Return what knows the machine's devices; tests have machines of their own."""
@@ -127,6 +129,8 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
+        self._cut = residency.cut
+        pins = Pins(residency, catalog.resolve, store, pool, config.runtime.preload)
         work = self._metrics.work
         calls = ModelCalls(catalog, residency, config, work)
         inference = Inference(catalog, residency, config, work)
@@ -168,6 +172,8 @@ class Application:
             await dropin.start()
             self._draining.push_async_callback(dropin.stop)
 
+        await pins.start()
+        self._draining.push_async_callback(pins.stop)
         # First of all, and at once: whoever waits for a model is told to go elsewhere.
         self._draining.callback(residency.drain)
         self._servicers = [
@@ -180,7 +186,7 @@ class Application:
             adder(
                 "RuntimeService",
                 add_RuntimeServiceServicer_to_server,
-                RuntimeDevicesServicer(catalog, residency, DeviceListing(self._inventory, residency.tally, pool)),
+                RuntimeDevicesServicer(catalog, residency, pins, DeviceListing(self._inventory, residency.tally, pool)),
             ),
             adder(
                 "InferenceService",
@@ -210,6 +216,10 @@ class Application:
     async def drain(self) -> None:
         """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
         await self._draining.aclose()
+
+    def cut(self) -> None:
+        """End the answers that still run, with DRAINING."""
+        self._cut()
 
     async def stop(self) -> None:
         """End the runners, and close the store."""

@@ -11,7 +11,7 @@ import structlog
 from lmd.daemon.devices import CPU, Device
 from lmd.daemon.errors import DeviceUnavailable
 from lmd.daemon.residency.facts import Pool
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)

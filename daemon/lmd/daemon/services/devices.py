@@ -10,6 +10,7 @@ import grpc.aio
 
 from lmd.daemon.devices import Device
 from lmd.daemon.residency.facts import Pool
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.services.runtime import Models, RuntimeServiceServicer
 from lmd.v1 import runtime_service_pb2 as pb
@@ -59,8 +60,8 @@ class DeviceListing:
 class RuntimeDevicesServicer(RuntimeServiceServicer):
     """The runners, and the devices that they are on."""
 
-    def __init__(self, catalog: Models, residency: Residency, devices: DeviceListing) -> None:
-        super().__init__(catalog, residency)
+    def __init__(self, catalog: Models, residency: Residency, pins: Pins, devices: DeviceListing) -> None:
+        super().__init__(catalog, residency, pins)
         self._devices = devices
 
     async def ListDevices(
