@@ -44,6 +44,8 @@ def load(*parts: DevicePart, num_gpu: int = -1) -> Load:
         ("CPU", "cpu"),
         ("CPU_Mapped", "cpu"),
         ("CPU_REPACK", "cpu"),
+        ("AMX", "cpu"),
+        ("CUDA0_Split", "cuda0"),
         ("CUDA_Host", "cpu"),
         ("Vulkan_Host", "cpu"),
     ],

@@ -30,6 +30,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "unpin": "Let pinned models leave memory again",
         "ps": "List the models in memory",
         "stop": "Unload models from memory",
+        "fit": "Tell whether a model fits in memory",
+        "lease": "Run a command with memory that models leave to it",
     },
     "Daemon": {
         "serve": "Run the daemon in the foreground",

@@ -18,6 +18,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, Inventory
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.embedding import Embedding
+from lmd.daemon.fitting import Fitting
 from lmd.daemon.http.services import Services
 from lmd.daemon.inference import Inference
 from lmd.daemon.metrics import Metrics
@@ -38,6 +39,7 @@ from lmd.daemon.tokenizing import Tokenizing
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
 from lmd.registry.errors import StoreLocked
+from lmd.registry.peek import PeekedModel
 from lmd.registry.pull import Puller, PullEvent, PullOptions
 from lmd.registry.ref import ModelRef
 from lmd.registry.sources import hub_env
@@ -55,6 +57,8 @@ log = structlog.get_logger(__name__)
 
 #: A daemon that was told to stop closes its socket first and its store last; the next one waits that long for it.
 STORE_WAIT_S = 2.0
+#: Models that are looked at where they are at the same time; more wait.
+PEEKS = 4
 
 
 class Application:
@@ -150,7 +154,11 @@ class Application:
         )
         self._exit.push_async_callback(pool.run, puller.close)
         token = config.pull.token
-        pulls = Pulls(_OwnToken(puller, token.get_secret_value()) if token else puller)
+        source = _OwnToken(puller, token.get_secret_value()) if token else puller
+        pulls = Pulls(source)
+        peek_pool = BlockingPool(PEEKS, "peek")
+        self._draining.callback(peek_pool.close)
+        fitting = Fitting(catalog, source, residency, peek_pool)
         self._draining.push_async_callback(pulls.stop)
         self._metrics.look = lambda: Holdings(
             runners=residency.list(),
@@ -186,7 +194,13 @@ class Application:
             adder(
                 "RuntimeService",
                 add_RuntimeServiceServicer_to_server,
-                RuntimeDevicesServicer(catalog, residency, pins, DeviceListing(self._inventory, residency.tally, pool)),
+                RuntimeDevicesServicer(
+                    catalog,
+                    residency,
+                    pins,
+                    fitting,
+                    DeviceListing(self._inventory, residency.tally, pool, residency.speeds.bandwidth),
+                ),
             ),
             adder(
                 "InferenceService",
@@ -262,3 +276,7 @@ class _OwnToken:
     ) -> TagRecord:
         """Pull *ref*; blocks."""
         return self._puller.pull(ref, token=token or self._token, on_event=on_event, cancelled=cancelled)
+
+    def peek(self, ref: ModelRef, *, token: str | None, cancelled: threading.Event) -> PeekedModel:
+        """Read the header of *ref* at its source; blocks."""
+        return self._puller.peek(ref, token=token or self._token, cancelled=cancelled)

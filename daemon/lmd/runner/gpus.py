@@ -152,10 +152,10 @@ def engine_devices() -> list[EngineDevice]:
 def device_id(name: str) -> str:
     """Return what the daemon calls a device, or the owner of a buffer, that the engine calls *name*.
 
-    "CUDA0" is "cuda0", "MTL0" and "Metal" are "metal0"; whatever starts with "CPU", and the host buffers of
-    accelerators such as "CUDA_Host", are in main memory: "cpu".
+    "CUDA0" and its "CUDA0_Split" are "cuda0", "MTL0" and "Metal" are "metal0"; what starts with "CPU", "AMX", and the
+    host buffers of accelerators such as "CUDA_Host", are in main memory: "cpu".
     """
-    if name.startswith("CPU") or name.endswith("_Host"):
+    if name.startswith("CPU") or name == "AMX" or name.endswith("_Host"):
         return "cpu"
     match = re.match(r"([A-Za-z]+)[^0-9]*([0-9]*)", name)
     if match is None:

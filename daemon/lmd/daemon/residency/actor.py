@@ -158,6 +158,11 @@ class ModelActor:
         """One of the names it is asked for by: the first, while that means this model."""
         return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """The load that it serves with now."""
+        return self._loaded
+
     def usage(self) -> Usage:
         """Say what the runner does, for the planner."""
         ready = self.state is RunnerState.READY

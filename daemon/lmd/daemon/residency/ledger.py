@@ -69,6 +69,24 @@ class Decision:
     time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The machine at one moment, for asking what would be decided."""
+
+    devices: tuple[DeviceMemory, ...]
+    residents: tuple[Resident, ...]
+    reserve_bytes: int
+
+    def plan(self, ask: Ask) -> Plan:
+        """Return what would be decided for *ask*; nothing changes."""
+        return plan(self.devices, self.residents, ask, reserve_bytes=self.reserve_bytes)
+
+    def names(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of residents, for people."""
+        named = {resident.key: resident.name or resident.key for resident in self.residents}
+        return tuple(named.get(key, key) for key in keys)
+
+
 @dataclass(eq=False, slots=True)
 class _Asking:
     """An ask that waits for its answer."""
@@ -144,12 +162,18 @@ class Ledger:
 
     async def would(self, ask: Ask) -> Plan:
         """Return what would be decided for *ask* now; nothing changes. What it holds already counts as leaving."""
+        return (await self.picture(ask.key)).plan(ask)
+
+    async def picture(self, key: str) -> Picture:
+        """Return the machine as it is for *key* now, whose own memory counts as leaving."""
         while True:
             version = self._version
             devices = await self._read_devices()
             if version == self._version:
-                own = [replace(held, leaving=True) for key, held in self._holdings.items() if key == ask.key]
-                return plan(devices, [*self._residents(ask.key), *own], ask, reserve_bytes=self._reserve_bytes)
+                now = asyncio.get_running_loop().time()
+                held = self._holdings.get(key)
+                own = [replace(self._seen(held, self._usage(key), now), leaving=True)] if held is not None else []
+                return Picture(tuple(devices), (*self._residents(key), *own), self._reserve_bytes)
 
     # What it grants
 

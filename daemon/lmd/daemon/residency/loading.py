@@ -20,6 +20,7 @@ from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import estimate
+from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves, *remark* what is noteworthy about where it is.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *remark* is
+    what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -43,6 +45,8 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    placement: Placement
+    active_bytes: int
     remark: str = ""
 
 
@@ -103,7 +107,7 @@ class Loader:
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
-            ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
@@ -129,7 +133,17 @@ class Loader:
                 num_gpu=settings.num_gpu,
                 gpu_offload=hello.gpu_offload,
             )
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir), remark=remark)
+            return Loaded(
+                runner,
+                settings,
+                ready.num_ctx,
+                memory,
+                where,
+                saves_kv=bool(frame.kv_dir),
+                placement=placement,
+                active_bytes=split_weights(model.header).active_bytes,
+                remark=remark,
+            )
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -148,14 +162,14 @@ class Loader:
             adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
-    async def _ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
+    async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
-        needs = [await self._need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
+        needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
         devices = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
-    async def _need(self, model: Loadable, settings: LoadSettings) -> Need:
+    async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
         whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
         parked_bytes = self._parked(whole.kv_bytes)
@@ -212,7 +226,7 @@ class Loader:
         devices = await self.read_devices()
         return DeviceMemoryShort(
             model.name,
-            needed_bytes=(await self._need(model, settings)).cpu_bytes,
+            needed_bytes=(await self.need(model, settings)).cpu_bytes,
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )

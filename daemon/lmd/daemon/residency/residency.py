@@ -18,10 +18,13 @@ from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import effective, load_settings
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
+from lmd.daemon.residency.leasing import Leases
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.spare import SpareRunner, SpareSettings
+from lmd.daemon.residency.speeds import Speeds
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.residency.watching import RunnersSeen, Watchers
@@ -30,6 +33,7 @@ from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
+from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
 
@@ -81,13 +85,23 @@ class Residency:
         self._watchers = Watchers(self.list, over=self._drained)
 
         self._offload = offload = Offload(device_source or FixedDevices(read_devices), pool, runtime.require_gpu)
+
+        async def read() -> list[DeviceMemory]:
+            # First: what programs take in between is then missing twice, and not there twice.
+            await self.leases.look()
+            return await offload.devices()
+
         self._ledger = Ledger(
-            read_devices=offload.devices,
+            read_devices=read,
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
             yield_turn=self._yield_turn,
         )
+        #: How fast answers come on this machine.
+        self.speeds = Speeds(store, pool)
+        #: Memory that programs hold which are not ours.
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool)
         timings = timings or RunnerTimings(load_stall_s=load_s)
         self._spare = SpareRunner(
             SpareSettings(
@@ -97,12 +111,13 @@ class Residency:
                 log_dir=log_dir,
                 reserve_bytes=runtime.memory_reserve_bytes,
             ),
-            offload.devices,
+            read,
         )
-        self._loader = Loader(
+        #: What loads models, and tells what they take.
+        self.loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
-            read_devices=offload.devices,
+            read_devices=read,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
             views_dir=self._views_dir,
@@ -123,6 +138,7 @@ class Residency:
         """Take no new requests, refuse those that wait, and let running answers finish until the drain deadline."""
         if not self._closing:
             self._closing = True
+            self.leases.drain()
             self._watchers.note_traffic()
             for actor in list(self._actors.values()):
                 actor.close()
@@ -139,6 +155,21 @@ class Residency:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._spare.stop()
+        await self.speeds.stop()
+
+    def note_answer(self, model: Loadable, finished: frames.Finished) -> None:
+        """Learn from an answer how fast this machine is. Others may have run beside it; a draft or choices may not."""
+        actor = self._actors.get(str(model.manifest_digest))
+        if actor is None or actor.loaded is None or finished.drafted_tokens or finished.choices:
+            return
+        self.speeds.note_soon(
+            model.manifest_digest,
+            actor.loaded.placement,
+            actor.loaded.active_bytes,
+            # The time runs from the first token on.
+            tokens=finished.generated_tokens - 1,
+            duration_ns=finished.generate_ns,
+        )
 
     def resident_manifests(self) -> set[Digest]:
         """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
@@ -191,7 +222,7 @@ class Residency:
             InvalidRequest: a parameter is unknown or out of range.
             LmdError: as `enqueue`, and what the load ends with.
         """
-        settings = self._settings(model, parameters)
+        settings = self.settings(model, parameters)
         actor = self._actor(model)
         with actor.enqueue(settings, keep_alive, caller) as ticket:
             actor.preload(settings)
@@ -210,7 +241,7 @@ class Residency:
         Raises:
             InvalidRequest: a parameter is unknown or out of range.
         """
-        settings = self._settings(model, parameters)
+        settings = self.settings(model, parameters)
         self._pins[model.name] = parameters
         for actor in self._actors.values():
             if model.name in actor.names:
@@ -265,7 +296,7 @@ class Residency:
                 keep_alive=self._keep_alive,
                 limits=self._limits,
                 ledger=self._ledger,
-                loader=self._loader,
+                loader=self.loader,
                 on_released=self._note_released,
                 on_end=self._note_end,
                 on_change=self._note_change,
@@ -280,10 +311,15 @@ class Residency:
                 self._supersede(other, model.name)
         actor.names.add(model.name)
         if model.name in self._pins:
-            actor.pin = self._settings(model, self._pins[model.name])
+            actor.pin = self.settings(model, self._pins[model.name])
         return actor
 
-    def _settings(self, model: Loadable, parameters: Mapping[str, object]) -> LoadSettings:
+    def settings(self, model: Loadable, parameters: Mapping[str, object]) -> LoadSettings:
+        """Return what a request with these *parameters* loads a model with.
+
+        Raises:
+            InvalidRequest: a parameter is unknown or out of range.
+        """
         return load_settings(
             effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
         )
@@ -327,7 +363,7 @@ class Residency:
 
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
-        return actor.usage() if actor is not None else _GONE
+        return actor.usage() if actor is not None else self.leases.usage(key) or _GONE
 
     def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc.aio
 
 from lmd.daemon.devices import Device
+from lmd.daemon.fitting import Fitting
 from lmd.daemon.residency.facts import Pool
 from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
-from lmd.daemon.services.runtime import Models, RuntimeServiceServicer
+from lmd.daemon.services.memory import RuntimeMemoryServicer
+from lmd.daemon.services.runtime import Models
 from lmd.v1 import runtime_service_pb2 as pb
 
 
@@ -40,7 +42,7 @@ class DeviceListing:
     inventory: DeviceInventory
     tally: Tally
     pool: Pool
-    bandwidth: Callable[[str], int] = lambda device: 0
+    bandwidth: Callable[[str], Awaitable[int]]
 
     async def response(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
         """Answer a call."""
@@ -51,17 +53,21 @@ class DeviceListing:
         none = (0, 0)
         return pb.ListDevicesResponse(
             devices=[
-                _message(device, models.get(device.id, none), leases.get(device.id, none), self.bandwidth(device.id))
+                _message(
+                    device, models.get(device.id, none), leases.get(device.id, none), await self.bandwidth(device.id)
+                )
                 for device in devices
             ]
         )
 
 
-class RuntimeDevicesServicer(RuntimeServiceServicer):
-    """The runners, and the devices that they are on."""
+class RuntimeDevicesServicer(RuntimeMemoryServicer):
+    """The whole service: the runners, what is asked about memory, and the devices."""
 
-    def __init__(self, catalog: Models, residency: Residency, pins: Pins, devices: DeviceListing) -> None:
-        super().__init__(catalog, residency, pins)
+    def __init__(
+        self, catalog: Models, residency: Residency, pins: Pins, fitting: Fitting, devices: DeviceListing
+    ) -> None:
+        super().__init__(catalog, residency, pins, fitting)
         self._devices = devices
 
     async def ListDevices(

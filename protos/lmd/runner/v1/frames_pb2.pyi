@@ -1330,6 +1330,7 @@ class Ready(_message.Message):
     THREADS_LASTING_FIELD_NUMBER: _builtins.int
     PARKED_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    MAPPED_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
     kv_bytes: _builtins.int
@@ -1364,6 +1365,8 @@ class Ready(_message.Message):
     """Whether the thread counts were measured on a quiet machine, so that they are worth remembering."""
     parked_bytes: _builtins.int
     """The most bytes of RAM that prefixes take beside kv_bytes."""
+    mapped_bytes: _builtins.int
+    """Of the bytes in main memory, those of mapped files: the kernel takes them back when memory is short."""
     @_builtins.property
     def device_bytes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceBytes]:
         """The same bytes by device, main memory first."""
@@ -1389,10 +1392,11 @@ class Ready(_message.Message):
         threads_lasting: _builtins.bool = ...,
         parked_bytes: _builtins.int = ...,
         device_bytes: _abc.Iterable[Global___DeviceBytes] | None = ...,
+        mapped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device_bytes", b"device_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device_bytes", b"device_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "mapped_bytes", b"mapped_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
