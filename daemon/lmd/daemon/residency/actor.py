@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, QueueFull, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
@@ -365,7 +365,7 @@ class ModelActor:
         self._load_s = self._loop.time() - started
         self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
         self._pin_fits = True
-        self._show(RunnerState.READY, "")
+        self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
@@ -398,7 +398,7 @@ class ModelActor:
         patience_ends = self._loop.time() + self._limits.wait_s
         while self._admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self._show(RunnerState.READY, "")
+                self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
                 self._admit_waiting()
                 return
             now = self._loop.time()
@@ -565,7 +565,7 @@ class ModelActor:
         else:
             self._refuse_waiting(error)
         self._forget()
-        if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
+        if not isinstance(error, DeviceMemoryShort | DeviceUnavailable | BlobMissing):  # the runner is not to blame
             self._backoff.note_failure(error)
         self._fail(error.message)
 

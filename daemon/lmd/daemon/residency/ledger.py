@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 #: A driver shows the memory of a dead process as used for a moment.
 GPU_SETTLE_S = 3.0
+#: How the keys of leases begin; those of models are digests.
+LEASE_PREFIX = "lease "
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -230,6 +232,25 @@ class Ledger:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
             self._settling.append((until, replace(resident, held=late, leaving=True)))
         self._note_change()
+
+    def devices_of(self, key: str) -> tuple[str, ...]:
+        """Return the devices of which *key* holds memory."""
+        resident = self._holdings.get(key)
+        return tuple(part.device for part in resident.held) if resident is not None else ()
+
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
+
+        Safe from any thread.
+        """
+        sums: dict[str, tuple[int, int]] = {}
+        for key, resident in list(self._holdings.items()):
+            if key.startswith(LEASE_PREFIX) == leases:
+                for part in resident.held:
+                    held_bytes, seen_bytes = sums.get(part.device, (0, 0))
+                    seen_bytes += max(part.held_bytes - part.unseen_bytes, 0)
+                    sums[part.device] = held_bytes + part.held_bytes, seen_bytes
+        return sums
 
     async def evict_idle(self, key: str, *, timeout_s: float) -> bool:
         """Ask everyone idle but *key* to leave, and wait for it; tell whether there was anyone."""

@@ -10,10 +10,12 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.devices import CPU
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
-from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Placement, Plan
+from lmd.daemon.residency.offload import Offload
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Placement, Plan
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
@@ -35,7 +37,7 @@ class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
     *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
-    how long the load took, less the wait for memory.
+    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -47,6 +49,7 @@ class Loaded:
     reload_s: float
     placement: Placement
     active_bytes: int
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    offload: Offload
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
     #: What makes a runner; it ends the process when it is cancelled.
@@ -134,6 +138,13 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
+            remark = await self.offload.remark(
+                model.name,
+                [share.device for share in placement.accelerators],
+                ready,
+                num_gpu=settings.num_gpu,
+                gpu_offload=hello.gpu_offload,
+            )
             return Loaded(
                 runner,
                 settings,
@@ -144,6 +155,7 @@ class Loader:
                 reload_s=clock() - started,
                 placement=placement,
                 active_bytes=split_weights(model.header).active_bytes,
+                remark=remark,
             )
         except BaseException:
             runner.kill()
@@ -166,7 +178,7 @@ class Loader:
     async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
         needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
-        devices = None if gpu_offload else (CPU,)
+        devices = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
@@ -206,7 +218,7 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=-1 if placement.is_whole else placement.gpu_layers,
-            devices=[frames.DevicePart(device=s.device, part=s.layers) for s in placement.accelerators],
+            devices=await self.offload.parts({share.device: share.layers for share in placement.accelerators}),
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
