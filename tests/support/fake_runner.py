@@ -184,6 +184,7 @@ class Fake:
             "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
             "incompatible": frames.LoadFailed.KIND_INCOMPATIBLE,
             "template": frames.LoadFailed.KIND_TEMPLATE,
+            "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
         if self.script.oom_until and not Path(self.script.oom_until).exists():

@@ -219,6 +219,7 @@ class Inference:
                         if error is not None:
                             raise error
                         if finished is not None:
+                            self._residency.note_answer(model, finished)
                             meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
                             yield meter.done
                             return

@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, Draining, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
 from lmd.daemon.residency.queueing import check_room, serving_all
 from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
@@ -85,8 +86,9 @@ class ModelActor:
         self._load_started = time.time()
         self._load_s: float | None = None
         self._loaded_at = 0.0
-        self._reads_since = self._reload_s = 0.0
         self._pause_s = 0.0
+        self._shared = False
+        self._answers = AnswerTimes()
 
     # Requests
 
@@ -132,6 +134,7 @@ class ModelActor:
         self._keep_alive.end(ticket.wish, served=served)
         if served:
             self._admitted.discard(ticket)
+            self._answers.note(self._loop.time() - ticket.admitted_at)
             self._ledger.changed()
         self._on_traffic()
         # It may have been all that kept those behind it from the runner.
@@ -155,6 +158,11 @@ class ModelActor:
         """One of the names it is asked for by: the first, while that means this model."""
         return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """The load that it serves with now."""
+        return self._loaded
+
     def usage(self) -> Usage:
         """Say what the runner does, for the planner."""
         ready = self.state is RunnerState.READY
@@ -167,9 +175,11 @@ class ModelActor:
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            reload_s=self._reload_s,
+            reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
             pause_s=self._pause_s,
+            answer_s=self._answers.mean_s,
+            shared=self._shared,
         )
 
     def evict(self, reason: str) -> None:
@@ -350,11 +360,9 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self._loaded_at, self._pause_s = self._loop.time(), 0.0
-        # What waited for memory meanwhile costs nothing again.
-        self._reload_s = self._loaded_at - self._reads_since
+        self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
         self._pin_fits = True
-        self._show(RunnerState.READY, "")
+        self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
@@ -370,7 +378,13 @@ class ModelActor:
             self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
-        return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
+        return await self._loader.load(
+            self.model,
+            settings,
+            waiting_since=min((ticket.enqueued_at for ticket in self._waiting), default=None),
+            on_phase=self._note_phase,
+            on_progress=self._note_progress,
+        )
 
     async def _unload(self) -> None:
         """Drain and end the runner; stop doing so when the reason goes away."""
@@ -381,7 +395,7 @@ class ModelActor:
         patience_ends = self._loop.time() + self._limits.wait_s
         while self._admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self._show(RunnerState.READY, "")
+                self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
                 self._admit_waiting()
                 return
             now = self._loop.time()
@@ -485,6 +499,7 @@ class ModelActor:
         assert self._runner is not None
         del self._waiting[ticket]
         self._admitted.add(ticket)
+        self._shared |= len(self._admitted) > 1
         ticket.admit(self._runner)
 
     def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:
@@ -508,8 +523,6 @@ class ModelActor:
             self._on_change(self)
 
     def _note_phase(self, reason: str, patient: bool) -> None:
-        if not patient:
-            self._reads_since = self._loop.time()
         self._patient = patient
         self._show(reason=reason)
         self._wake.set()
@@ -531,7 +544,7 @@ class ModelActor:
         else:
             self._refuse_waiting(error)
         self._forget()
-        if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
+        if not isinstance(error, DeviceMemoryShort | DeviceUnavailable | BlobMissing):  # the runner is not to blame
             self._backoff.note_failure(error)
         self._fail(error.message)
 
