@@ -178,6 +178,13 @@ class RuntimeConfig(Section):
         "process to start. It takes some tens of megabytes, and is not started when memory is short.",
         TRUTH,
     )
+    kv_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = setting(
+        "f16",
+        "How keys and values of the context are kept, unless the model or the request says otherwise. q8_0 takes half "
+        "the memory of f16 and q4_0 a quarter, for less exact answers. Models for which the engine cannot do that keep "
+        "them in f16.",
+        '"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0"',
+    )
     load_timeout: Annotated[timedelta, _load] = setting(
         timedelta(minutes=5), "A load that makes no progress for so long is ended.", LOAD
     )

@@ -478,7 +478,7 @@ class ModelActor:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
 
     def _target(self) -> LoadSettings:
-        """Return settings that serve as many of those who wait as possible: the largest context of them all."""
+        """Return settings that serve as many of those who wait as possible: the largest context, the most exact KV."""
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
@@ -486,7 +486,8 @@ class ModelActor:
             wanted.append(self._pin)
         num_ctx = max(settings.num_ctx for settings in wanted)
         floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
-        return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
+        exact = wanted[0].with_kv_type_of(wanted)
+        return replace(exact, num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""

@@ -14,7 +14,7 @@ import structlog
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, devices
 from lmd.daemon.errors import Draining
-from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.parameters import effective, load_settings, usable_kv_type
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
@@ -66,6 +66,7 @@ class Residency:
         self.on_released: Callable[[Digest], None] = lambda digest: None
         self._keep_alive = runtime.keep_alive
         self._num_ctx = runtime.num_ctx
+        self._kv_type = runtime.kv_type
         self._limits = limits or Limits(
             max_queue=runtime.max_queue,
             slots=runtime.slots,
@@ -304,7 +305,14 @@ class Residency:
             InvalidRequest: a parameter is unknown or out of range.
         """
         return load_settings(
-            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+            effective(
+                parameters,
+                model.parameters,
+                num_ctx=self._num_ctx,
+                train_ctx=model.header.context_length,
+                kv_type=usable_kv_type(model.header, self._kv_type),
+            ),
+            model.header,
         )
 
     def _supersede(self, old: ModelActor, name: str) -> None:
