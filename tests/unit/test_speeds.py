@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
-from lmd.daemon.residency.speeds import UNKNOWN, Expected, Part, Speeds
+from lmd.daemon.rated_bandwidth import rated_bandwidth
+from lmd.daemon.residency.plans import Placement, Share
+from lmd.daemon.residency.speeds import UNKNOWN, Expected, Part, Speeds, parts_of, place_name
 from lmd.registry.digest import Digest
 from lmd.registry.errors import LmdError
 from tests.support.residents import Threads
@@ -39,7 +42,7 @@ def facts() -> Facts:
 
 @pytest.fixture
 def speeds(facts: Facts) -> Speeds:
-    return Speeds(facts, Threads())
+    return Speeds(facts, Threads(), rated=lambda device: 0)
 
 
 async def ran(speeds: Speeds, digest: Digest, active_bytes: int, per_second: int, device: str = "cpu") -> None:
@@ -148,3 +151,55 @@ async def test_a_store_that_fails_costs_the_memory_only(speeds: Speeds, facts: F
     await ran(speeds, A, GIB, 40)
     await speeds.stop()
     assert (await speeds.expect(A, "cpu", [])).tokens_per_second == 40
+
+
+async def test_a_device_that_says_what_it_is_rated_for_is_expected_to_reach_a_part_of_it(facts: Facts) -> None:
+    speeds = Speeds(facts, Threads(), rated=lambda device: 1000 * GIB if device == "cuda0" else 0)
+    expected = await speeds.expect(A, "cuda0", [Part("cuda0", 10 * GIB)])
+    assert expected.tokens_per_second == pytest.approx(60.0)
+    assert not expected.calibrated
+    assert await speeds.expect(A, "cuda0:1+cpu:1", [Part("cuda0", GIB), Part("cpu", GIB)]) == UNKNOWN
+    await ran(speeds, B, 10 * GIB, 80, "cuda0")
+    expected = await speeds.expect(A, "cuda0", [Part("cuda0", 10 * GIB)])
+    assert expected.tokens_per_second == pytest.approx(80.0)
+    assert expected.calibrated
+
+
+class Driver:
+    """Stands in for NVIDIA's library: an H100."""
+
+    NVML_CLOCK_MEM = 2
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlShutdown(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        if number:
+            raise self.NVMLError("no such device")
+        return number
+
+    def nvmlDeviceGetMemoryBusWidth(self, _handle: int) -> int:
+        return 5120
+
+    def nvmlDeviceGetMaxClockInfo(self, _handle: int, _clock: int) -> int:
+        return 2619
+
+
+def test_what_a_gpu_is_rated_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    assert rated_bandwidth("cuda0") == pytest.approx(3.35e12, rel=0.01)
+    assert rated_bandwidth("cuda1") == rated_bandwidth("cpu") == rated_bandwidth("vulkan0") == 0
+
+
+def test_a_place_is_called_by_its_layers() -> None:
+    whole = Placement(0, (Share("cuda0", 5, 33), Share("cpu", 1)))
+    split = Placement(0, (Share("cuda0", 5, 20), Share("cpu", 1, 13)))
+    assert (place_name(whole), place_name(split)) == ("cuda0", "cuda0:20+cpu:13")
+    assert parts_of(whole, 330) == [Part("cuda0", 330)]
+    assert parts_of(split, 330) == [Part("cuda0", 200), Part("cpu", 130)]

@@ -27,7 +27,6 @@ from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.lm_config import Message
-from lmd.registry.memory import estimate
 from lmd.registry.parameters import ParameterValue
 from lmd.registry.peek import PeekedModel
 from lmd.registry.ref import ModelRef
@@ -156,7 +155,7 @@ class Fitting:
         placement = plan.placement
         fits = plan.action is not Action.REFUSE
         taken = replace(settings, num_ctx=placement.num_ctx)
-        whole = estimate(model.header, num_ctx=taken.num_ctx, slots=loader.slots, num_batch=taken.num_batch)
+        whole = loader.estimate(model, taken)
         measured = await self._measured(model, taken, placement)
         kinds = measured or MeasuredMemory(whole.weights_bytes, whole.kv_bytes, whole.compute_bytes, 0)
         # Of an accelerator's model the engine copies what input and output share: more than the kinds add up to.

@@ -16,6 +16,7 @@ from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
 from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
@@ -90,6 +91,8 @@ class ModelActor:
         self._load_s: float | None = None
         self._loaded_at = 0.0
         self._pause_s = 0.0
+        self._shared = False
+        self._answers = AnswerTimes()
 
     # Requests
 
@@ -135,6 +138,7 @@ class ModelActor:
         self._keep_alive.end(ticket.wish, served=served)
         if served:
             self._admitted.discard(ticket)
+            self._answers.note(self._loop.time() - ticket.admitted_at)
             self._ledger.changed()
         self._on_traffic()
         # It may have been all that kept those behind it from the runner.
@@ -175,9 +179,11 @@ class ModelActor:
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            reload_s=self._load_s or 0.0,
+            reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
             pause_s=self._pause_s,
+            answer_s=self._answers.mean_s,
+            shared=self._shared,
         )
 
     def evict(self, reason: str) -> None:
@@ -357,7 +363,7 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self._loaded_at, self._pause_s = self._loop.time(), 0.0
+        self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
         self._pin_fits = True
         self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
@@ -375,7 +381,13 @@ class ModelActor:
             self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
-        return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
+        return await self._loader.load(
+            self.model,
+            settings,
+            waiting_since=min((ticket.enqueued_at for ticket in self._waiting), default=None),
+            on_phase=self._note_phase,
+            on_progress=self._note_progress,
+        )
 
     async def _unload(self) -> None:
         """Drain and end the runner; stop doing so when the reason goes away."""
@@ -508,6 +520,7 @@ class ModelActor:
         assert self._runner is not None
         del self._waiting[ticket]
         self._admitted.add(ticket)
+        self._shared |= len(self._admitted) > 1
         ticket.admit(self._runner)
 
     def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Lo
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
-from lmd.registry.memory import estimate
+from lmd.registry.memory import MemoryEstimate, estimate
 from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -35,8 +36,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *remark* is
-    what is noteworthy about where it is.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
+    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -45,6 +46,7 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    reload_s: float
     placement: Placement
     active_bytes: int
     remark: str = ""
@@ -74,23 +76,26 @@ class Loader:
         model: Loadable,
         settings: LoadSettings,
         *,
+        waiting_since: float | None = None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
+
+        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, on_phase, on_progress)
+            return await self._try(model, settings, waiting_since, on_phase, on_progress)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
         on_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, on_phase, on_progress)
+                return await self._try(model, settings, waiting_since, on_phase, on_progress)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
@@ -99,18 +104,25 @@ class Loader:
         self,
         model: Loadable,
         settings: LoadSettings,
+        waiting_since: float | None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
+        clock = asyncio.get_running_loop().time
+        started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
             ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
+            if waiting_since is not None:
+                ask = replace(ask, waited_s=clock() - waiting_since)
+            asked = clock()
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
@@ -140,6 +152,7 @@ class Loader:
                 memory,
                 where,
                 saves_kv=bool(frame.kv_dir),
+                reload_s=clock() - started,
                 placement=placement,
                 active_bytes=split_weights(model.header).active_bytes,
                 remark=remark,
@@ -171,7 +184,7 @@ class Loader:
 
     async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
-        whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
         beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
@@ -182,6 +195,10 @@ class Loader:
             host_bytes = on_gpu.total_bytes - on_gpu.vram_bytes + self._parked(on_gpu.kv_bytes)
             need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
         return need
+
+    def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+        """Return what the model takes by its header, without draft and adapters."""
+        return estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.facts import FactStore, Pool
 from lmd.daemon.residency.plans import Placement
 from lmd.daemon.tasks import TaskSet
@@ -31,6 +32,9 @@ MIN_DURATION_NS = 50_000_000
 BETTER = 1.05
 #: What a model of at least this part of another's active bytes measured still says something about that one.
 NEAR_BELOW = 16
+
+#: The part of a device's rated bandwidth that decoding makes use of, as a rule of thumb until it was measured.
+OF_RATED = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,10 @@ class Speeds:
     A store that cannot remember costs what was learned, and nothing else.
     """
 
-    def __init__(self, store: FactStore, pool: Pool) -> None:
+    def __init__(self, store: FactStore, pool: Pool, rated: Callable[[str], int] = rated_bandwidth) -> None:
         self._store = store
         self._pool = pool
+        self._rated = rated
         self._writes = TaskSet()
         # Lets one write end before the next begins, so that an older value never lands on a newer one.
         self._writing = asyncio.Lock()
@@ -121,13 +126,16 @@ class Speeds:
         """Return what to expect of a model: what it did here before, or what the bandwidths of its devices give."""
         if digest is not None and (measured := await self._measured(self._run_key(digest, placement))) > 0:
             return Expected(measured, calibrated=True)
-        seconds = 0.0
+        seconds, calibrated = 0.0, True
         for part in parts:
             bandwidth = await self._near(part)
             if bandwidth <= 0:
+                calibrated = False
+                bandwidth = OF_RATED * await self._pool.run(self._rated, part.device)
+            if bandwidth <= 0:
                 return UNKNOWN
             seconds += part.active_bytes / bandwidth
-        return Expected(1 / seconds, calibrated=True) if seconds > 0 else UNKNOWN
+        return Expected(1 / seconds, calibrated=calibrated) if seconds > 0 else UNKNOWN
 
     async def bandwidth(self, device: str) -> int:
         """Return the bytes a second that decoding has read from *device* at best; 0 when that was never measured."""
