@@ -180,6 +180,7 @@ class FakeDaemon:
         self.socket = socket
         self.models: dict[str, model_pb2.ModelInfo] = {}
         self.runners: list[runtime_pb.Runner] = []
+        self.devices: list[runtime_pb.ComputeDevice] = []
         self.watched: list[runtime_pb.WatchRunnersResponse] = []
         self.pulls: list[model_pb.Pull] = []
         self.garbage: list[store_pb.GarbageItem] = []
@@ -450,6 +451,10 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
     @_unary
     def ListRunners(self, request: Any, context: Any) -> Any:
         return runtime_pb.ListRunnersResponse(runners=self.daemon.runners)
+
+    @_unary
+    def ListDevices(self, request: Any, context: Any) -> Any:
+        return runtime_pb.ListDevicesResponse(devices=self.daemon.devices)
 
     @_streamed
     def LoadModel(self, request: Any, context: Any) -> Any:

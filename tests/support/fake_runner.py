@@ -7,6 +7,7 @@ its view as `model.gguf`. What a request does is its prompt:
     any words        the words come back, one token each
     count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
+    read             nothing, as if the prompt took for ever
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
     abort-at PATH    one token, then SIGABRT when PATH exists
@@ -183,6 +184,7 @@ class Fake:
             "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
             "incompatible": frames.LoadFailed.KIND_INCOMPATIBLE,
             "template": frames.LoadFailed.KIND_TEMPLATE,
+            "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
         if self.script.oom_until and not Path(self.script.oom_until).exists():
@@ -341,6 +343,8 @@ class Fake:
         if verb == "fail":
             self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
+        if verb == "read":
+            await asyncio.Event().wait()
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
             generated = 1

@@ -16,6 +16,7 @@ from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
 from lmd.daemon.residency.facts import MeasuredMemory
+from lmd.daemon.residency.offload import DeviceSource
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
@@ -111,6 +112,9 @@ class World:
     keep_alive: timedelta = timedelta(minutes=5)
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
+    require_gpu: bool = False
+    #: What tells the devices, instead of the figures above.
+    device_source: DeviceSource | None = None
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
     spare_runner: bool = False
@@ -128,6 +132,7 @@ class World:
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
+            require_gpu=self.require_gpu,
             preload=(),
             spare_runner=self.spare_runner,
             caller_weights={"uid:2": 2.5},
@@ -145,6 +150,7 @@ class World:
                 Threads(),
                 saved_kv=self.saved_kv,
                 read_devices=self.devices,
+                device_source=self.device_source,
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,

@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Daemon": {
         "serve": "Run the daemon in the foreground",
         "status": "Show the daemon and its devices",
+        "devices": "List what models can be loaded on",
         "du": "Show what takes space in the store",
         "gc": "Free disk space that nothing needs",
         "version": "Show the versions of both sides",

@@ -15,6 +15,7 @@ import structlog
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
+from lmd.daemon.devices import Device, Inventory
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.embedding import Embedding
 from lmd.daemon.fitting import Fitting
@@ -30,7 +31,7 @@ from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.calls import InferenceCallsServicer
-from lmd.daemon.services.memory import RuntimeMemoryServicer
+from lmd.daemon.services.devices import DeviceListing, RuntimeDevicesServicer
 from lmd.daemon.services.models import ModelServiceServicer
 from lmd.daemon.services.store import StoreServiceServicer
 from lmd.daemon.services.system import engine_version
@@ -67,15 +68,25 @@ class Application:
         self._config = config
         self._pool = pool
         self._metrics = metrics
+        self._inventory = self.make_inventory()
         self._servicers: list[AddServicer] = []
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
+        self._cut: Callable[[], None] = lambda: None
+
+    def make_inventory(self) -> Inventory:
+        """Return what knows the machine's devices; tests have machines of their own."""
+        return Inventory()
 
     @property
     def servicers(self) -> Sequence[AddServicer]:
         """Return what adds each service to the server."""
         return self._servicers
+
+    def devices(self) -> Sequence[Device]:
+        """Return the devices as they are now, main memory first; blocks for milliseconds, thread-safe."""
+        return self._inventory.devices()
 
     def http(self) -> HttpApplication:
         """Return what the HTTP gateway serves; asked after `start`, and only when there is a gateway."""
@@ -99,7 +110,12 @@ class Application:
 
         saved_kv = SavedKv(store.root / "kv", config.runtime.kv_disk_bytes, engine_version(), pool)
         self._exit.push_async_callback(saved_kv.stop)
-        residency = Residency(config, store, config.dirs.log, pool, saved_kv=saved_kv)
+        residency = Residency(config, store, config.dirs.log, pool, saved_kv=saved_kv, device_source=self._inventory)
+        self._inventory.held = lambda: {
+            device: seen_bytes for device, (_, seen_bytes) in residency.tally(leases=False).items()
+        }
+        self._inventory.start()
+        self._exit.push_async_callback(self._inventory.stop)
         saved_kv.named = lambda: {tag.manifest for tag in store.list_tags()}
         saved_kv.resident = residency.resident_manifests
 
@@ -117,6 +133,7 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
+        self._cut = residency.cut
         pins = Pins(residency, catalog.resolve, store, pool, config.runtime.preload)
         work = self._metrics.work
         calls = ModelCalls(catalog, residency, config, work)
@@ -177,7 +194,13 @@ class Application:
             adder(
                 "RuntimeService",
                 add_RuntimeServiceServicer_to_server,
-                RuntimeMemoryServicer(catalog, residency, pins, fitting),
+                RuntimeDevicesServicer(
+                    catalog,
+                    residency,
+                    pins,
+                    fitting,
+                    DeviceListing(self._inventory, residency.tally, pool, residency.speeds.bandwidth),
+                ),
             ),
             adder(
                 "InferenceService",
@@ -207,6 +230,10 @@ class Application:
     async def drain(self) -> None:
         """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
         await self._draining.aclose()
+
+    def cut(self) -> None:
+        """End the answers that still run, with DRAINING."""
+        self._cut()
 
     async def stop(self) -> None:
         """End the runners, and close the store."""

@@ -213,6 +213,13 @@ class RuntimeConfig(Section):
         ge=0,
         le=1 << 40,
     )
+    require_gpu: bool = setting(
+        False,
+        "Refuse a model with `DEVICE_UNAVAILABLE` when no accelerator can be used for it, instead of loading it in "
+        "main memory; what does not fit on accelerators as a whole is refused with `DEVICE_MEMORY`. Models and "
+        "requests that set `num_gpu 0` go to main memory all the same.",
+        TRUTH,
+    )
     kv_ram_bytes: SizeBytes = setting(
         1 << 30,
         "RAM that each model may take for what it has read and nobody is using now, beside the memory of its context "

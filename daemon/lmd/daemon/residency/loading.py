@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.devices import CPU
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
-from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Placement, Plan
+from lmd.daemon.residency.offload import Offload
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Placement, Plan
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
@@ -33,7 +36,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
+    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -42,8 +46,10 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    reload_s: float
     placement: Placement
     active_bytes: int
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    offload: Offload
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
     #: What makes a runner; it ends the process when it is cancelled.
@@ -69,23 +76,26 @@ class Loader:
         model: Loadable,
         settings: LoadSettings,
         *,
+        waiting_since: float | None = None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
+
+        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, on_phase, on_progress)
+            return await self._try(model, settings, waiting_since, on_phase, on_progress)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
         on_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, on_phase, on_progress)
+                return await self._try(model, settings, waiting_since, on_phase, on_progress)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
@@ -94,18 +104,25 @@ class Loader:
         self,
         model: Loadable,
         settings: LoadSettings,
+        waiting_since: float | None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
+        clock = asyncio.get_running_loop().time
+        started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
             ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
+            if waiting_since is not None:
+                ask = replace(ask, waited_s=clock() - waiting_since)
+            asked = clock()
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
@@ -122,6 +139,13 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
+            remark = await self.offload.remark(
+                model.name,
+                [share.device for share in placement.accelerators],
+                ready,
+                num_gpu=settings.num_gpu,
+                gpu_offload=hello.gpu_offload,
+            )
             return Loaded(
                 runner,
                 settings,
@@ -129,8 +153,10 @@ class Loader:
                 memory,
                 where,
                 saves_kv=bool(frame.kv_dir),
+                reload_s=clock() - started,
                 placement=placement,
                 active_bytes=split_weights(model.header).active_bytes,
+                remark=remark,
             )
         except BaseException:
             runner.kill()
@@ -153,7 +179,7 @@ class Loader:
     async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
         needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
-        devices = None if gpu_offload else (CPU,)
+        devices = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
@@ -218,7 +244,7 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=-1 if placement.is_whole else placement.gpu_layers,
-            devices=[frames.DevicePart(device=s.device, part=s.layers) for s in placement.accelerators],
+            devices=await self.offload.parts({share.device: share.layers for share in placement.accelerators}),
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,

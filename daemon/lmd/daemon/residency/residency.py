@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
 from lmd.daemon.config import Config
-from lmd.daemon.devices import Device, devices
+from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import effective, load_settings, usable_kv_type
 from lmd.daemon.residency.actor import ModelActor
@@ -20,6 +21,7 @@ from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
+from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.spare import SpareRunner, SpareSettings
 from lmd.daemon.residency.speeds import Speeds
@@ -45,7 +47,8 @@ class Residency:
     """Loads models when they are needed, keeps them while they are used, and evicts idle ones when memory is short.
 
     One actor for each manifest; a load, drain or failure of one never delays another, except for memory that both
-    need. Use it from the event loop only. *on_released* is called with a manifest's digest when its runner is gone.
+    need. Use it from the event loop only. *device_source* tells what there is to load on, instead of *read_devices*.
+    *on_released* is called with a manifest's digest when its runner is gone.
     """
 
     def __init__(
@@ -56,7 +59,8 @@ class Residency:
         pool: Pool,
         *,
         saved_kv: SavedKv | None = None,
-        read_devices: Callable[[], Sequence[Device]] = devices,
+        read_devices: Callable[[], Sequence[Device]] = lambda: [main_memory()],
+        device_source: DeviceSource | None = None,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
@@ -81,10 +85,12 @@ class Residency:
         self._pins: dict[str, Mapping[str, object]] = {}
         self._watchers = Watchers(self.list, over=self._drained)
 
+        self._offload = offload = Offload(device_source or FixedDevices(read_devices), pool, runtime.require_gpu)
+
         async def read() -> list[DeviceMemory]:
             # First: what programs take in between is then missing twice, and not there twice.
             await self.leases.look()
-            return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
+            return await offload.devices()
 
         self._ledger = Ledger(
             read_devices=read,
@@ -121,6 +127,7 @@ class Residency:
             timings=timings,
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
+            offload=offload,
             start=self._spare.start if runtime.spare_runner else RunnerProcess.start,
         )
 
@@ -136,6 +143,12 @@ class Residency:
             self._watchers.note_traffic()
             for actor in list(self._actors.values()):
                 actor.close()
+
+    def cut(self) -> None:
+        """Drain, and end the answers that run now with DRAINING."""
+        self.drain()
+        for actor in list(self._actors.values()):
+            actor.cut()
 
     async def stop(self) -> None:
         """Drain, and return when every runner has ended."""
@@ -163,9 +176,13 @@ class Residency:
         """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
         return {actor.model.manifest_digest for actor in list(self._actors.values()) if actor.resident}
 
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
+        return self._ledger.tally(leases=leases)
+
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""
-        listed = [actor.status() for actor in self._actors.values()]
+        listed = [self._with_fault(actor.status()) for actor in self._actors.values()]
         return sorted(listed, key=lambda status: status.load_started_at)
 
     def enqueue(
@@ -346,6 +363,11 @@ class Residency:
 
     def _note_change(self, actor: ModelActor) -> None:
         self._watchers.note(actor.name, actor.model.manifest_digest, actor.state, actor.reason)
+
+    def _with_fault(self, status: RunnerStatus) -> RunnerStatus:
+        """Say of a runner whose device was lost that it is, unless there is something to say already."""
+        fault = "" if status.reason else self._offload.fault_of(self._ledger.devices_of(str(status.digest)))
+        return replace(status, reason=fault) if fault else status
 
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
