@@ -6,12 +6,13 @@ of 4.7 GB, and making one takes as long as writing it. What they say is noise.
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
-from tests.support.gguf_bytes import gguf
-from tests.support.shaped_models import F32, Dims, Shape, llama
+from tests.support.shaped_models import F32, Dims, llama
 
 Q4_0 = 2
 #: Of 32 weights: a scale of 16 bits, and 4 bits each.
@@ -27,21 +28,17 @@ EIGHT_B = Dims(
 def write_noise(path: Path, *, seed: int, dims: Dims = EIGHT_B) -> Path:
     """Write a model; *seed* makes it another one."""
     shape = llama(dims)
-    noise = _noise(seed)
-    with path.open("wb") as file:
-        file.write(_header(shape))
-        for tensor in shape.tensors:
-            _write(file.write, struct.pack("<f", 1.0) * 1024 if tensor.type_id == F32 else noise, tensor.size_bytes)
-            file.write(bytes(-tensor.size_bytes % _ALIGNMENT))
+    shape.write(path)
+    noise, ones = _noise(seed), struct.pack("<f", 1.0) * 1024
+    padded_bytes = [-(-tensor.size_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in shape.tensors]
+    with path.open("r+b") as file:
+        # So far there is a header, and a hole for the weights.
+        file.seek(-sum(padded_bytes), os.SEEK_END)
+        for tensor, size_bytes in zip(shape.tensors, padded_bytes, strict=True):
+            begin = file.tell()
+            _repeat(file, ones if tensor.type_id == F32 else noise, tensor.size_bytes)
+            file.seek(begin + size_bytes)
     return path
-
-
-def _header(shape: Shape) -> bytes:
-    # With every tensor in its place and no weights behind it.
-    metadata = shape._metadata()
-    whole = gguf(metadata, shape.tensors)
-    size_bytes = sum(-(-tensor.size_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in shape.tensors)
-    return whole[: len(whole) - min(size_bytes, 2**24)]
 
 
 def _noise(seed: int) -> bytes:
@@ -52,9 +49,7 @@ def _noise(seed: int) -> bytes:
     return b"".join(scale + quants[16 * block : 16 * block + 16] for block in range(_TILE_BLOCKS))
 
 
-def _write(write: object, tile: bytes, size_bytes: int) -> None:
-    assert callable(write)
-    view = memoryview(tile)
-    while size_bytes > 0:
-        write(view[: min(size_bytes, len(tile))])
-        size_bytes -= min(size_bytes, len(tile))
+def _repeat(file: BinaryIO, tile: bytes, size_bytes: int) -> None:
+    for _ in range(size_bytes // len(tile)):
+        file.write(tile)
+    file.write(tile[: size_bytes % len(tile)])
