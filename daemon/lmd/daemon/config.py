@@ -166,6 +166,14 @@ class RuntimeConfig(Section):
         ge=16,
         le=16_777_216,
     )
+    min_ctx: int = setting(
+        2048,
+        "The smallest context that a model is loaded with when `num_ctx` tokens do not fit. A context that the model "
+        "or the request asks for by name is never made smaller; nor is any when this is not below `num_ctx`.",
+        "a whole number from 16 to 16777216",
+        ge=16,
+        le=16_777_216,
+    )
     preload: ModelNames = setting(
         (),
         "Models that are loaded when the daemon starts, one after the other and without holding up anybody. They leave "

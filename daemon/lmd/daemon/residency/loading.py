@@ -21,7 +21,6 @@ from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import MemoryEstimate, estimate
-from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -155,7 +154,7 @@ class Loader:
                 saves_kv=bool(frame.kv_dir),
                 reload_s=clock() - started,
                 placement=placement,
-                active_bytes=split_weights(model.header).active_bytes,
+                active_bytes=self.estimate(model, settings).active_bytes,
                 remark=remark,
             )
         except BaseException:

@@ -15,7 +15,7 @@ import structlog
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
-from lmd.daemon.parameters import effective, load_settings, usable_kv_type
+from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
 from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
@@ -71,6 +71,7 @@ class Residency:
         self.on_released: Callable[[Digest], None] = lambda digest: None
         self._keep_alive = runtime.keep_alive
         self._num_ctx = runtime.num_ctx
+        self._min_ctx = runtime.min_ctx
         self._kv_type = runtime.kv_type
         self._limits = limits or Limits(
             max_queue=runtime.max_queue,
@@ -334,6 +335,7 @@ class Residency:
                 kv_type=usable_kv_type(model.header, self._kv_type),
             ),
             model.header,
+            min_ctx=context_floor(parameters, model.parameters, self._min_ctx),
         )
 
     def _supersede(self, old: ModelActor, name: str) -> None:
