@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lmd.daemon.errors import PermissionDenied
 from lmd.daemon.process_memory import ProcessTree, drm_process_bytes, nvidia_process_bytes, used_bytes
+from lmd.registry.errors import InvalidRequest
 
 MIB = 1 << 20
 
@@ -84,6 +86,17 @@ def test_another_program_with_its_number_is_not_taken_for_it() -> None:
 @pytest.mark.parametrize("pid", [-1, 1 << 40])
 def test_no_such_process(pid: int) -> None:
     assert ProcessTree.of(pid) is None
+
+
+def test_a_process_of_somebody_else_cannot_be_named() -> None:
+    mine = os.getuid()
+    assert ProcessTree.owned(os.getpid(), mine).pid == os.getpid()
+    assert ProcessTree.owned(os.getpid(), 0).pid == os.getpid()
+    with pytest.raises(PermissionDenied):
+        ProcessTree.owned(os.getpid(), mine + 1)
+    with pytest.raises(InvalidRequest) as caught:
+        ProcessTree.owned(1 << 22, mine)
+    assert caught.value.metadata["field"] == "pid"
 
 
 CARD, OTHER_CARD = "0000:c1:00.0", "0000:c2:00.0"

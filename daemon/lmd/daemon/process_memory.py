@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 import structlog
 
+from lmd.daemon.errors import PermissionDenied
+from lmd.registry.errors import InvalidRequest
+
 log = structlog.get_logger(__name__)
 
 #: Of a client of the kernel's graphics drivers, the memory of the card that it has: amdgpu's, xe's and i915's words.
@@ -38,6 +41,22 @@ class ProcessTree:
             return cls(pid, process.create_time(), process.uids().real)
         except (psutil.Error, ValueError, OverflowError):
             return None
+
+    @classmethod
+    def owned(cls, pid: int, uid: int) -> ProcessTree:
+        """Return the tree of a process of this user, or of anybody's for root.
+
+        Raises:
+            InvalidRequest: there is no such process.
+            PermissionDenied: it is another user's: what a lease leaves free would tell what that takes.
+        """
+        tree = cls.of(pid)
+        if tree is None:
+            hint = "leave it out to count no process"
+            raise InvalidRequest(f"there is no process {pid} that the daemon can see", field="pid", hint=hint)
+        if uid not in (0, tree.uid):
+            raise PermissionDenied(f"process {pid} belongs to another user", action="lease")
+        return tree
 
     def members(self) -> list[psutil.Process]:
         """Return the processes that there are now; none once the first has ended."""
