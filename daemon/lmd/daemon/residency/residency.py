@@ -16,6 +16,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
+from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
@@ -93,6 +94,9 @@ class Residency:
             await self.leases.look()
             return await offload.devices()
 
+        async def rated(device: str) -> int:
+            return await pool.run(rated_bandwidth, await offload.bus_id(device))
+
         self._ledger = Ledger(
             read_devices=read,
             reserve_bytes=runtime.memory_reserve_bytes,
@@ -101,9 +105,9 @@ class Residency:
             yield_turn=self._yield_turn,
         )
         #: How fast answers come on this machine.
-        self.speeds = Speeds(store, pool)
+        self.speeds = Speeds(store, pool, rated)
         #: Memory that programs hold which are not ours.
-        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool)
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, bus_id_of=offload.bus_id)
         timings = timings or RunnerTimings(load_stall_s=load_s)
         self._spare = SpareRunner(
             SpareSettings(
