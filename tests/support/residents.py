@@ -129,6 +129,8 @@ class World:
             drain_timeout=timedelta(seconds=30),
             slots=2,
             num_ctx=4096,
+            min_ctx=4096,
+            kv_type="f16",
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,

@@ -32,10 +32,11 @@ def check_room(limits: Limits, waiting: Collection[Ticket], runner: RunnerProces
 
 
 def serving_all(wanted: Sequence[LoadSettings]) -> LoadSettings:
-    """Return settings that serve as many of *wanted* as possible: the first, with the largest context of them all."""
+    """Return settings that serve as many of *wanted* as possible: the largest context, the most exact KV."""
     num_ctx = max(settings.num_ctx for settings in wanted)
     floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
-    return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
+    exact = wanted[0].with_kv_type_of(wanted)
+    return replace(exact, num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
 
 
 def _retry_after_s(limits: Limits, runner: RunnerProcess | None) -> float:
