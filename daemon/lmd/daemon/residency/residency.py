@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.planner import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
-from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.daemon.runner_process import RunnerProcess
+from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerSpec, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
@@ -54,6 +55,7 @@ class Residency:
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
+        start_runner: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start,
     ) -> None:
         runtime = config.runtime
         load_s = runtime.load_timeout.total_seconds()
@@ -94,6 +96,7 @@ class Residency:
             timings=timings or RunnerTimings(load_stall_s=load_s),
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
+            start=start_runner,
         )
 
     async def start(self) -> None:
