@@ -18,6 +18,7 @@ from typing import ClassVar, NoReturn, cast
 
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, make_view
+from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import Fake, Script
 
 #: Above every process id of Linux: a signal that escapes meets nobody.
@@ -42,6 +43,7 @@ class Host:
         script = Script(**json.loads(min(view.glob("model*")).read_text()))
         process = FakeProcess(self, next(self._pids), spec, view, self.amend(script), runner)
         self.alive[process.pid] = process
+        self.spawned(process)
         return process
 
     # What tests of whole machines change.
@@ -50,8 +52,15 @@ class Host:
         """Return how a process that starts now behaves, by whatever its model says."""
         return script
 
+    def spawned(self, process: FakeProcess) -> None:
+        """Note a new process."""
+
     async def before_load(self, fake: InProcessFake) -> None:
         """Do what a load has to do before the engine begins; it may end the process."""
+
+    def amend_ready(self, fake: InProcessFake, ready: frames.Ready) -> frames.Ready:
+        """Return what a loaded process says of itself."""
+        return ready
 
     def ended(self, process: FakeProcess) -> None:
         """Note that nothing is left of a process."""
@@ -268,3 +277,6 @@ class InProcessFake(Fake):
     async def do_load(self) -> None:
         await self.host.before_load(self)
         await super().do_load()
+
+    def ready(self) -> frames.Ready:
+        return self.host.amend_ready(self, super().ready())
