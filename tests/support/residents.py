@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,11 +26,12 @@ from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
-from lmd.registry.gguf import GgufHeader
+from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from tests.support.gguf_bytes import TinyModel
 from tests.support.in_process import Host
 from tests.support.leaks import until
 
@@ -75,8 +77,9 @@ class Memory:
 
 
 def header(context_length: int = 4096) -> GgufHeader:
-    """The facts of a header that residency looks at."""
-    return cast(GgufHeader, SimpleNamespace(block_count=2, context_length=context_length))
+    """The header of a small model with such a context."""
+    data = TinyModel(extra={"llama.context_length": context_length, "llama.block_count": 2}).to_bytes()
+    return read_header(io.BytesIO(data), len(data))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 #: known later.
 QUEUE_RETRY_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
+#: A request that comes at once is a pause all the same: 0 means that there was none.
+MIN_PAUSE_S = 1e-3
 
 
 class ModelActor:
@@ -78,6 +80,8 @@ class ModelActor:
         self._drain_until = 0.0
         self._load_started = time.time()
         self._load_s: float | None = None
+        self._loaded_at = 0.0
+        self._pause_s = 0.0
 
     # Requests
 
@@ -91,6 +95,7 @@ class ModelActor:
         """
         self._check_open()
         self._check_queue(caller)
+        self._note_pause()
         self._keep_alive.note_request(keep_alive)
         ticket = Ticket(self, settings.within(self.model.header.context_length), caller)
         self._waiting[ticket] = None
@@ -143,12 +148,21 @@ class ModelActor:
             pinned=ready and self._keep_alive.for_ever,
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
+            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
+            reload_s=self._load_s or 0.0,
+            loaded_at=self._loaded_at if ready else 0.0,
+            pause_s=self._pause_s,
         )
 
-    def evict(self) -> None:
+    def evict(self, reason: str) -> None:
         """Leave because someone needs the memory; a busy runner stays."""
         if not self.usage().busy and self._runner is not None:
-            self._depart("makes room for another model")
+            self._depart(reason)
+
+    def yield_turn(self, reason: str) -> None:
+        """Leave when the running answers are done, because others have waited long; those who wait load it again."""
+        if self._runner is not None and not self._leave:
+            self._depart(reason)
 
     def unload(self, *, force: bool, save_kv: bool = True) -> int:
         """Leave when the running answers are done, or cut them; return how many there are.
@@ -274,6 +288,7 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
+        self._loaded_at, self._pause_s = self._loop.time(), 0.0
         self.state, self.reason = RunnerState.READY, ""
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
@@ -340,6 +355,12 @@ class ModelActor:
 
     # State
 
+    def _note_pause(self) -> None:
+        """Learn how soon an idle runner is asked again; the last pause counts as much as all before."""
+        if self.state is RunnerState.READY and not (self._admitted or self._waiting):
+            pause_s = max(self._loop.time() - self._keep_alive.last_used, MIN_PAUSE_S)
+            self._pause_s = (self._pause_s + pause_s) / 2 if self._pause_s else pause_s
+
     def _load_is_unwanted(self) -> bool:
         """A load that nobody waits for any more goes on once it reads the weights: the next one may want it."""
         if self._closing or self._force:
@@ -386,7 +407,9 @@ class ModelActor:
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
-        return replace(wanted[0], num_ctx=max(settings.num_ctx for settings in wanted))
+        num_ctx = max(settings.num_ctx for settings in wanted)
+        floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
+        return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""

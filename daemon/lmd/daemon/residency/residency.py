@@ -19,7 +19,7 @@ from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
@@ -82,12 +82,12 @@ class Residency:
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
+            yield_turn=self._yield_turn,
         )
         self._loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
             read_devices=read,
-            name_of=self._name_of,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
             views_dir=self._views_dir,
@@ -249,11 +249,12 @@ class Residency:
         actor = self._actors.get(key)
         return actor.usage() if actor is not None else _GONE
 
-    def _evict(self, key: str) -> None:
+    def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
         if actor is not None:
-            actor.evict()
+            actor.evict(reason)
 
-    def _name_of(self, key: str) -> str:
+    def _yield_turn(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
-        return actor.name if actor is not None else key
+        if actor is not None:
+            actor.yield_turn(reason)
