@@ -7,6 +7,7 @@ its view as `model.gguf`. What a request does is its prompt:
     any words        the words come back, one token each
     count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
+    read             nothing, as if the prompt took for ever
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
     abort-at PATH    one token, then SIGABRT when PATH exists
@@ -148,6 +149,9 @@ class Fake:
         while not await asyncio.to_thread(os.path.exists, path):
             await asyncio.sleep(0.005)
 
+    def read_script(self) -> Script:
+        return script_in(Path())
+
     def check_files(self) -> None:
         """Read what the load names, as an engine does."""
         for path in (
@@ -194,6 +198,7 @@ class Fake:
             match frame.WhichOneof("frame"):
                 case "load":
                     self.load = frame.load
+                    self.script = self.read_script()  # a spare learns only now what it is
                     await self.do_load()
                 case "submit":
                     if self.script.crash_on_submit:
@@ -381,6 +386,8 @@ class Fake:
         if verb == "fail":
             self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
+        if verb == "read":
+            await asyncio.Event().wait()
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
             generated = 1
@@ -446,9 +453,15 @@ class Fake:
             self.send(frames.RunnerFrame(delta=delta))
 
 
+def script_in(view: Path) -> Script:
+    """Read the script that lies in the view; a spare has none yet, and behaves."""
+    found = min(view.glob("model*"), default=None)
+    return Script(**json.loads(found.read_text())) if found is not None else Script()
+
+
 async def amain(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = Script(**json.loads(min(Path().glob("model*")).read_text()))
+    script = script_in(Path())
     sys.stderr.write(script.stderr + "\n")
     sys.stderr.flush()
     if not script.obeys_term:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import ClassVar, NoReturn, cast
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, make_view
 from lmd.runner.v1 import frames_pb2 as frames
-from tests.support.fake_runner import Fake, Script
+from tests.support.fake_runner import Fake, Script, script_in
 
 #: Above every process id of Linux: a signal that escapes meets nobody.
 _FIRST_PID = 1 << 23
@@ -38,10 +37,9 @@ class Host:
         """Do what `RunnerProcess.start` does."""
         return await self._kind.start(spec)
 
-    def spawn(self, spec: RunnerSpec, view: Path, runner: InProcessRunner) -> FakeProcess:
+    def spawn(self, view: Path, runner: InProcessRunner) -> FakeProcess:
         """Begin a process."""
-        script = Script(**json.loads(min(view.glob("model*")).read_text()))
-        process = FakeProcess(self, next(self._pids), spec, view, self.amend(script), runner)
+        process = FakeProcess(self, next(self._pids), view, self.amend(script_in(view)), runner)
         self.alive[process.pid] = process
         self.spawned(process)
         return process
@@ -73,14 +71,20 @@ class InProcessRunner(RunnerProcess):
 
     async def _spawn(self) -> None:
         view = make_view(self._spec.views_dir, self._spec.weights, self._spec.draft, self._spec.adapters)
-        process = self.host.spawn(self._spec, view, self)
+        process = self.host.spawn(view, self)
         self._process = cast(asyncio.subprocess.Process, process)
+        self._view = view
         self._link.connection_made(process.transport)
         self._supervisor = asyncio.create_task(self._supervise(self._process, view))
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """What it was started with, or, for a spare, what it became."""
+        return self._spec
 
     def say(self, line: str) -> None:
         """Receive a line of the standard error."""
@@ -101,11 +105,8 @@ class InProcessRunner(RunnerProcess):
 class FakeProcess:
     """What stands for a process: it has a pid, obeys signals, and ends with a status."""
 
-    def __init__(
-        self, host: Host, pid: int, spec: RunnerSpec, view: Path, script: Script, runner: InProcessRunner
-    ) -> None:
+    def __init__(self, host: Host, pid: int, view: Path, script: Script, runner: InProcessRunner) -> None:
         self.pid = pid
-        self.spec = spec
         self.view = view
         self.script = script
         self.returncode: int | None = None
@@ -122,6 +123,11 @@ class FakeProcess:
         self.transport = LinkTransport(self._in, runner)
         self.fake = InProcessFake(reader, self._out, script, self, host)
         self._main = asyncio.create_task(self._run(), name=f"runner-{pid}")
+
+    @property
+    def spec(self) -> RunnerSpec:
+        """What it was started with, or, for a spare, what it became."""
+        return self._runner.spec
 
     async def wait(self) -> int:
         """Return the exit status, when there is one."""
@@ -269,6 +275,9 @@ class InProcessFake(Fake):
     async def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
         await asyncio.Event().wait()
+
+    def read_script(self) -> Script:
+        return self.host.amend(script_in(self.process.view))
 
     def check_files(self) -> None:
         for name in (*self.load.model_paths, *self.load.draft_paths, *(adapter.path for adapter in self.load.adapters)):

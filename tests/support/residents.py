@@ -119,6 +119,7 @@ class World:
     saved_kv: SavedKv | None = None
     #: Where runners are without processes; None for processes.
     host: Host | None = None
+    spare_runner: bool = False
     _residency: Residency | None = None
 
     @property
@@ -132,6 +133,8 @@ class World:
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
+            preload=(),
+            spare_runner=self.spare_runner,
             caller_weights={"uid:2": 2.5},
         )
         return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))

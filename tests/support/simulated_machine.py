@@ -172,12 +172,13 @@ class SimulatedMachine(Host):
 
     def spawned(self, process: FakeProcess) -> None:
         """Let the next fault of its model happen to a new process."""
+        self._spoil(process, "hello")
+
+    def _spoil(self, process: FakeProcess, part: str) -> None:
         pending = self.faults[process.spec.name]
-        if not pending:
-            return
-        changes, error = FAULTS[pending.popleft()]
-        process.script = process.fake.script = replace(process.script, **changes)  # type: ignore[arg-type]
-        if "hello" in changes:
+        if pending and part in FAULTS[pending[0]][0]:
+            changes, error = FAULTS[pending.popleft()]
+            process.fake.script = replace(process.fake.script, **changes)  # type: ignore[arg-type]
             self._on_fault(process.spec.name, error)
 
     async def before_load(self, fake: InProcessFake) -> None:
@@ -199,9 +200,7 @@ class SimulatedMachine(Host):
         else:
             self.claims[process.pid] = claim
             await asyncio.sleep(self._chances.choice((0.0, 0.2, 3.0)))
-        for changes, error in FAULTS.values():
-            if "load" in changes and fake.script.load == changes["load"]:
-                self._on_fault(name, error)
+        self._spoil(process, "load")
 
     def amend_ready(self, fake: InProcessFake, ready: frames.Ready) -> frames.Ready:
         claim = self.claims[fake.pid]

@@ -185,6 +185,11 @@ class Ledger:
         self._holdings[key] = replace(self._holdings[key], held=tuple(held))
         self._note_change()
 
+    def keeps_turn(self, key: str) -> None:
+        """Note that *key* goes on after all: the turn that it should have given up was called off."""
+        self._yielding.discard(key)
+        self.changed()
+
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
         self._yielding.discard(key)

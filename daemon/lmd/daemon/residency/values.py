@@ -173,6 +173,7 @@ class RunnerStatus:
     load_duration: timedelta | None
     reason: str
     stats: EngineStats | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
