@@ -68,6 +68,7 @@ class InProcessRunner(RunnerProcess):
     """A `RunnerProcess` whose process is a task."""
 
     host: ClassVar[Host]
+    _deaf = False
 
     async def _spawn(self) -> None:
         view = make_view(self._spec.views_dir, self._spec.weights, self._spec.draft, self._spec.adapters)
@@ -91,10 +92,13 @@ class InProcessRunner(RunnerProcess):
         self._log.data_received(f"{line}\n".encode())
 
     def hear(self, data: bytes) -> None:
-        """Receive bytes of frames; none are the end of them."""
+        """Receive bytes of frames; none are the end of them, and after that nothing comes."""
+        if self._deaf:
+            return
         if data:
             self._link.data_received(data)
         else:
+            self._deaf = True
             self._link.connection_lost(None)
 
     def hang_up(self) -> None:
@@ -118,7 +122,7 @@ class FakeProcess:
         self._terminates = False
         self._exited = asyncio.Event()
         reader = asyncio.StreamReader(limit=1 << 27)
-        self._out = Pipe(self, host.delay, runner.hear)
+        self._out = Pipe(self, host.delay, self._say)
         self._in = Pipe(self, host.delay, lambda data: reader.feed_data(data) if data else reader.feed_eof())
         self.transport = LinkTransport(self._in, runner)
         self.fake = InProcessFake(reader, self._out, script, self, host)
@@ -163,10 +167,9 @@ class FakeProcess:
         self._main.cancel()
         for task in self.fake.running.values():
             task.cancel()
-        self._out.send(b"")
         self.frozen = False
         self._out.flow()
-        asyncio.get_running_loop().call_later(self._host.delay(), self._reap)
+        self._out.send(b"")
 
     async def _run(self) -> None:
         await asyncio.sleep(self._host.delay())
@@ -174,6 +177,12 @@ class FakeProcess:
         with contextlib.suppress(asyncio.IncompleteReadError):
             await self.fake.run()
         self.end(0)
+
+    def _say(self, data: bytes) -> None:
+        """Let the parent read; nobody hears of an exit before what was said until then has arrived."""
+        self._runner.hear(data)
+        if not data:
+            asyncio.get_running_loop().call_later(self._host.delay(), self._reap)
 
     def _reap(self) -> None:
         assert self.fate is not None

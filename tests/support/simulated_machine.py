@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import signal
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from lmd.daemon.devices import Device
 from lmd.daemon.errors import ModelIncompatible, RunnerCrashed, RunnerStartTimeout, TemplateFailed
-from lmd.daemon.residency.facts import MeasuredMemory
-from lmd.registry.digest import Digest
-from lmd.registry.errors import LmdError
+from lmd.registry.memory import LayerMemory, MemoryEstimate
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import Script
 from tests.support.in_process import FakeProcess, Host, InProcessFake
-from tests.support.residents import Memory
 
 CPU = "cpu"
-GPU = "cuda0"
+GPUS = ("cuda0", "cuda1")
+
+#: What sizes are told in; a spare runner takes no note of less.
+UNIT = 8 << 20
+#: Each model has so many layers beside input and output.
+LAYERS = 4
 
 #: How long a driver shows the memory of a dead process as used.
 LAG_S = 1.0
@@ -42,16 +43,50 @@ FAULTS: dict[str, tuple[dict[str, str], type[Exception]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model takes."""
+    """What a model takes, in units of memory; the rest of its parts follow from that."""
 
-    weights_bytes: int
-    kv_bytes_per_1024: int
+    weights: int
+    kv_per_1024: int
 
-    def kv_bytes(self, num_ctx: int) -> int:
-        return self.kv_bytes_per_1024 * num_ctx // 1024
+    def estimate(self, num_ctx: int) -> MemoryEstimate:
+        """Return what the daemon finds in its header."""
+        layer = LayerMemory(self.weights * UNIT // 6, self.kv_per_1024 * num_ctx // 1024 * UNIT // LAYERS)
+        return MemoryEstimate(
+            weights_bytes=6 * layer.weights_bytes,
+            kv_bytes=LAYERS * layer.kv_bytes,
+            compute_bytes=UNIT,
+            layers=(layer,) * LAYERS,
+            input_bytes=layer.weights_bytes,
+            output_bytes=layer.weights_bytes,
+        )
 
-    def total_bytes(self, num_ctx: int) -> int:
-        return self.weights_bytes + self.kv_bytes(num_ctx)
+    def taken(self, load: frames.Load) -> list[frames.DeviceBytes]:
+        """Return what a runner takes that is told to load it so."""
+        whole = self.estimate(load.num_ctx)
+        parts = [(layer.weights_bytes, layer.kv_bytes) for layer in whole.layers] + [(whole.output_bytes, 0)]
+        on_gpus = sum(round(part.part) for part in load.devices) if load.num_gpu else 0
+        place = len(parts) - on_gpus
+        rest = parts[:place]
+        taken = [
+            frames.DeviceBytes(
+                device=CPU,
+                weights_bytes=whole.input_bytes + sum(weights for weights, _ in rest),
+                kv_bytes=sum(kv for _, kv in rest),
+                compute_bytes=whole.compute_bytes if rest else 0,
+            )
+        ]
+        for part in load.devices if on_gpus else ():
+            here = parts[place : place + round(part.part)]
+            place += len(here)
+            taken.append(
+                frames.DeviceBytes(
+                    device=part.device,
+                    weights_bytes=sum(weights for weights, _ in here),
+                    kv_bytes=sum(kv for _, kv in here),
+                    compute_bytes=whole.compute_bytes,
+                )
+            )
+        return taken
 
 
 @dataclass(slots=True)
@@ -67,41 +102,11 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a process has taken."""
+    """What a process has taken of a device, and what of that a reading shows: mapped weights count as cache."""
 
     device: str
-    weights_bytes: int
-    kv_bytes: int
-    mapped: bool
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes
-
-    @property
-    def seen_bytes(self) -> int:
-        """What a reading shows: mapped weights count as cache."""
-        return self.kv_bytes if self.mapped else self.total_bytes
-
-
-class Sizes(Memory):
-    """Stands in for the store: what no load has measured yet is known all the same, and right."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[Digest, Size] = {}
-
-    def recall(self, kind: str, key: str) -> str | None:
-        if (fact := self.facts.get((kind, key))) is not None or kind != "memory":
-            return fact
-        digest, *words = key.split()
-        size = self.sizes[Digest.parse(digest)]
-        num_ctx = int(next(word for word in words if word.startswith("ctx=")).removeprefix("ctx="))
-        on_gpu = not any(word == "device=cpu" for word in words)
-        measured = MeasuredMemory(
-            size.weights_bytes, size.kv_bytes(num_ctx), 0, vram_bytes=size.total_bytes(num_ctx) if on_gpu else 0
-        )
-        return json.dumps(asdict(measured))
+    total_bytes: int
+    seen_bytes: int
 
 
 class SimulatedMachine(Host):
@@ -123,7 +128,7 @@ class SimulatedMachine(Host):
         #: What happens to the next processes of a model.
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.loads: list[tuple[float, str]] = []
-        self.claims: dict[int, Claim] = {}
+        self.claims: dict[int, list[Claim]] = {}
         self._chances = chances
         self._on_fault = on_fault
         #: Processes whose memory somebody else took between the decision and the load.
@@ -137,10 +142,10 @@ class SimulatedMachine(Host):
             if chip.present
         ]
 
-    def used_bytes(self, device: str) -> int:
-        """Return what our processes and others have of a device."""
-        ours = sum(claim.total_bytes for claim in self.claims.values() if claim.device == device)
-        return ours + self.chips[device].other_bytes
+    def free_bytes(self, device: str) -> int:
+        """Return what neither our processes nor others have of a device, seen or not."""
+        ours = sum(claim.total_bytes for claims in self.claims.values() for claim in claims if claim.device == device)
+        return self.chips[device].total_bytes - ours - self.chips[device].other_bytes
 
     def others_use(self, device: str, other_bytes: int) -> None:
         """Let other programs have *other_bytes* of a device."""
@@ -152,8 +157,8 @@ class SimulatedMachine(Host):
         """Take a device away; what runs on it aborts."""
         self.chips[device].present = False
         self._surprised |= self.alive.keys() - self.claims.keys()
-        for pid, claim in list(self.claims.items()):
-            if claim.device == device and pid in self.alive:
+        for pid, claims in list(self.claims.items()):
+            if any(claim.device == device for claim in claims):
                 self._on_fault(self.alive[pid].spec.name, RunnerCrashed)
                 self.alive[pid].end(-signal.SIGABRT)
 
@@ -168,7 +173,7 @@ class SimulatedMachine(Host):
     # What processes do
 
     def amend(self, script: Script) -> Script:
-        return replace(script, gpu=GPU in self.chips)
+        return replace(script, gpu=len(self.chips) > 1)
 
     def spawned(self, process: FakeProcess) -> None:
         """Let the next fault of its model happen to a new process."""
@@ -188,40 +193,46 @@ class SimulatedMachine(Host):
             other.pid in self.claims for other in self.processes_of(name) if other.spec.weights == process.spec.weights
         ):
             self.violations.append(f"{name} is loaded twice")
-        size = self.sizes[name]
-        device = GPU if fake.on_gpu and self.chips[GPU].present else CPU
-        claim = Claim(
-            device, size.weights_bytes, size.kv_bytes(fake.load.num_ctx), fake.load.use_mmap and device == CPU
-        )
-        if self.used_bytes(device) + claim.total_bytes > self.chips[device].total_bytes:
+        claims = [self._claim(fake.load, taken) for taken in self.sizes[name].taken(fake.load)]
+        if not all(self.chips[claim.device].present for claim in claims):
+            self._on_fault(name, RunnerCrashed)
+            fake.die(signal.SIGABRT)
+        if short := [claim for claim in claims if claim.total_bytes > self.free_bytes(claim.device)]:
             if process.pid not in self._surprised:
-                self.violations.append(f"{name} was loaded where it does not fit: {device}, {claim}, {self.claims}")
+                self.violations.append(f"{name} was loaded where it does not fit: {short}, {self.claims}")
+            self._on_fault(name, MemoryError)
             fake.script = replace(fake.script, load="oom")
-        else:
-            self.claims[process.pid] = claim
-            await asyncio.sleep(self._chances.choice((0.0, 0.2, 3.0)))
+            return
+        self.claims[process.pid] = claims
+        await asyncio.sleep(self._chances.choice((0.0, 0.2, 3.0)))
         self._spoil(process, "load")
 
     def amend_ready(self, fake: InProcessFake, ready: frames.Ready) -> frames.Ready:
-        claim = self.claims[fake.pid]
-        ready.weights_bytes, ready.kv_bytes = claim.weights_bytes, claim.kv_bytes
-        ready.vram_bytes = claim.total_bytes if claim.device == GPU else 0
-        ready.gpu_layers = 99 if claim.device == GPU else 0
+        taken = self.sizes[fake.process.spec.name].taken(fake.load)
+        ready.device_bytes.extend(taken)
+        ready.weights_bytes = sum(part.weights_bytes for part in taken)
+        ready.kv_bytes = sum(part.kv_bytes for part in taken)
+        ready.compute_bytes = sum(part.compute_bytes for part in taken)
+        ready.vram_bytes = sum(
+            part.weights_bytes + part.kv_bytes + part.compute_bytes for part in taken if part.device != CPU
+        )
+        ready.gpu_layers = sum(round(part.part) for part in fake.load.devices)
         return ready
 
     def ended(self, process: FakeProcess) -> None:
-        claim = self.claims.pop(process.pid, None)
-        if claim is not None and claim.device != CPU:
-            until = asyncio.get_running_loop().time() + LAG_S
-            self.chips[claim.device].lagging.append((until, claim.total_bytes))
+        for claim in self.claims.pop(process.pid, ()):
+            if claim.device != CPU:
+                until = asyncio.get_running_loop().time() + LAG_S
+                self.chips[claim.device].lagging.append((until, claim.total_bytes))
+
+    def _claim(self, load: frames.Load, taken: frames.DeviceBytes) -> Claim:
+        unmapped_bytes = taken.kv_bytes + taken.compute_bytes
+        total_bytes = taken.weights_bytes + unmapped_bytes
+        mapped = taken.device == CPU and load.use_mmap
+        return Claim(taken.device, total_bytes, unmapped_bytes if mapped else total_bytes)
 
     def _shown_bytes(self, device: str) -> int:
         now, chip = asyncio.get_running_loop().time(), self.chips[device]
         chip.lagging = [(until, size_bytes) for until, size_bytes in chip.lagging if until > now]
-        ours = sum(claim.seen_bytes for claim in self.claims.values() if claim.device == device)
+        ours = sum(claim.seen_bytes for claims in self.claims.values() for claim in claims if claim.device == device)
         return ours + chip.other_bytes + sum(size_bytes for _, size_bytes in chip.lagging)
-
-
-def is_domain_error(error: BaseException) -> bool:
-    """Tell whether an error says something to the one who gets it."""
-    return isinstance(error, LmdError) and bool(error.message)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from lmd.daemon.errors import (
     DeviceMemoryShort,
     Draining,
+    HandedBack,
     ModelIncompatible,
     QueueFull,
     RunnerCrashed,
@@ -51,10 +52,6 @@ class Request:
     task: asyncio.Task[str] = field(init=False)
     cancelled: bool = False
     ended_at: float | None = None
-    #: Set while it holds a slot: eviction must not touch its model.
-    serving: bool = False
-    #: The context that it was served with.
-    num_ctx: int = 0
     ends: int = 0
 
     @property
@@ -64,26 +61,34 @@ class Request:
 
     async def run(self, residency: Residency) -> str:
         """Do what a request does; return the text."""
-        loop = asyncio.get_running_loop()
+        again = False
         try:
-            with residency.enqueue(self.model, self.settings, self.keep_alive, caller=self.caller) as ticket:
-                await ticket.wait()
-                answer = await ticket.runner.submit(frames.Submit(prompt=self.prompt, caller=self.caller))
-                answer.when_ended(self._note_end)
-                pieces = []
+            while True:
                 try:
-                    while not answer.ended:
-                        await answer.changed()
-                        self.serving = answer.started is not None
-                        pieces += [delta.text for delta in answer.take()]
-                    if answer.error is not None:
-                        raise answer.error
-                    return "".join(pieces)
-                finally:
-                    answer.close()
+                    return await self._try(residency, again)
+                except HandedBack:
+                    again = True
         finally:
-            self.serving = False
-            self.ended_at = loop.time()
+            self.ended_at = asyncio.get_running_loop().time()
+
+    async def _try(self, residency: Residency, again: bool) -> str:
+        with residency.enqueue(self.model, self.settings, self.keep_alive, caller=self.caller, again=again) as ticket:
+            await ticket.wait()
+            answer = await ticket.runner.submit(frames.Submit(prompt=self.prompt, caller=self.caller))
+            answer.when_ended(self._note_end)
+            pieces = []
+            try:
+                while not answer.ended:
+                    await answer.changed()
+                    pieces += [delta.text for delta in answer.take()]
+                if answer.error is None:
+                    return "".join(pieces)
+                if isinstance(answer.error, HandedBack):
+                    assert answer.started is None, "an answer that began was handed back"
+                    self.ends -= 1
+                raise answer.error
+            finally:
+                answer.close()
 
     def _note_end(self) -> None:
         self.ends += 1

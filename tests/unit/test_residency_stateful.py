@@ -19,6 +19,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import structlog
 from hypothesis import HealthCheck, settings
@@ -31,8 +32,8 @@ from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.registry.errors import ModelNotFound
-from tests.support.residents import Model, World
-from tests.support.simulated_machine import CPU, FAULTS, GPU, Chip, SimulatedMachine, Size, Sizes
+from tests.support.residents import Memory, Model, World
+from tests.support.simulated_machine import CPU, FAULTS, GPUS, UNIT, Chip, SimulatedMachine, Size
 from tests.support.told_requests import Judge, Request, Requests
 from tests.support.virtual_loop import VirtualLoop
 
@@ -60,9 +61,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     """Does things to a residency, and knows what each request may be told."""
 
     @initialize(
-        main=st.sampled_from([100, 150, 400]), gpu=st.sampled_from([None, None, 80, 120]), seed=st.integers(0, 1 << 32)
+        main=st.sampled_from([120, 160, 400]),
+        gpus=st.sampled_from([(), (), (80,), (120,), (60, 60)]),
+        spare=st.booleans(),
+        seed=st.integers(0, 1 << 32),
     )
-    def begin(self, main: int, gpu: int | None, seed: int) -> None:
+    def begin(self, main: int, gpus: tuple[int, ...], spare: bool, seed: int) -> None:
         fast = Path("/dev/shm")  # Syncing is not what is tested here.
         self.directory = Path(tempfile.mkdtemp(dir=fast if fast.is_dir() else None))
         self.loop = VirtualLoop()
@@ -71,13 +75,20 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.logged = structlog.testing.LogCapture()
         self.configured = structlog.get_config()["processors"]
         structlog.configure(processors=[self.logged])
-        chips = {CPU: Chip(main)} | ({GPU: Chip(gpu)} if gpu is not None else {})
+        chips = {CPU: Chip(main * UNIT)} | {id_: Chip(gpu * UNIT) for id_, gpu in zip(GPUS, gpus, strict=False)}
         self.machine = SimulatedMachine(chips, SIZES, chances=random.Random(seed), on_fault=self.note_fault)
-        memory = Sizes()
-        self.world = SimulatedWorld(self.directory, memory=memory, host=self.machine, limits=LIMITS, timings=TIMINGS)
+        memory = Memory()
+        memory.measured = False
+        self.world = SimulatedWorld(
+            self.directory, memory=memory, host=self.machine, limits=LIMITS, timings=TIMINGS, spare_runner=spare
+        )
         self.models = {name: self.world.model(name.removesuffix(":latest")) for name in SIZES}
-        for name, model in self.models.items():
-            memory.sizes[model.manifest_digest] = SIZES[name]
+        sizes = {id(model.header): SIZES[name] for name, model in self.models.items()}
+        self.estimates = patch(
+            "lmd.daemon.residency.loading.estimate",
+            lambda header, *, num_ctx, **_: sizes[id(header)].estimate(num_ctx),
+        )
+        self.estimates.start()
         self.residency: Residency = self.within(lambda: self.world.residency)
         self.requests = Requests(self.residency, self.loop, wait_s=LIMITS.wait_s, max_queue=LIMITS.max_queue)
         self.gates: list[tuple[Request, Path]] = []
@@ -203,24 +214,24 @@ class ResidencyMachine(RuleBasedStateMachine):
     def spoil_the_next_start(self, name: str, fault: str) -> None:
         self.machine.faults[name].append(fault)
 
-    @rule(device=st.sampled_from([CPU, GPU]), part=st.sampled_from([0, 30, 60, 90]))
+    @rule(device=st.sampled_from([CPU, *GPUS]), part=st.sampled_from([0, 30, 60, 90]))
     def others_take_memory(self, device: str, part: int) -> None:
         if device in self.machine.chips:
             self.machine.others_use(device, self.machine.chips[device].total_bytes * part // 100)
             self.short.note_others()
             self.loop.settle()
 
-    @precondition(lambda self: GPU in self.machine.chips)
+    @precondition(lambda self: len(self.machine.chips) > 1)
     @rule()
-    def lose_the_gpu(self) -> None:
-        self.within(lambda: self.machine.vanish(GPU))
+    def lose_a_gpu(self) -> None:
+        self.within(lambda: self.machine.vanish(GPUS[0]))
         self.short.gpu_was_lost = True
         self.loop.settle()
 
-    @precondition(lambda self: GPU in self.machine.chips)
+    @precondition(lambda self: len(self.machine.chips) > 1)
     @rule()
-    def find_the_gpu(self) -> None:
-        self.machine.appear(GPU)
+    def find_the_gpu_again(self) -> None:
+        self.machine.appear(GPUS[0])
         self.loop.settle()
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 1.0, 5.0, 5.0, 20.0, 61.0, 301.0]))
@@ -259,6 +270,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.end()
         finally:
             structlog.configure(processors=self.configured)
+            self.estimates.stop()
             self.loop.dissolve()
             shutil.rmtree(self.directory)
 
@@ -307,20 +319,14 @@ class Shortness(Judge):
 
     def __call__(self, request: Request) -> bool:
         """A model may be refused before its time when it fits nowhere, also with everyone gone who may be evicted."""
-        assert request.ended_at is not None
-        machine = self._machine.machine
-        needed_bytes = SIZES[request.model.name].total_bytes(request.settings.num_ctx)
-        kept_bytes = sum(SIZES[name].total_bytes(4096) for name in self.kept - {request.model.name})
-        devices = {-1: [CPU, GPU], 0: [CPU], 99: [GPU, CPU]}[request.settings.num_gpu]
-        if request.settings.num_gpu == 99 and GPU in machine.chips:
-            if self.gpu_was_lost:
-                return True
-            devices = [GPU]
-        return all(
-            machine.chips[device].total_bytes - self._most_of_others(device, request) - kept_bytes < needed_bytes
-            for device in devices
-            if device in machine.chips
-        )
+        chips = self._machine.machine.chips
+        need = SIZES[request.model.name].estimate(request.settings.num_ctx)
+        kept = [SIZES[name].estimate(4096).total_bytes for name in self.kept - {request.model.name}]
+        room = {id_: chips[id_].total_bytes - self._most_of_others(id_, request) - sum(kept) for id_ in chips}
+        if request.settings.num_gpu != 99 or len(chips) == 1:
+            return room[CPU] < need.total_bytes
+        fits_a_gpu = any(room[id_] >= need.total_bytes for id_ in chips if id_ != CPU)
+        return self.gpu_was_lost or not fits_a_gpu or room[CPU] < need.input_bytes
 
     def _most_of_others(self, device: str, request: Request) -> int:
         assert request.ended_at is not None
