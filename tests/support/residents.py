@@ -18,6 +18,7 @@ from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
 from lmd.daemon.residency.facts import MeasuredMemory
+from lmd.daemon.residency.offload import DeviceSource
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
@@ -115,6 +116,9 @@ class World:
     keep_alive: timedelta = timedelta(minutes=5)
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
+    require_gpu: bool = False
+    #: What tells the devices, instead of the figures above.
+    device_source: DeviceSource | None = None
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
     #: Where runners are without processes; None for processes.
@@ -130,9 +134,12 @@ class World:
             drain_timeout=timedelta(seconds=30),
             slots=2,
             num_ctx=4096,
+            min_ctx=4096,
+            kv_type="f16",
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
+            require_gpu=self.require_gpu,
             preload=(),
             spare_runner=self.spare_runner,
             caller_weights={"uid:2": 2.5},
@@ -150,6 +157,7 @@ class World:
                 Threads(),
                 saved_kv=self.saved_kv,
                 read_devices=self.devices,
+                device_source=self.device_source,
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,
