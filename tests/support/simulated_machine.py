@@ -216,6 +216,7 @@ class SimulatedMachine(Host):
         ready.vram_bytes = sum(
             part.weights_bytes + part.kv_bytes + part.compute_bytes for part in taken if part.device != CPU
         )
+        ready.mapped_bytes = taken[0].weights_bytes if fake.load.use_mmap else 0
         ready.gpu_layers = sum(round(part.part) for part in fake.load.devices)
         return ready
 
