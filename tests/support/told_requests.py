@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from lmd.daemon.errors import (
     DeviceMemoryShort,
+    DeviceUnavailable,
     Draining,
     HandedBack,
     ModelIncompatible,
@@ -35,6 +36,7 @@ AFTERMATH_S: dict[type[Exception], float] = {
     ModelIncompatible: 45.0,
     TemplateFailed: 45.0,
     Unloaded: 0.5,
+    DeviceUnavailable: 1e9,
 }
 
 
@@ -100,6 +102,8 @@ class Requests:
     def __init__(self, residency: Residency, loop: asyncio.AbstractEventLoop, *, wait_s: float, max_queue: int) -> None:
         self.all: list[Request] = []
         self.draining = False
+        #: How often each model was loaded by name: such calls stand in its queue, too.
+        self.explicit_loads: Counter[str] = Counter()
         self._residency = residency
         self._loop = loop
         self._wait_s = wait_s
@@ -163,7 +167,8 @@ class Requests:
             case Draining():
                 return self.draining
             case QueueFull():
-                return len(self._beside(request)) >= self._max_queue * 3 // 4
+                beside = len(self._beside(request)) + self.explicit_loads[request.model.name]
+                return beside >= self._max_queue * 3 // 4
             case DeviceMemoryShort():
                 if waited_s >= self._wait_s or self._explained(MemoryError, request):
                     return True

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lmd.daemon.devices import Device
-from lmd.daemon.errors import RunnerCrashed, RunnerHung, Unloaded
+from lmd.daemon.errors import DeviceUnavailable, RunnerCrashed, RunnerHung, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_spec import RunnerTimings
@@ -167,6 +167,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @rule(name=names, wish=st.sampled_from([1024, 4096]))
     def load(self, name: str, wish: int) -> None:
+        self.requests.explicit_loads[name] += 1
         self.loop.create_task(self.make_resident(self.models[name], wish))
         self.loop.settle()
 
@@ -199,8 +200,6 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def note_hang(self, name: str) -> None:
         """A runner that hangs is found out at its start, its load, or by its silence."""
-        from lmd.daemon.errors import RunnerStartTimeout
-
         self.note_fault(name, RunnerHung)
         self.note_fault(name, RunnerStartTimeout)
 
@@ -226,6 +225,8 @@ class ResidencyMachine(RuleBasedStateMachine):
     def lose_a_gpu(self) -> None:
         self.within(lambda: self.machine.vanish(GPUS[0]))
         self.short.gpu_was_lost = True
+        for name in SIZES:
+            self.note_fault(name, DeviceUnavailable)
         self.loop.settle()
 
     @precondition(lambda self: len(self.machine.chips) > 1)
@@ -330,8 +331,8 @@ class Shortness(Judge):
 
     def _most_of_others(self, device: str, request: Request) -> int:
         assert request.ended_at is not None
-        before = [used[device] for at, used in self._others if at <= request.asked_at][-1:]
-        during = [used[device] for at, used in self._others if request.asked_at < at <= request.ended_at]
+        before = [used[device] for at, used in self._others if at < request.asked_at][-1:]
+        during = [used[device] for at, used in self._others if request.asked_at <= at <= request.ended_at]
         return max(before + during, default=0)
 
 

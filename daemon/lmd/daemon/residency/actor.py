@@ -547,7 +547,7 @@ class ModelActor:
             # Those who wait for less, or for another place, may still get it.
             before = len(self._waiting)
             self._refuse_waiting(error, keep=lambda ticket: ticket.settings.asks_less_than(settings))
-            self._narrow = len(self._waiting) == before
+            self._narrow = 0 < before == len(self._waiting)
         else:
             self._refuse_waiting(error)
         self._forget()

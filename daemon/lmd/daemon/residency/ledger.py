@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
 from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
@@ -297,8 +297,10 @@ class Ledger:
             residents = self._residents(ask.key)
             try:
                 decided = plan(devices, residents, ask, reserve_bytes=self._reserve_bytes)
-            except ValueError as error:
-                asking.granted.set_exception(error)
+            except ValueError:
+                # They were there when it asked: a device has vanished.
+                gone = " and ".join(ask.devices or ("every device",))
+                asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
             settling = any(until > now for until, _ in self._settling)
             self._note(asking, ask, decided, residents)
