@@ -123,17 +123,24 @@ class Ledger:
         usage: Callable[[str], Usage],
         evict: Callable[[str, str], None],
         yield_turn: Callable[[str, str], None],
+        keep_turn: Callable[[str], None],
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
+        """Make a ledger of nothing.
+
+        *evict* tells an idle one why it has to leave. *yield_turn* tells a busy one to leave after its answers, and
+        *keep_turn* that it need not do so after all.
+        """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
         self._yield_turn = yield_turn
+        self._keep_turn = keep_turn
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
-        self._yielding: set[str] = set()
+        #: Who gives up its turn, and for whom.
+        self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
         self._version = 0
@@ -209,6 +216,8 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
+            if ask.key not in self._holdings:
+                self._call_off_turns(ask.key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:
@@ -218,12 +227,12 @@ class Ledger:
 
     def keeps_turn(self, key: str) -> None:
         """Note that *key* goes on after all: the turn that it should have given up was called off."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self.changed()
 
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
@@ -319,9 +328,14 @@ class Ledger:
                 self._evict(victim, f"makes room for `{ask.name}`")
         elif decided.action is Action.TURN:
             for busy in decided.others:
-                self._yielding.add(busy)
+                self._yielding[busy] = ask.key
                 self._yield_turn(busy, f"gives `{ask.name}` its turn when the running answers are done")
         asking.on_wait(decided)
+
+    def _call_off_turns(self, key: str) -> None:
+        """Let those go on that only left for *key*, which wants no memory any more."""
+        for busy in [busy for busy, asking in self._yielding.items() if asking == key]:
+            self._keep_turn(busy)
 
     def _residents(self, asking: str) -> list[Resident]:
         """Return everyone as the planner sees them; earlier asks that got a place count as loading already."""

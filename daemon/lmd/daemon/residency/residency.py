@@ -103,6 +103,7 @@ class Residency:
             usage=self._usage,
             evict=self._evict,
             yield_turn=self._yield_turn,
+            keep_turn=self._keep_turn,
         )
         #: How fast answers come on this machine.
         self.speeds = Speeds(store, pool, rated)
@@ -391,6 +392,11 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.evict(reason)
+
+    def _keep_turn(self, key: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.keep_turn()
 
     def _yield_turn(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
