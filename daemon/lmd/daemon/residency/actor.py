@@ -178,13 +178,9 @@ class ModelActor:
             reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
             pause_s=self._pause_s,
-            answer_s=self._answers.mean_s or self._longest_running_s(),
+            answer_s=self._answers.mean_s,
             shared=self._shared,
         )
-
-    def _longest_running_s(self) -> float:
-        """Return how long the oldest answer goes on: as long as none has ended, answers take that long at least."""
-        return max((self._loop.time() - ticket.admitted_at for ticket in self._admitted), default=0.0)
 
     def evict(self, reason: str) -> None:
         """Leave because someone needs the memory; a busy runner stays."""
