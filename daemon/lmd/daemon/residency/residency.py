@@ -20,7 +20,7 @@ from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import Decision, Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
@@ -184,6 +184,14 @@ class Residency:
     def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
         return self._ledger.tally(leases=leases)
+
+    def waiting_plans(self) -> Sequence[Decision]:
+        """Return what waits for memory now, in the order in which it is served."""
+        return self._ledger.waiting()
+
+    def recent_plans(self) -> Sequence[Decision]:
+        """Return what was decided last, latest first."""
+        return self._ledger.recent()
 
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""

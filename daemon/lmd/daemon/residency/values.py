@@ -182,6 +182,8 @@ class RunnerStatus:
     reason: str
     stats: EngineStats | None = None
     pinned: bool = False
+    #: What it holds of each device.
+    shares: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
