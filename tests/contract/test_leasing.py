@@ -102,6 +102,7 @@ async def test_what_the_program_uses_counts_once(world: World, monkeypatch: pyte
         with pytest.raises(DeviceMemoryShort) as caught:
             await world.ask(model, "hi")
         assert caught.value.metadata["free_bytes"] == "500"
+        assert world.residency.tally(leases=True) == {"cpu": (2500, 2000)}
         # More than it leased: that is gone from the machine, and nothing is set aside any more.
         used_bytes += 1000
         world.free_bytes = 1000

@@ -241,14 +241,15 @@ class Ledger:
     def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
 
-        Safe from any thread.
+        Of a lease it is what its program has taken, as was looked at last. What models hold is safe from any thread.
         """
         sums: dict[str, tuple[int, int]] = {}
         for key, resident in list(self._holdings.items()):
             if key.startswith(LEASE_PREFIX) == leases:
                 for part in resident.held:
                     held_bytes, seen_bytes = sums.get(part.device, (0, 0))
-                    seen_bytes += max(part.held_bytes - part.unseen_bytes, 0)
+                    grown_bytes = self._usage(key).grown_bytes if leases else 0
+                    seen_bytes += max(part.held_bytes - part.unseen_bytes, min(grown_bytes, part.held_bytes))
                     sums[part.device] = held_bytes + part.held_bytes, seen_bytes
         return sums
 
