@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmd.runner.allocated import Buffer, by_device, count_copies_once, device_of, mapped_bytes, on_host
+from lmd.runner.allocated import Buffer, by_device, count_copies_once, mapped_bytes, on_host
+from lmd.runner.gpus import device_id
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from lmd.runner.allocated import Buffer, by_device, count_copies_once, device_of
     ],
 )
 def test_where_a_buffer_is(name: str, device: str) -> None:
-    assert device_of(name) == device
+    assert device_id(name) == device
     assert on_host(name) is (device == "cpu")
 
 

@@ -8,6 +8,8 @@ LmdError
 ├── DeadlineExceeded          the request's own time is up
 ├── ClientStalled             the client does not take its answer
 ├── DeviceMemoryShort         the model does not fit in memory now
+├── LeaseMemoryShort          a device cannot have that much free for a program
+├── DeviceUnavailable         no accelerator can be used, and main memory is not allowed
 ├── ModelIncompatible         the engine refuses the model
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
@@ -16,6 +18,7 @@ LmdError
 │   ├── EngineFailed            ... failed on one request, and goes on
 │   └── QuantizeFailed          ... cannot quantize or measure a model
 ├── Unloaded                  the model was unloaded by force while it answered
+│   └── HandedBack              ... and the request shall wait for it anew
 ├── ContextLengthExceeded     the prompt is longer than the context
 └── TemplateFailed            the chat template fails or runs over its limits
 """
@@ -116,6 +119,32 @@ class DeviceMemoryShort(LmdError):
         )
 
 
+class LeaseMemoryShort(LmdError):
+    """Raised when a device cannot have as much free as a lease asks for, also after everything idle is evicted."""
+
+    reason = "DEVICE_MEMORY"
+
+    def __init__(self, *, needed_bytes: int, free_bytes: int, device: str) -> None:
+        super().__init__(
+            f"{device} cannot have {size_text(needed_bytes)} free: {size_text(free_bytes)} can be freed",
+            hint="ask for less, or for another device; `lm ps` shows the models that stay",
+            metadata={"needed_bytes": str(needed_bytes), "free_bytes": str(free_bytes), "device": device},
+        )
+
+
+class DeviceUnavailable(LmdError):
+    """Raised when no accelerator can be used for a model that may not go to main memory; *detail* says why."""
+
+    reason = "DEVICE_UNAVAILABLE"
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"model `{name}` cannot be loaded on an accelerator: {detail}",
+            hint="`lm devices --refresh` shows what there is",
+            metadata={"name": name, "detail": detail},
+        )
+
+
 class ModelIncompatible(LmdError):
     """Raised when the engine refuses the model; *detail* is the engine's own words."""
 
@@ -207,6 +236,10 @@ class Unloaded(LmdError):
         super().__init__(
             f"model `{name}` was unloaded while it answered", hint="run it again to reload", metadata={"name": name}
         )
+
+
+class HandedBack(Unloaded):
+    """Raised to answers that had no slot yet when their model yielded its turn; who holds them asks again, at once."""
 
 
 class ContextLengthExceeded(LmdError):

@@ -13,9 +13,9 @@ from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
-from lmd.daemon.errors import RunnerCrashed, RunnerHung
+from lmd.daemon.errors import HandedBack, RunnerCrashed, RunnerHung
 from lmd.daemon.metrics import Metrics, ModelWork
-from lmd.daemon.parameters import effective, load_settings, sampling, usable_kv_type
+from lmd.daemon.parameters import context_floor, effective, load_settings, sampling, usable_kv_type
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
@@ -65,6 +65,7 @@ class Inference:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._min_ctx = config.runtime.min_ctx
         self._kv_type = config.runtime.kv_type
         self._weights = config.runtime.caller_weights
         self._work = work or Metrics().work
@@ -184,9 +185,10 @@ class Inference:
         settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0
         shown: Waiting | None = None
-        for last_try in (False, True):
+        tries_left, again = 2, False
+        while True:
             answer = None
-            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller, again=again) as ticket:
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()
@@ -219,13 +221,16 @@ class Inference:
                         if error is not None:
                             raise error
                         if finished is not None:
+                            self._residency.note_answer(model, finished)
                             meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
                             yield meter.done
                             return
-                except (RunnerCrashed, RunnerHung):
+                except (RunnerCrashed, RunnerHung, HandedBack) as error:
                     # A request that never got a slot was not what broke the runner, and has lost nothing yet.
-                    if last_try or (answer is not None and answer.started is not None):
+                    tries_left -= not isinstance(error, HandedBack)
+                    if not tries_left or (answer is not None and answer.started is not None):
                         raise
+                    again = True
                 finally:
                     if answer is not None:
                         answer.close()
@@ -250,7 +255,8 @@ class Inference:
         options.apply(submit, model.adapters)
         submit.cache_scope = submit.caller = caller
         submit.weight = self._weights.get(caller, 1.0)
-        return load_settings(parameters, model.header)
+        floor = context_floor(requested, {**options.defaults, **model.parameters}, self._min_ctx)
+        return load_settings(parameters, model.header, min_ctx=floor)
 
 
 async def _changed(answer: Answer, timeout_s: float | None) -> bool:

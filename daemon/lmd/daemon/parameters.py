@@ -51,8 +51,15 @@ def usable_kv_type(header: GgufHeader, kv_type: str) -> str:
     return DEFAULT_KV_TYPE if kv_type_problem(header, kv_type) else kv_type
 
 
-def load_settings(parameters: Mapping[str, ParameterValue], header: GgufHeader | None = None) -> LoadSettings:
-    """Return the part that takes effect when the model of *header* is loaded.
+def context_floor(requested: Mapping[str, object], manifest: Mapping[str, ParameterValue], min_ctx: int) -> int:
+    """Return the smallest context that will do; 0 when one was asked for by name, which is never made smaller."""
+    return 0 if "num_ctx" in requested or "num_ctx" in manifest else min_ctx
+
+
+def load_settings(
+    parameters: Mapping[str, ParameterValue], header: GgufHeader | None = None, *, min_ctx: int = 0
+) -> LoadSettings:
+    """Return the part that takes effect when the model of *header* is loaded, with *min_ctx* of `context_floor`.
 
     Raises:
         InvalidRequest: the engine cannot do that for this model.
@@ -74,6 +81,7 @@ def load_settings(parameters: Mapping[str, ParameterValue], header: GgufHeader |
         num_thread=_int(parameters, "num_thread"),
         use_mmap=bool(parameters["use_mmap"]),
         kv_type=kv_type,
+        min_ctx=min_ctx if min_ctx < _int(parameters, "num_ctx") else 0,
     )
 
 

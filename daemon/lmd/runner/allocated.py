@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+from lmd.runner.gpus import device_id
 from lmd.runner.v1 import frames_pb2
 
 #: (buffer name such as `CPU_Mapped` or `CUDA0`, kind, bytes), as `EngineLog.buffers` has them.
@@ -13,18 +13,11 @@ Buffer = tuple[str, str, int]
 MAIN_MEMORY = "cpu"
 
 _MAPPED = "_Mapped"
-# Buffers that an accelerator's backend makes for a purpose: `CUDA0_Split`, `MTL0_Mapped`, `MTL0_Private`.
-_PURPOSE = re.compile(r"_(Mapped|Private|Split)$")
 
 
 def on_host(buffer_name: str) -> bool:
     """Tell buffers in main memory (`CPU`, `CPU_Mapped`, `CPU_REPACK`, `AMX`, `CUDA_Host`) from a device's (`CUDA0`)."""
-    return buffer_name.startswith("CPU") or buffer_name == "AMX" or buffer_name.endswith("_Host")
-
-
-def device_of(buffer_name: str) -> str:
-    """Return the id of the device that a buffer is on."""
-    return MAIN_MEMORY if on_host(buffer_name) else _PURPOSE.sub("", buffer_name).lower()
+    return device_id(buffer_name) == MAIN_MEMORY
 
 
 def count_copies_once(buffers: list[Buffer], begin: int, weights_bytes: int) -> None:
@@ -54,7 +47,7 @@ def by_device(buffers: Iterable[Buffer]) -> list[frames_pb2.DeviceBytes]:
     """Return what is on each device, main memory first."""
     found = {MAIN_MEMORY: frames_pb2.DeviceBytes(device=MAIN_MEMORY)}
     for name, kind, size_bytes in buffers:
-        device = device_of(name)
+        device = device_id(name)
         entry = found.setdefault(device, frames_pb2.DeviceBytes(device=device))
         if kind == "model":
             entry.weights_bytes += size_bytes

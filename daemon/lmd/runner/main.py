@@ -168,6 +168,7 @@ def serve(connection: socket.socket) -> int:
             step_tokens=model.step_tokens,
             threads=model.threads,
             target_bytes=model.weights_bytes,
+            placement=model.placement,
             on_progress=loading.progress,
         )
     except LoadError as error:

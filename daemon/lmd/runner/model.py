@@ -10,6 +10,7 @@ from lmd.runner.allocated import by_device, count_copies_once, mapped_bytes, on_
 from lmd.runner.batch import Batch
 from lmd.runner.embedding_context import ContextError
 from lmd.runner.embedding_model import EmbeddingModel
+from lmd.runner.gpus import DeviceGone, Placement, engine_devices, place
 from lmd.runner.kv_types import DEFAULT, is_quantized, set_kv_type
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
@@ -58,6 +59,7 @@ class Model:
         rows: rows of scores that one step can yield.
         step_tokens: tokens a step can decode.
         on_cpu: whether all of it is there.
+        placement: the accelerators that layers may be on.
         parked_bytes: what idle prefixes may take in RAM beside the context: no more than the context itself.
     """
 
@@ -71,6 +73,7 @@ class Model:
         self.llama = llama
         self._log = log
         self.slots = load.slots
+        self.placement = self._place(load)
         self.kv_type = load.kv_type or DEFAULT
         self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
@@ -145,9 +148,21 @@ class Model:
         template = self.llama.llama_model_chat_template(self._native, name)
         return template.decode(errors="replace") if template else ""
 
+    def _place(self, load: frames_pb2.Load) -> Placement:
+        """Find the devices to load on; asking them costs time, so main memory alone asks none."""
+        try:
+            return place(load, engine_devices() if load.devices else ())
+        except DeviceGone as gone:
+            raise LoadError(frames_pb2.LoadFailed.KIND_DEVICE_GONE, str(gone)) from None
+
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
         native = load_weights(
-            self.llama, load.model_paths, num_gpu=load.num_gpu, use_mmap=load.use_mmap, on_progress=on_progress
+            self.llama,
+            load.model_paths,
+            num_gpu=load.num_gpu,
+            placement=self.placement,
+            use_mmap=load.use_mmap,
+            on_progress=on_progress,
         )
         if not native:
             raise self._error("the engine gives no reason")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
+from lmd.daemon.residency.queueing import check_room, serving_all
 from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
@@ -23,10 +24,6 @@ from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
-#: When a place in a full queue is free, as long as nothing is known of how fast answers come; and the bounds of what is
-#: known later.
-QUEUE_RETRY_S = 2.0
-MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 #: A request that comes at once is a pause all the same: 0 means that there was none.
 MIN_PAUSE_S = 1e-3
 
@@ -48,17 +45,22 @@ class ModelActor:
         loader: Loader,
         on_released: Callable[[Digest], None],
         on_end: Callable[[ModelActor], None],
+        on_change: Callable[[ModelActor], None] = lambda actor: None,
+        on_traffic: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.key = str(model.manifest_digest)
         self.names = {model.name}
         self.state = RunnerState.LOADING
         self.reason = ""
+        self.announced = False
         self._limits = limits
         self._ledger = ledger
         self._loader = loader
         self._on_released = on_released
         self._on_end = on_end
+        self._on_change = on_change
+        self._on_traffic = on_traffic
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._waiting: dict[Ticket, None] = {}
@@ -73,7 +75,10 @@ class ModelActor:
         self._keep_alive = KeepAlive(keep_alive)
         self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
         self._failed_at = 0.0
+        self._pin: LoadSettings | None = None
+        self._pin_fits = True
         self._leave = False
+        self._yielding = False
         self._force = False
         self._saves_kv = True
         self._closing = False
@@ -82,11 +87,17 @@ class ModelActor:
         self._load_s: float | None = None
         self._loaded_at = 0.0
         self._pause_s = 0.0
+        self._shared = False
+        self._answers = AnswerTimes()
 
     # Requests
 
-    def enqueue(self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "") -> Ticket:
+    def enqueue(
+        self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "", *, again: bool = False
+    ) -> Ticket:
         """Give a request a place; it is admitted at once when the model is ready and nobody waits.
+
+        A request that had a place before and was handed back is not counted *again*.
 
         Raises:
             QueueFull: too many wait, in all or of this caller.
@@ -94,12 +105,14 @@ class ModelActor:
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
         self._check_open()
-        self._check_queue(caller)
+        if not again:
+            check_room(self._limits, self._waiting, self._runner, caller)
         self._note_pause()
-        self._keep_alive.note_request(keep_alive)
-        ticket = Ticket(self, settings.within(self.model.header.context_length), caller)
+        wish = self._keep_alive.begin(caller, keep_alive)
+        ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
         self._waiting[ticket] = None
         self._admit_waiting()
+        self._on_traffic()
         self._wake.set()
         return ticket
 
@@ -117,10 +130,13 @@ class ModelActor:
     def give_back(self, ticket: Ticket) -> None:
         """Free a ticket's place or its hold on the runner."""
         self._waiting.pop(ticket, None)
-        if ticket in self._admitted:
+        served = ticket in self._admitted
+        self._keep_alive.end(ticket.wish, served=served)
+        if served:
             self._admitted.discard(ticket)
-            self._keep_alive.note_use()
+            self._answers.note(self._loop.time() - ticket.admitted_at)
             self._ledger.changed()
+        self._on_traffic()
         # It may have been all that kept those behind it from the runner.
         self._admit_waiting()
         self._wake.set()
@@ -133,9 +149,19 @@ class ModelActor:
         return self._runner is not None or self._loading is not None or bool(self._waiting) or self._preload is not None
 
     @property
+    def answering(self) -> bool:
+        """Whether requests hold the runner."""
+        return bool(self._admitted)
+
+    @property
     def name(self) -> str:
         """One of the names it is asked for by: the first, while that means this model."""
         return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The load that it serves with now."""
+        return self._loaded
 
     def usage(self) -> Usage:
         """Say what the runner does, for the planner."""
@@ -145,13 +171,15 @@ class ModelActor:
         return Usage(
             busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
             last_used=self._keep_alive.last_used,
-            pinned=ready and self._keep_alive.for_ever,
+            pinned=ready and (self._pin is not None or self._keep_alive.for_ever),
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            reload_s=self._load_s or 0.0,
+            reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
             pause_s=self._pause_s,
+            answer_s=self._answers.mean_s,
+            shared=self._shared,
         )
 
     def evict(self, reason: str) -> None:
@@ -160,9 +188,43 @@ class ModelActor:
             self._depart(reason)
 
     def yield_turn(self, reason: str) -> None:
-        """Leave when the running answers are done, because others have waited long; those who wait load it again."""
-        if self._runner is not None and not self._leave:
-            self._depart(reason)
+        """Take no new requests, let those that run finish, and leave; those that wait, load the model again.
+
+        What only waits for a slot of the runner is handed back, and waits with them. A turn that nobody could take
+        for as long as a load may wait is called off.
+        """
+        if self._runner is None or self._leave:
+            return
+        self._yielding = True
+        self._depart(reason)
+        handed_back = self._runner.hand_back()
+        log.info("turn_yielded", model=self.model.name, handed_back=handed_back, running=len(self._admitted))
+
+    def keep_turn(self) -> None:
+        """Call a turn off that is not over yet: nobody wants it any more."""
+        if self._yielding and self._leave:
+            self._leave = self._yielding = False
+            self._ledger.keeps_turn(self.key)
+            self._wake.set()
+
+    @property
+    def pin(self) -> LoadSettings | None:
+        """The settings that the model is pinned with; None for a model that may leave."""
+        return self._pin
+
+    @pin.setter
+    def pin(self, settings: LoadSettings | None) -> None:
+        pin = settings.within(self.model.header.context_length) if settings is not None else None
+        if pin == self._pin:
+            return
+        if pin is None:
+            self._keep_alive.note_use()
+        self._pin, self._pin_fits = pin, True
+        if self.state is RunnerState.FAILED:
+            self._preload = pin
+        self._ledger.changed()
+        self._on_traffic()
+        self._wake.set()
 
     def unload(self, *, force: bool, save_kv: bool = True) -> int:
         """Leave when the running answers are done, or cut them; return how many there are.
@@ -172,6 +234,7 @@ class ModelActor:
         running = len(self._admitted)
         self._saves_kv = self._saves_kv and save_kv
         self._preload = None
+        self._yielding = False
         self._force = self._force or force
         if force:
             self._refuse_waiting(Unloaded(self.model.name))
@@ -181,10 +244,16 @@ class ModelActor:
     def close(self) -> None:
         """Take no new requests, drain, and end."""
         self._closing = True
+        self._yielding = False
         self._drain_until = self._loop.time() + self._limits.drain_s
         self._preload = None
         self._refuse_waiting(Draining())
         self._depart("the daemon shuts down")
+
+    def cut(self) -> None:
+        """End the time of running answers, once `close` has begun it."""
+        self._drain_until = self._loop.time()
+        self._wake.set()
 
     async def released(self) -> None:
         """Wait until the present runner is gone."""
@@ -208,13 +277,15 @@ class ModelActor:
             slots=self._limits.slots,
             slots_busy=self._runner.busy if self._runner is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            expires_at=self._keep_alive.expiry_time() if idle else None,
-            keep_forever=self._keep_alive.for_ever,
+            expires_at=self._keep_alive.expiry_time() if idle and self._pin is None else None,
+            keep_forever=self._pin is None and self._keep_alive.for_ever,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
             reason=self.reason,
             stats=self._runner.stats if self._runner is not None else None,
+            pinned=self._pin is not None,
+            shares=tuple((part.device, part.held_bytes) for part in held.held) if held is not None else (),
         )
 
     # The actor's own task
@@ -253,14 +324,15 @@ class ModelActor:
         deadline = None
         if self._runner is None:
             deadline = self._shown_until()
-        elif not self._admitted:
+        elif not self._admitted and self._pin is None:
             deadline = self._keep_alive.expires_at()
         await self._woken(deadline)
 
     async def _load(self) -> None:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
         settings = self._target()
-        self.state, self.reason, self._loading = RunnerState.LOADING, "", settings
+        self._loading = settings
+        self._show(RunnerState.LOADING, "", anew=True)
         self._load_started, self._load_s = time.time(), None
         started = self._loop.time()
         attempt = asyncio.create_task(self._bring_up(settings))
@@ -288,8 +360,9 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self._loaded_at, self._pause_s = self._loop.time(), 0.0
-        self.state, self.reason = RunnerState.READY, ""
+        self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
+        self._pin_fits = True
+        self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
@@ -301,28 +374,37 @@ class ModelActor:
 
     async def _bring_up(self, settings: LoadSettings) -> Loaded:
         if (pause_s := self._backoff.pause_s()) > 0:
-            self._patient, self.reason = True, f"waits {pause_s:.1f} s after a failure"
+            self._patient = True
+            self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
-        return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
+        return await self._loader.load(
+            self.model,
+            settings,
+            waiting_since=min((ticket.enqueued_at for ticket in self._waiting), default=None),
+            on_phase=self._note_phase,
+            on_progress=self._note_progress,
+        )
 
     async def _unload(self) -> None:
         """Drain and end the runner; stop doing so when the reason goes away."""
         runner, name = self._runner, self.model.name
         assert runner is not None
-        self.state = RunnerState.DRAINING
-        if self._waiting and not self._leave:
-            self.reason = "reloads with other settings when the running answers are done"
+        self._show(RunnerState.DRAINING, self._why_it_goes())
         self._ledger.changed()
         patience_ends = self._loop.time() + self._limits.wait_s
         while self._admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self.state, self.reason = RunnerState.READY, ""
+                self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
                 self._admit_waiting()
                 return
             now = self._loop.time()
             if self._closing and now >= self._drain_until:
                 break
+            if now >= patience_ends and self._yielding:
+                # By now whoever the turn was for has given up, and those who wait here shall not.
+                self.keep_turn()
+                continue
             if now >= patience_ends:
                 # Those who only queued behind a reload are served when it is given up.
                 error = RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail())
@@ -347,11 +429,13 @@ class ModelActor:
         if self._runner.served:
             self._backoff.reset()
         await self._runner.gone()
-        leaving = self._leave
+        leaving, settings = self._leave, self._loaded.settings if self._loaded is not None else None
         self._forget()
         if not leaving:
             self._backoff.note_failure()
             self._fail(f"died ({ended.cause})")
+            if self._pin is not None and not self._closing:
+                self._preload = settings
 
     # State
 
@@ -373,28 +457,17 @@ class ModelActor:
         if (refusal := self._backoff.refusal()) is not None:
             raise refusal
 
-    def _check_queue(self, caller: str) -> None:
-        """Refuse what is too much: one caller alone never fills the queue."""
-        limit, runner = self._limits.max_queue, self._runner
-        pending, own = (runner.pending, runner.pending_of(caller)) if runner is not None else (0, 0)
-        if len(self._waiting) + pending >= limit:
-            raise QueueFull(limit=limit, retry_after_s=self._retry_after_s())
-        own += sum(ticket.caller == caller for ticket in self._waiting)
-        if own >= self._limits.max_queue_of_caller:
-            raise QueueFull(limit=self._limits.max_queue_of_caller, retry_after_s=self._retry_after_s(), own=True)
-
-    def _retry_after_s(self) -> float:
-        """Guess when the next place is free: when one of the slots is."""
-        if self._runner is None or not self._runner.mean_answer_s:
-            return QUEUE_RETRY_S
-        return min(max(self._runner.mean_answer_s / self._limits.slots, MIN_RETRY_S), MAX_RETRY_S)
-
     def _has_to_go(self) -> bool:
         if self._leave:
             return True
         if self._waiting:
             return not self._serves(next(iter(self._waiting)))
-        return not self._admitted and self._keep_alive.expired()
+        return not self._admitted and self._pin is None and self._keep_alive.expired()
+
+    def _why_it_goes(self) -> str:
+        if self._leave:
+            return self.reason
+        return "reloads with other settings when the running answers are done" if self._waiting else "was not used"
 
     def _shown_until(self) -> float:
         return self._failed_at + self._limits.failed_s
@@ -403,14 +476,13 @@ class ModelActor:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
 
     def _target(self) -> LoadSettings:
-        """Return settings that serve as many of those who wait as possible: the largest context, the most exact KV."""
+        """Return settings that serve as many of those who wait as possible, and the pin."""
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
-        num_ctx = max(settings.num_ctx for settings in wanted)
-        floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
-        exact = wanted[0].with_kv_type_of(wanted)
-        return replace(exact, num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
+        if self._pin is not None and self._pin_fits:
+            wanted.append(self._pin)
+        return serving_all(wanted)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""
@@ -427,6 +499,7 @@ class ModelActor:
         assert self._runner is not None
         del self._waiting[ticket]
         self._admitted.add(ticket)
+        self._shared |= len(self._admitted) > 1
         ticket.admit(self._runner)
 
     def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:
@@ -437,45 +510,58 @@ class ModelActor:
     def _depart(self, reason: str) -> None:
         """Begin to leave, from this very moment: whoever asks now waits for the next load."""
         self._leave = True
-        if self._runner is not None:
-            self.state = RunnerState.DRAINING
-        self.reason = reason
+        self._show(RunnerState.DRAINING if self._runner is not None else None, reason)
         self._wake.set()
 
+    def _show(self, state: RunnerState | None = None, reason: str | None = None, *, anew: bool = False) -> None:
+        """Change what is listed, and tell those who watch; *anew* also when it was listed so before."""
+        before = self.state, self.reason
+        self.state = state or self.state
+        self.reason = self.reason if reason is None else reason
+        if anew or (self.state, self.reason) != before:
+            self.announced = True
+            self._on_change(self)
+
     def _note_phase(self, reason: str, patient: bool) -> None:
-        self.reason, self._patient = reason, patient
+        self._patient = patient
+        self._show(reason=reason)
         self._wake.set()
 
     def _note_progress(self, fraction: float) -> None:
-        self._fraction, self.reason = fraction, ""
+        self._fraction = fraction
+        self._show(reason="")
 
     def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):
             raise error
+        if self._pin is not None and isinstance(error, DeviceMemoryShort):
+            # It was ready with less before it was asked for more: that it gets again, and not more.
+            self._pin_fits = settings.num_ctx > self._pin.num_ctx
+            self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
             # Those who wait for less may still get it.
             self._refuse_waiting(error, keep=lambda ticket: ticket.settings.num_ctx < settings.num_ctx)
         else:
             self._refuse_waiting(error)
         self._forget()
-        if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
+        if not isinstance(error, DeviceMemoryShort | DeviceUnavailable | BlobMissing):  # the runner is not to blame
             self._backoff.note_failure(error)
         self._fail(error.message)
 
     def _fail(self, reason: str) -> None:
-        self.state, self.reason, self._failed_at = RunnerState.FAILED, reason, self._loop.time()
+        self._failed_at = self._loop.time()
+        self._show(RunnerState.FAILED, reason)
         log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._backoff.failures)
 
     def _forget(self) -> None:
         """Nothing of a runner is left."""
         self._runner, self._loaded = None, None
         self._released.set()
-        self._leave = self._force = False
+        self._leave = self._force = self._yielding = False
         self._saves_kv = True
         if not self._waiting:
             self._keep_alive.reset()
         self._admitted.clear()
-        self.reason = ""
         self._ledger.release(self.key)
         self._on_released(self.model.manifest_digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.devices import CPU
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
-from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Placement, Plan
+from lmd.daemon.residency.offload import Offload
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Placement, Plan
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
@@ -32,7 +35,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
+    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -41,6 +45,10 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    reload_s: float
+    placement: Placement
+    active_bytes: int
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    offload: Offload
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
     #: What makes a runner; it ends the process when it is cancelled.
@@ -66,23 +75,26 @@ class Loader:
         model: Loadable,
         settings: LoadSettings,
         *,
+        waiting_since: float | None = None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
+
+        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, on_phase, on_progress)
+            return await self._try(model, settings, waiting_since, on_phase, on_progress)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
         on_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, on_phase, on_progress)
+                return await self._try(model, settings, waiting_since, on_phase, on_progress)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
@@ -91,18 +103,25 @@ class Loader:
         self,
         model: Loadable,
         settings: LoadSettings,
+        waiting_since: float | None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
+        clock = asyncio.get_running_loop().time
+        started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
-            ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
+            if waiting_since is not None:
+                ask = replace(ask, waited_s=clock() - waiting_since)
+            asked = clock()
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
@@ -119,7 +138,25 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
+            remark = await self.offload.remark(
+                model.name,
+                [share.device for share in placement.accelerators],
+                ready,
+                num_gpu=settings.num_gpu,
+                gpu_offload=hello.gpu_offload,
+            )
+            return Loaded(
+                runner,
+                settings,
+                ready.num_ctx,
+                memory,
+                where,
+                saves_kv=bool(frame.kv_dir),
+                reload_s=clock() - started,
+                placement=placement,
+                active_bytes=self.estimate(model, settings).active_bytes,
+                remark=remark,
+            )
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -138,16 +175,16 @@ class Loader:
             adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
-    async def _ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
+    async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
-        needs = [await self._need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
-        devices = None if gpu_offload else (CPU,)
+        needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
+        devices = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
-    async def _need(self, model: Loadable, settings: LoadSettings) -> Need:
+    async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
-        whole = self._estimate(model, settings)
+        whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
         beside_bytes = _beside_bytes(model, settings)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
@@ -159,7 +196,8 @@ class Loader:
             need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
         return need
 
-    def _estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+    def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+        """Return what the model takes by its header, without draft and adapters."""
         return estimate(
             model.header,
             num_ctx=settings.num_ctx,
@@ -170,7 +208,7 @@ class Loader:
 
     def _compare(self, model: Loadable, settings: LoadSettings, ready: frames.Ready) -> None:
         """Log what the header promised and what the engine took: what is remembered of it replaces the former."""
-        whole = self._estimate(model, settings)
+        whole = self.estimate(model, settings)
         log.info(
             "memory_measured",
             model=model.name,
@@ -205,7 +243,7 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=-1 if placement.is_whole else placement.gpu_layers,
-            devices=[frames.DevicePart(device=s.device, part=s.layers) for s in placement.accelerators],
+            devices=await self.offload.parts({share.device: share.layers for share in placement.accelerators}),
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
@@ -231,7 +269,7 @@ class Loader:
         devices = await self.read_devices()
         return DeviceMemoryShort(
             model.name,
-            needed_bytes=(await self._need(model, settings)).cpu_bytes,
+            needed_bytes=(await self.need(model, settings)).cpu_bytes,
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )

@@ -181,6 +181,9 @@ class RunnerStatus:
     load_duration: timedelta | None
     reason: str
     stats: EngineStats | None = None
+    pinned: bool = False
+    #: What it holds of each device.
+    shares: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,19 +435,25 @@ class DevicePart(_message.Message):
 
     DEVICE_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    BUS_ID_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """The accelerator's id, such as "cuda0"."""
     part: _builtins.float
     """Its part of the layers on accelerators; the parts need not add up to 1."""
+    bus_id: _builtins.str
+    """Its PCI address, such as "0000:c1:00.0"; empty when it has none. The engine numbers devices anew in each process, so
+    this says which one is meant.
+    """
     def __init__(
         self,
         *,
         device: _builtins.str = ...,
         part: _builtins.float = ...,
+        bus_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus_id", b"bus_id", "device", b"device", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1416,6 +1422,8 @@ class LoadFailed(_message.Message):
         """Not enough memory."""
         KIND_TEMPLATE: LoadFailed._Kind.ValueType  # 3
         """The template does not compile."""
+        KIND_DEVICE_GONE: LoadFailed._Kind.ValueType  # 4
+        """The engine does not find a device that it should load on."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """The kind of failure."""
@@ -1428,6 +1436,8 @@ class LoadFailed(_message.Message):
     """Not enough memory."""
     KIND_TEMPLATE: LoadFailed.Kind.ValueType  # 3
     """The template does not compile."""
+    KIND_DEVICE_GONE: LoadFailed.Kind.ValueType  # 4
+    """The engine does not find a device that it should load on."""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
