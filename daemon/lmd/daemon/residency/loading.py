@@ -128,6 +128,9 @@ class Loader:
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
             on_phase("reads the weights", False)
             frame = await self._frame(model, settings, placement, hello.engine_version)
+            gpus = [share.device for share in placement.accelerators]
+            if gpus:
+                runner.ask_devices = lambda: self.offload.fault_now(gpus)
             ready = await runner.load(frame, on_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
             self.ledger.settle(key, _held(ready, placement, use_mmap=settings.use_mmap))
@@ -140,7 +143,7 @@ class Loader:
             where = _where(ready, model.header.block_count)
             remark = await self.offload.remark(
                 model.name,
-                [share.device for share in placement.accelerators],
+                gpus,
                 ready,
                 num_gpu=settings.num_gpu,
                 gpu_offload=hello.gpu_offload,

@@ -122,6 +122,11 @@ class Offload:
         faults = self.source.faults()
         return "; ".join(f"{device} is lost: {faults[device]}" for device in devices if device in faults)
 
+    async def fault_now(self, devices: Sequence[str]) -> str:
+        """Look at *devices*, and say which of them were lost, and why; "" when none was."""
+        await self.pool.run(self.source.usable)
+        return self.fault_of(devices)
+
     async def _usable(self) -> Sequence[Device]:
         await self.source.known()
         return await self.pool.run(self.source.usable)
