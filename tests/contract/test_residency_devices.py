@@ -100,9 +100,24 @@ async def test_an_engine_that_finds_no_card_is_refused_when_one_is_required(plac
     assert place.world.residency.tally(leases=False) == {}
 
 
-async def test_a_device_that_goes_between_plan_and_load_is_said_by_its_name(place: Place) -> None:
+async def test_a_device_that_goes_between_plan_and_load_is_looked_for_and_the_load_goes_elsewhere(place: Place) -> None:
+    world = place.world
+    await world.ask(world.model("a", gpu=True), "x", keep_alive=FOR_EVER)
+    # The driver shows the card; the engine does not find it any more.
+    place.machine.write(machine_with(card(0), devices=[]))
+    assert await world.ask(world.model("b", gpu=True, load="device gone"), "x", keep_alive=FOR_EVER) == "x "
+    assert place.device("b") == "cpu"
+    assert place.reason("b").startswith(
+        "in main memory: nvidia0 (NVIDIA L4) cannot be used: the engine does not find it"
+    )
+    assert place.machine.probes == 2
+
+
+async def test_a_required_device_that_goes_between_plan_and_load_is_said_by_its_name(place: Place) -> None:
+    place.world.require_gpu = True
     with pytest.raises(DeviceUnavailable, match="as scripted"):
         await place.world.ask(place.world.model("a", gpu=True, load="device gone"), "x")
+    assert place.machine.probes == 2, "looked for once, and not for ever"
     assert place.world.residency.tally(leases=False) == {}
 
 

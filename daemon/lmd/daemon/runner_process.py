@@ -17,7 +17,7 @@ import structlog
 
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import (
-    DeviceUnavailable,
+    DeviceGone,
     HandedBack,
     ModelIncompatible,
     RunnerCrashed,
@@ -394,7 +394,7 @@ class RunnerProcess:
             case frames.LoadFailed.KIND_TEMPLATE:
                 fail(self._ready, TemplateFailed(failed.message))
             case frames.LoadFailed.KIND_DEVICE_GONE:
-                fail(self._ready, DeviceUnavailable(self.name, failed.message))
+                fail(self._ready, DeviceGone(self.name, failed.message))
             case _:
                 fail(self._ready, ModelIncompatible(self.name, failed.message))
 

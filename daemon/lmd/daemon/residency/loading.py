@@ -11,7 +11,7 @@ import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
 from lmd.daemon.devices import CPU
-from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.errors import DeviceGone, DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.offload import Offload
@@ -86,6 +86,7 @@ class Loader:
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
+            DeviceUnavailable: there is no accelerator for it, and main memory is not allowed.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
@@ -101,6 +102,23 @@ class Loader:
         raise await self._short(model, settings)
 
     async def _try(
+        self,
+        model: Loadable,
+        settings: LoadSettings,
+        waiting_since: float | None,
+        on_phase: Callable[[str, bool], None],
+        on_progress: Callable[[float], None],
+    ) -> Loaded:
+        """Load it; when a device turns out to be gone, look what is left, and load it once more."""
+        try:
+            return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+        except DeviceGone as error:
+            log.warning("load_device_gone", model=model.name, detail=error.message)
+        on_phase("looks which devices are left", True)
+        await self.offload.look_again()
+        return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+
+    async def _attempt(
         self,
         model: Loadable,
         settings: LoadSettings,

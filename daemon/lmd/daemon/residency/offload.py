@@ -23,6 +23,9 @@ class DeviceSource(Protocol):
     async def known(self) -> None:
         """Wait until it is known what there is."""
 
+    async def refresh(self) -> None:
+        """Look for devices that came or went."""
+
     def usable(self) -> Sequence[Device]:
         """Return what models can be loaded on now, main memory first; blocks for milliseconds."""
 
@@ -40,6 +43,9 @@ class FixedDevices:
     read: Callable[[], Sequence[Device]]
 
     async def known(self) -> None:
+        """Return at once."""
+
+    async def refresh(self) -> None:
         """Return at once."""
 
     def usable(self) -> Sequence[Device]:
@@ -62,6 +68,10 @@ class Offload:
     source: DeviceSource
     pool: Pool
     require_gpu: bool = False
+
+    async def look_again(self) -> None:
+        """Look for devices that came or went."""
+        await self.source.refresh()
 
     async def devices(self) -> list[DeviceMemory]:
         """Return the devices that can be used, with their memory now."""
