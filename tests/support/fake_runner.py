@@ -207,6 +207,7 @@ class Fake:
         ready = frames.Ready(
             weights_bytes=self.script.memory_bytes,
             vram_bytes=self.script.memory_bytes if self.on_gpu else 0,
+            mapped_bytes=self.script.memory_bytes if self.load.use_mmap and not self.on_gpu else 0,
             gpu_layers=99 if self.on_gpu else 0,
             num_ctx=num_ctx,
             train_ctx=4096,

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
+from lmd.daemon.errors import HandedBack
 from lmd.daemon.residency.facts import MeasuredMemory
 from lmd.daemon.residency.offload import DeviceSource
 from lmd.daemon.residency.residency import Residency
@@ -128,6 +129,8 @@ class World:
             drain_timeout=timedelta(seconds=30),
             slots=2,
             num_ctx=4096,
+            min_ctx=4096,
+            kv_type="f16",
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
@@ -199,13 +202,17 @@ class World:
         keep_alive: timedelta | None = None,
         caller: str = "",
     ) -> str:
-        """Do what a request does; return the text."""
-        with self.residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
-            answer = await self.submit(ticket, prompt, caller)
-            try:
-                return await collect(answer)
-            finally:
-                answer.close()
+        """Do what a request does, asking again when it is handed back; return the text."""
+        again = False
+        while True:
+            with self.residency.enqueue(model, settings, keep_alive, caller=caller, again=again) as ticket:
+                answer = await self.submit(ticket, prompt, caller)
+                try:
+                    return await collect(answer)
+                except HandedBack:
+                    again = True
+                finally:
+                    answer.close()
 
     async def submit(self, ticket: Ticket, prompt: str, caller: str = "") -> Answer:
         assert await ticket.wait(30)

@@ -28,6 +28,12 @@ def is_quantized(kv_type: str) -> bool:
     return KV_TYPES[kv_type].block_items > 1
 
 
+def most_exact(*kv_types: str) -> str:
+    """Return the one that keeps the most; of several alike the first."""
+    names = list(KV_TYPES)
+    return min(kv_types, key=lambda kv_type: names.index(kv_type) if kv_type not in _SIXTEEN_BITS else 1)
+
+
 def is_as_exact(kv_type: str, wanted: str) -> bool:
     """Tell whether what is kept in *kv_type* loses nothing that *wanted* keeps.
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
+from lmd.daemon.residency.queueing import check_room, serving_all
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
@@ -24,10 +24,6 @@ from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
-#: When a place in a full queue is free, as long as nothing is known of how fast answers come; and the bounds of what is
-#: known later.
-QUEUE_RETRY_S = 2.0
-MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 #: A request that comes at once is a pause all the same: 0 means that there was none.
 MIN_PAUSE_S = 1e-3
 
@@ -110,7 +106,7 @@ class ModelActor:
         """
         self._check_open()
         if not again:
-            self._check_queue(caller)
+            check_room(self._limits, self._waiting, self._runner, caller)
         self._note_pause()
         wish = self._keep_alive.begin(caller, keep_alive)
         ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
@@ -283,12 +279,13 @@ class ModelActor:
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
             expires_at=self._keep_alive.expiry_time() if idle and self._pin is None else None,
             keep_forever=self._pin is None and self._keep_alive.for_ever,
-            pinned=self._pin is not None,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
             reason=self.reason,
             stats=self._runner.stats if self._runner is not None else None,
+            pinned=self._pin is not None,
+            shares=tuple((part.device, part.held_bytes) for part in held.held) if held is not None else (),
         )
 
     # The actor's own task
@@ -460,22 +457,6 @@ class ModelActor:
         if (refusal := self._backoff.refusal()) is not None:
             raise refusal
 
-    def _check_queue(self, caller: str) -> None:
-        """Refuse what is too much: one caller alone never fills the queue."""
-        limit, runner = self._limits.max_queue, self._runner
-        pending, own = (runner.pending, runner.pending_of(caller)) if runner is not None else (0, 0)
-        if len(self._waiting) + pending >= limit:
-            raise QueueFull(limit=limit, retry_after_s=self._retry_after_s())
-        own += sum(ticket.caller == caller for ticket in self._waiting)
-        if own >= self._limits.max_queue_of_caller:
-            raise QueueFull(limit=self._limits.max_queue_of_caller, retry_after_s=self._retry_after_s(), own=True)
-
-    def _retry_after_s(self) -> float:
-        """Guess when the next place is free: when one of the slots is."""
-        if self._runner is None or not self._runner.mean_answer_s:
-            return QUEUE_RETRY_S
-        return min(max(self._runner.mean_answer_s / self._limits.slots, MIN_RETRY_S), MAX_RETRY_S)
-
     def _has_to_go(self) -> bool:
         if self._leave:
             return True
@@ -495,15 +476,13 @@ class ModelActor:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
 
     def _target(self) -> LoadSettings:
-        """Return settings that serve as many of those who wait as possible: the largest context of them all."""
+        """Return settings that serve as many of those who wait as possible, and the pin."""
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
         if self._pin is not None and self._pin_fits:
             wanted.append(self._pin)
-        num_ctx = max(settings.num_ctx for settings in wanted)
-        floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
-        return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
+        return serving_all(wanted)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""
@@ -557,7 +536,7 @@ class ModelActor:
             raise error
         if self._pin is not None and isinstance(error, DeviceMemoryShort):
             # It was ready with less before it was asked for more: that it gets again, and not more.
-            self._pin_fits = settings != self._pin
+            self._pin_fits = settings.num_ctx > self._pin.num_ctx
             self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
             # Those who wait for less may still get it.

@@ -21,7 +21,6 @@ from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.memory import MemoryEstimate, estimate
-from lmd.registry.memory.weights import split_weights
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -151,7 +150,8 @@ class Loader:
                 runner.ask_devices = lambda: self.offload.fault_now(gpus)
             ready = await runner.load(frame, on_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
-            self.ledger.settle(key, _held(ready, placement, use_mmap=settings.use_mmap))
+            self._compare(model, settings, ready)
+            self.ledger.settle(key, _held(ready, placement))
             if (kind := _kind(placement, memory)) is not None:
                 await self.facts.note_memory(model.manifest_digest, settings, kind, memory)
             if frame.num_thread == 0 and ready.threads_lasting:
@@ -175,7 +175,7 @@ class Loader:
                 saves_kv=bool(frame.kv_dir),
                 reload_s=clock() - started,
                 placement=placement,
-                active_bytes=split_weights(model.header).active_bytes,
+                active_bytes=self.estimate(model, settings).active_bytes,
                 remark=remark,
             )
         except BaseException:
@@ -207,7 +207,7 @@ class Loader:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
         whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
-        beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
+        beside_bytes = _beside_bytes(model, settings)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
         if (on_cpu := await self.facts.memory(model.manifest_digest, settings, CPU)) is not None:
             parked_bytes = self._parked(on_cpu.kv_bytes)
@@ -219,7 +219,32 @@ class Loader:
 
     def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
         """Return what the model takes by its header, without draft and adapters."""
-        return estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        return estimate(
+            model.header,
+            num_ctx=settings.num_ctx,
+            slots=self.slots,
+            num_batch=settings.num_batch,
+            kv_type=settings.kv_type,
+        )
+
+    def _compare(self, model: Loadable, settings: LoadSettings, ready: frames.Ready) -> None:
+        """Log what the header promised and what the engine took: what is remembered of it replaces the former."""
+        whole = self.estimate(model, settings)
+        log.info(
+            "memory_measured",
+            model=model.name,
+            num_ctx=settings.num_ctx,
+            kv_type=settings.kv_type,
+            weights_bytes=ready.weights_bytes,
+            kv_bytes=ready.kv_bytes,
+            compute_bytes=ready.compute_bytes,
+            estimated_weights_bytes=whole.weights_bytes + _beside_bytes(model, settings),
+            estimated_kv_bytes=whole.kv_bytes,
+            estimated_compute_bytes=whole.compute_bytes,
+            devices={
+                part.device: part.weights_bytes + part.kv_bytes + part.compute_bytes for part in ready.device_bytes
+            },
+        )
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
@@ -249,6 +274,7 @@ class Loader:
             manifest_chat=_manifest_chat(model),
             kv_ram_bytes=self.kv_ram_bytes,
             kv_dir=str(kv_dir or ""),
+            kv_type=settings.kv_type,
             kv_dir_bytes=self.saved_kv.quota_bytes if self.saved_kv is not None and kv_dir is not None else 0,
         )
 
@@ -257,7 +283,7 @@ class Loader:
             return None
         # What a state depends on; the runner checks more closely what is in its files.
         kind = GPU if placement.accelerators else CPU
-        key = f"ctx{settings.num_ctx}-slots{self.slots}-{kind}"
+        key = f"ctx{settings.num_ctx}-slots{self.slots}-{kind}-{settings.kv_type}"
         return await self.saved_kv.prepare(model.manifest_digest, engine, key)
 
     async def _short(self, model: Loadable, settings: LoadSettings) -> DeviceMemoryShort:
@@ -276,12 +302,14 @@ def _manifest_chat(model: Loadable) -> frames.Chat | None:
     return chat_frame(turns) if model.template and turns else None
 
 
-def _draft_bytes(model: Loadable, settings: LoadSettings) -> int:
-    """Estimate the memory of the model that drafts: it has one sequence, whatever the slots."""
+def _beside_bytes(model: Loadable, settings: LoadSettings) -> int:
+    """Return what the model that drafts and the adapters take beside the model."""
+    adapters_bytes = sum(adapter.size_bytes for adapter in model.adapters)
     if model.draft_header is None:
-        return 0
+        return adapters_bytes
     own = settings.within(model.draft_header.context_length)
-    return estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch).total_bytes
+    draft = estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch, drafts=True)
+    return adapters_bytes + draft.total_bytes
 
 
 def _waits_for(plan: Plan) -> str:
@@ -295,7 +323,7 @@ def _kind(placement: Placement, memory: MeasuredMemory) -> str | None:
     return GPU if placement.is_whole and len(placement.accelerators) == 1 and memory.vram_bytes > 0 else None
 
 
-def _held(ready: frames.Ready, placement: Placement, *, use_mmap: bool) -> list[Held]:
+def _held(ready: frames.Ready, placement: Placement) -> list[Held]:
     """Return what a loaded model holds of each device, and what of that a reading of the device does not show."""
     if ready.device_bytes:
         parts = [(part.device, part.weights_bytes, part.kv_bytes + part.compute_bytes) for part in ready.device_bytes]
@@ -313,7 +341,8 @@ def _held(ready: frames.Ready, placement: Placement, *, use_mmap: bool) -> list[
     held = [Held(device, weights + other) for device, weights, other in parts if device != CPU and weights + other]
     weights_bytes = sum(weights for device, weights, _ in parts if device == CPU)
     other_bytes = sum(other for device, _, other in parts if device == CPU)
-    unseen_bytes = (weights_bytes if use_mmap else 0) + ready.parked_bytes
+    # Mapped weights count as cache, which the kernel calls available; what was copied out of them does not.
+    unseen_bytes = ready.mapped_bytes + ready.parked_bytes
     if host := weights_bytes + other_bytes + ready.parked_bytes:
         held.append(Held(CPU, host, unseen_bytes))
     return held

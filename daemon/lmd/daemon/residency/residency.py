@@ -15,11 +15,12 @@ import structlog
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
-from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
+from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import Decision, Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
@@ -70,6 +71,8 @@ class Residency:
         self.on_released: Callable[[Digest], None] = lambda digest: None
         self._keep_alive = runtime.keep_alive
         self._num_ctx = runtime.num_ctx
+        self._min_ctx = runtime.min_ctx
+        self._kv_type = runtime.kv_type
         self._limits = limits or Limits(
             max_queue=runtime.max_queue,
             slots=runtime.slots,
@@ -91,6 +94,9 @@ class Residency:
             await self.leases.look()
             return await offload.devices()
 
+        async def rated(device: str) -> int:
+            return await pool.run(rated_bandwidth, await offload.bus_id(device))
+
         self._ledger = Ledger(
             read_devices=read,
             reserve_bytes=runtime.memory_reserve_bytes,
@@ -99,9 +105,9 @@ class Residency:
             yield_turn=self._yield_turn,
         )
         #: How fast answers come on this machine.
-        self.speeds = Speeds(store, pool)
+        self.speeds = Speeds(store, pool, rated)
         #: Memory that programs hold which are not ours.
-        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool)
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, bus_id_of=offload.bus_id)
         timings = timings or RunnerTimings(load_stall_s=load_s)
         self._spare = SpareRunner(
             SpareSettings(
@@ -178,6 +184,14 @@ class Residency:
     def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
         return self._ledger.tally(leases=leases)
+
+    def waiting_plans(self) -> Sequence[Decision]:
+        """Return what waits for memory now, in the order in which it is served."""
+        return self._ledger.waiting()
+
+    def recent_plans(self) -> Sequence[Decision]:
+        """Return what was decided last, latest first."""
+        return self._ledger.recent()
 
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""
@@ -321,7 +335,15 @@ class Residency:
             InvalidRequest: a parameter is unknown or out of range.
         """
         return load_settings(
-            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+            effective(
+                parameters,
+                model.parameters,
+                num_ctx=self._num_ctx,
+                train_ctx=model.header.context_length,
+                kv_type=usable_kv_type(model.header, self._kv_type),
+            ),
+            model.header,
+            min_ctx=context_floor(parameters, model.parameters, self._min_ctx),
         )
 
     def _supersede(self, old: ModelActor, name: str) -> None:
