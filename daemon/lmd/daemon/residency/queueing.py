@@ -32,7 +32,7 @@ def check_room(limits: Limits, waiting: Collection[Ticket], runner: RunnerProces
 
 
 def serving_all(wanted: Sequence[LoadSettings]) -> LoadSettings:
-    """Return settings that serve as many of *wanted* as possible: the largest context, the most exact keys and values."""
+    """Return settings that serve as many of *wanted* as possible: the largest context, the most exact KV."""
     num_ctx = max(settings.num_ctx for settings in wanted)
     floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
     exact = wanted[0].with_kv_type_of(wanted)
