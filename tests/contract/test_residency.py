@@ -216,6 +216,15 @@ async def test_smaller_context_reuses_and_larger_reloads_once(world: World) -> N
     assert [line.split()[0] for line in world.loads()] == ["1024", "4096"]
 
 
+async def test_more_exact_keys_and_values_serve_and_less_exact_ones_reload_once(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x", LoadSettings(num_ctx=1024, kv_type="q4_0"))
+    kinds = ["q8_0", "f16", "q4_0"]
+    await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=512, kv_type=kind)) for kind in kinds))
+    await world.ask(model, "x", LoadSettings(num_ctx=512, kv_type="q8_0"))
+    assert world.loads() == ["1024 0 q4_0", "512 3"]
+
+
 async def test_reload_waits_for_running_answers_and_others_queue_behind_it(world: World) -> None:
     model = world.model("a", journal=world.journal())
     gate = world.path / "gate"

@@ -172,7 +172,8 @@ class Fake:
         if self.script.journal:
             with open(self.script.journal, "a") as journal:
                 drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
-                journal.write(f"{self.load.num_ctx} {self.load.num_thread}{drafts}\n")
+                kv_type = f" {self.load.kv_type}" if self.load.kv_type not in ("", "f16") else ""
+                journal.write(f"{self.load.num_ctx} {self.load.num_thread}{drafts}{kv_type}\n")
         for path in (
             *self.load.model_paths,
             *self.load.draft_paths,

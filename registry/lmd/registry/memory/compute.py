@@ -128,11 +128,14 @@ def _attention(header: GgufHeader, layers: Layers) -> int:
 
 def _feed_forward(header: GgufHeader) -> int:
     inner, width = first_number(header, "feed_forward_length"), header.embedding_length
-    plain = any(".ffn_up." in tensor.name for tensor in header.tensors) and not any(
-        ".ffn_gate." in tensor.name or (".ffn_up." in tensor.name and tensor.shape[-1] > inner)
-        for tensor in header.tensors
-    )
-    return (inner if plain else 3 * inner) + 7 * width // 2
+    up = [tensor for tensor in header.tensors if ".ffn_up." in tensor.name]
+    if header.tensors and not up:
+        # The header of a model of experts states a width that nothing has.
+        return 0
+    # The gate can be in the same matrix.
+    fused = any(tensor.shape[-1] > inner for tensor in up)
+    gated = not up or fused or any(".ffn_gate." in tensor.name for tensor in header.tensors)
+    return (3 * inner if gated else inner) + 7 * width // 2
 
 
 def _experts(header: GgufHeader) -> int:
