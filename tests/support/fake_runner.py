@@ -188,6 +188,8 @@ class Fake:
             "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
+        if load == "device gone" and not self.load.devices:
+            load = ""
         if self.script.oom_until and not Path(self.script.oom_until).exists():
             load = "oom"
         if load in kinds:

@@ -123,13 +123,18 @@ class Ledger:
         usage: Callable[[str], Usage],
         evict: Callable[[str, str], None],
         yield_turn: Callable[[str, str], None],
+        keep_turn: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
+        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers.
+
+        *keep_turn* tells one that has not left yet that nobody waits for its memory any more.
+        """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
         self._yield_turn = yield_turn
+        self._keep_turn = keep_turn
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
@@ -209,6 +214,9 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
+            if not self._asking:
+                for key in list(self._yielding):
+                    self._keep_turn(key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:

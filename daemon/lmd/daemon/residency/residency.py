@@ -103,6 +103,7 @@ class Residency:
             usage=self._usage,
             evict=self._evict,
             yield_turn=self._yield_turn,
+            keep_turn=self._keep_turn,
         )
         #: How fast answers come on this machine.
         self.speeds = Speeds(store, pool, rated)
@@ -218,7 +219,7 @@ class Residency:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive, caller, again=again)
+        return self._actor(model, again=again).enqueue(settings, keep_alive, caller, again=again)
 
     async def load(
         self,
@@ -299,7 +300,8 @@ class Residency:
         with contextlib.suppress(ModelNotFound):
             await self.unload(str(manifest), force=False, save_kv=False)
 
-    def _actor(self, model: Loadable) -> ModelActor:
+    def _actor(self, model: Loadable, *, again: bool = False) -> ModelActor:
+        """Return the actor of *model*; its name then means this version, unless it is asked for *again*."""
         if self._closing:
             raise Draining
         key = str(model.manifest_digest)
@@ -320,9 +322,13 @@ class Residency:
             task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
             self._tasks.add(task)
             task.add_done_callback(self._note_done)
-        for other in list(self._actors.values()):
-            if other is not actor and model.name in other.names:
-                self._supersede(other, model.name)
+        others = [other for other in self._actors.values() if other is not actor and model.name in other.names]
+        if others and again:
+            # It had its place under a version that has been replaced meanwhile.
+            actor.names.discard(model.name)
+            return actor
+        for other in others:
+            self._supersede(other, model.name)
         actor.names.add(model.name)
         if model.name in self._pins:
             actor.pin = self.settings(model, self._pins[model.name])
@@ -396,3 +402,8 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.yield_turn(reason)
+
+    def _keep_turn(self, key: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.keep_turn()
