@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 GPU_SETTLE_S = 3.0
 #: How the keys of leases begin; those of models are digests.
 LEASE_PREFIX = "lease "
+#: So does the kernel, of main memory; it is not refused for good before that is over.
+RELEASE_S = 2.0
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -142,6 +145,7 @@ class Ledger:
         #: Who gives up its turn, and for whom.
         self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
+        self._released_at = -math.inf
         #: Those that load: what they have taken already, a reading shows as well.
         self._unsettled: set[str] = set()
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
@@ -240,6 +244,7 @@ class Ledger:
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
+        self._released_at = asyncio.get_running_loop().time()
         late = tuple(replace(part, unseen_bytes=0) for part in resident.held if part.device != CPU)
         if late:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
@@ -312,7 +317,7 @@ class Ledger:
                 gone = " and ".join(ask.devices or ("every device",))
                 asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
-            settling = any(until > now for until, _ in self._settling)
+            settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
