@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.residency.watching import RunnersSeen, Watchers
 from lmd.daemon.runner_process import RunnerProcess
-from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerSpec, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
@@ -65,6 +65,7 @@ class Residency:
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
+        start_runner: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start,
     ) -> None:
         runtime = config.runtime
         load_s = runtime.load_timeout.total_seconds()
@@ -119,6 +120,7 @@ class Residency:
                 reserve_bytes=runtime.memory_reserve_bytes,
             ),
             read,
+            start_runner,
         )
         #: What loads models, and tells what they take.
         self.loader = Loader(
@@ -134,7 +136,7 @@ class Residency:
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
             offload=offload,
-            start=self._spare.start if runtime.spare_runner else RunnerProcess.start,
+            start=self._spare.start if runtime.spare_runner else start_runner,
         )
 
     async def start(self) -> None:

@@ -12,7 +12,7 @@ _PLAIN_ONLY = frozenset({"grok"})
 
 
 def keeps_keys(header: GgufHeader) -> bool:
-    """Tell whether a model keeps keys and values at all: an encoder does not, nor does one of recurrent layers alone."""
+    """Tell whether a model keeps keys and values at all: encoders do not, nor do recurrent layers alone."""
     return header.architecture not in EMBEDDING_ARCHITECTURES and read_layers(header).has_cache
 
 
