@@ -39,7 +39,7 @@ async def bandwidth(device: str) -> int:
 
 
 async def look() -> None:
-    pass
+    """There are no leases whose programs could be looked at."""
 
 
 async def listed(*devices: Device, tally: Tally | None = None, refresh: bool = False) -> list[pb.ComputeDevice]:
