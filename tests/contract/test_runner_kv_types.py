@@ -98,3 +98,27 @@ def test_what_is_parked_and_saved_comes_back_in_its_type_and_no_other(
     with RunnerProcess() as runner:
         runner.load(model, slots=2, kv_dir=tmp_path, kv_type="f16")
         assert runner.ask(told("we"), scope="a", num_predict=8).done.cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "head", "shifts"),
+    [
+        ("f16", 32, True),
+        ("f32", 32, True),
+        ("q8_0", 64, True),
+        # The engine would end the process.
+        ("q8_0", 32, False),
+        ("q4_0", 32, False),
+        ("bf16", 64, False),
+    ],
+)
+def test_a_full_context_goes_on_whether_keys_can_be_moved_or_not(
+    tmp_path: Path, kv_type: str, head: int, shifts: bool
+) -> None:
+    path = make_tiny_llama(tmp_path / "model.gguf", n_ctx=1024, n_embd=128, n_head=128 // head)
+    with RunnerProcess() as runner:
+        assert runner.load(path, num_ctx=32, slots=1, kv_type=kv_type).shifts is shifts
+        options = {"context_policy": frames_pb2.CONTEXT_POLICY_SHIFT}
+        answer = runner.answer(runner.submit(STORY, num_predict=100, options=options))
+        assert answer.done.generated_tokens == 100
+        assert answer.done.shifted_tokens > 60

@@ -8,10 +8,10 @@ from typing import Any
 from lmd.runner.adapters import AdapterRefused, Adapters
 from lmd.runner.allocated import by_device, count_copies_once, mapped_bytes, on_host
 from lmd.runner.batch import Batch
-from lmd.runner.embedding_context import ContextError
+from lmd.runner.embedding_context import ContextError, metadata
 from lmd.runner.embedding_model import EmbeddingModel
 from lmd.runner.gpus import DeviceGone, Placement, engine_devices, place
-from lmd.runner.kv_types import DEFAULT, is_quantized, set_kv_type
+from lmd.runner.kv_types import DEFAULT, can_move, is_quantized, set_kv_type
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.threads import Threads, measure_threads, usable_cores
@@ -93,7 +93,7 @@ class Model:
         context = None if self.embedding.only else self._make_context()
         self.generates = context is not None
         self.context = context or self._make_embedding_context(load.num_thread)
-        self.memory = Memory(llama, self.context, self._native)
+        self.memory = Memory(llama, self.context, self._native, may_shift=can_move(self.kv_type, self._key_length()))
         self.on_cpu = log.gpu_layers == 0
         self.parked_bytes = min(load.kv_ram_bytes, self._kv_bytes()) if self.memory.shares_freely else 0
         self.batch = Batch(llama, self.step_tokens, self.sequences)
@@ -250,6 +250,15 @@ class Model:
             or llama.llama_model_is_hybrid(native)
         )
 
+    def _key_length(self) -> int:
+        """Return the numbers of a key."""
+        llama, native = self.llama, self._native
+        stated = metadata(llama, native, "attention.key_length")
+        return int(stated) if stated.isdigit() else int(llama.llama_model_n_embd(native)) // max(self._heads(), 1)
+
+    def _heads(self) -> int:
+        return int(self.llama.llama_model_n_head(self._native))
+
     def _may_be_plain(self) -> bool:
         """Tell whether plain attention is possible, and worth its price."""
         return self._log.gpu_layers == 0 and not is_quantized(self.kv_type) and self._has_wide_weights()
@@ -262,8 +271,7 @@ class Model:
 
     def _scores_bytes(self) -> int:
         """Return what plain attention needs for a full step at the end of a full context."""
-        heads = int(self.llama.llama_model_n_head(self._native))
-        return heads * self.step_tokens * self.num_ctx * self.slots * _SCORE_BYTES
+        return self._heads() * self.step_tokens * self.num_ctx * self.slots * _SCORE_BYTES
 
     def _choose_threads(self, decode: int, prefill: int) -> Threads:
         if decode > 0:
