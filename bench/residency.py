@@ -11,7 +11,8 @@
 - `cycles`: 200 loads and unloads; memory, descriptors, threads and processes of the daemon, and files in its home.
 
 What memory there is for models is set by `runtime.memory_reserve_bytes`: it is computed from what is free when the
-daemon starts, checked by filling it, and said in the JSON. Exit status 1 says that a bar was missed.
+daemon starts, checked by filling it, and said in the JSON. Programs that take or give back half a model's memory
+meanwhile make the figures void, and requests fail. Exit status 1 says that a bar was missed.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ def main() -> None:
     options = _options()
     # Stopped from outside, it still ends the servers it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    program = options.programs / "llama-server"
     cases: dict[str, Callable[[], Measured]] = {
-        "swap": lambda: swap(options.programs / "llama-server", options.rounds),
-        "mixed": lambda: mixed(options.programs / "llama-server", options.duration, with_router=options.with_router),
+        "swap": lambda: swap(program, options.rounds, options.num_ctx),
+        "mixed": lambda: mixed(program, options.duration, options.num_ctx, with_router=options.with_router),
         "cycles": lambda: cycles(options.cycles),
     }
     figures: list[Figure] = []
@@ -73,6 +75,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--duration", type=float, metavar="SECONDS", help=f"of mixed; default: {_MIXED_S:g}")
     parser.add_argument("--cycles", type=int, metavar="COUNT", help=f"default: {_CYCLES}")
     parser.add_argument("--with-router", action="store_true", help="mixed: llama-server's router too")
+    parser.add_argument(
+        "--num-ctx",
+        type=int,
+        default=2048,
+        metavar="TOKENS",
+        help="context for each of 4 slots, in swap and mixed; default: 2048. With more, models are larger, and it "
+        "matters less what else happens to the machine's memory",
+    )
     parser.add_argument("--quick", action="store_true", help="little of all, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--programs", type=Path, help="where llama-server is; default: where the build script puts it")

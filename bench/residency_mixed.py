@@ -51,7 +51,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of all requests of one server."""
+    """What became of all requests of one server.
+
+    Attributes:
+        drift_bytes: by how much the machine's free memory moved without the models.
+    """
 
     name: str
     requests: Sequence[Request]
@@ -59,6 +63,7 @@ class Outcome:
     elapsed_s: float
     most_resident: int
     others_cores: float
+    drift_bytes: int = 0
 
     @property
     def errors(self) -> int:
@@ -103,15 +108,17 @@ def lru_loads(models: Sequence[str], room: int) -> int:
     return loads
 
 
-def mixed(program: Path, duration_s: float, *, with_router: bool) -> tuple[list[Figure], dict[str, object]]:
+def mixed(
+    program: Path, duration_s: float, num_ctx: int, *, with_router: bool
+) -> tuple[list[Figure], dict[str, object]]:
     """Return the figures of clients that ask for *duration_s*; *with_router* has llama-server's router asked too."""
     models = dict(zip(MODELS, benchmark_models(len(MODELS)), strict=True))
-    with OurModels(models, room=ROOM) as ours:
+    with OurModels(models, room=ROOM, num_ctx=num_ctx) as ours:
         facts = ours.facts()
         outcome = run_clients(ours, duration_s)
     theirs = None
     if with_router:
-        with LlamaRouter(program, models, room=ROOM) as router:
+        with LlamaRouter(program, models, room=ROOM, num_ctx=num_ctx) as router:
             theirs = run_clients(router, duration_s)
     return _figures(outcome, theirs), {
         "mixed": {**facts, "ours": _told(outcome), "theirs": _told(theirs) if theirs else None}
@@ -123,6 +130,7 @@ def run_clients(server: ModelServer, duration_s: float) -> Outcome:
     requests: list[Request] = []
     stop = threading.Event()
     most_resident = 0
+    free: list[int] = []
     begin_s, loads_before = now_s(), server.loads()
     meter = UsageMeter(server.pids, ())
     clients = [
@@ -132,8 +140,10 @@ def run_clients(server: ModelServer, duration_s: float) -> Outcome:
 
     def watch() -> None:
         nonlocal most_resident
+        # Of the router it is known: it counts models, and nothing else.
         while isinstance(server, OurModels) and not stop.wait(0.5):
-            most_resident = max(most_resident, len(server.residents()))
+            most_resident = max(most_resident, len(server.resident_models()))
+            free.append(server.free_without_us_bytes())
 
     watcher = threading.Thread(target=watch)
     for thread in (*clients, watcher):
@@ -144,7 +154,8 @@ def run_clients(server: ModelServer, duration_s: float) -> Outcome:
     stop.set()
     watcher.join()
     requests.sort(key=lambda request: request.arrival_s)
-    return Outcome(server.name, requests, server.loads() - loads_before, elapsed_s, most_resident, meter.read().others)
+    loads, drift_bytes = server.loads() - loads_before, max(free, default=0) - min(free, default=0)
+    return Outcome(server.name, requests, loads, elapsed_s, most_resident, meter.read().others, drift_bytes)
 
 
 def _client(server: ModelServer, client: int, begin_s: float, duration_s: float, into: list[Request]) -> None:
@@ -237,6 +248,7 @@ def _told(outcome: Outcome) -> dict[str, object]:
         "answers": len(outcome.requests),
         "loads": outcome.loads,
         "elapsed_s": outcome.elapsed_s,
+        "drift_bytes": outcome.drift_bytes,
         "median_wait_s": statistics.median(waits) if waits else None,
         "errors": sorted({request.error for request in outcome.requests if request.error}),
         "requests": [asdict(request) for request in outcome.requests],

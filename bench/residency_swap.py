@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.answers import Answer
+import grpc
+
 from bench.figures import Figure
 from bench.meter import UsageMeter, settle, wait_for_quiet
 from bench.models import benchmark_models
 from bench.prompts import prompt
-from bench.residents import LlamaRouter, ModelServer, OurModels
+from bench.residents import DISTURBED, LlamaRouter, ModelServer, OurModels
 from bench.serving_report import NOISY_CORES
 
 MODELS = ("one", "two")
@@ -19,9 +20,10 @@ LIMIT = 1.0
 _PROMPT_TOKENS, _NEW_TOKENS = 64, 8
 _PATIENCE_S = 30.0
 _IN_A_ROW = 6
+_ATTEMPTS = 3
 
 
-def swap(program: Path, rounds: int) -> tuple[list[Figure], dict[str, object]]:
+def swap(program: Path, rounds: int, num_ctx: int) -> tuple[list[Figure], dict[str, object]]:
     """Return the times to the first token of requests that make the other model leave, and facts about them.
 
     Only one of two models fits. Each round asks each server for each model; the next round the other way round. Before
@@ -29,11 +31,11 @@ def swap(program: Path, rounds: int) -> tuple[list[Figure], dict[str, object]]:
     without a pause between the requests, which no bar is about.
     """
     models = dict(zip(MODELS, benchmark_models(len(MODELS)), strict=True))
-    with LlamaRouter(program, models, room=1) as theirs:
+    with LlamaRouter(program, models, room=1, num_ctx=num_ctx) as theirs:
         for model in MODELS:
             theirs.ask(model, prompt(8, "warm", model), 1)
         # Ours comes second: it finds what the other one holds in use, and reserves from what is left.
-        with OurModels(models, room=1) as ours:
+        with OurModels(models, room=1, num_ctx=num_ctx) as ours:
             sides: tuple[ModelServer, ModelServer] = (ours, theirs)
             apart: dict[str, list[float]] = {side.name: [] for side in sides}
             others = 0.0
@@ -43,7 +45,7 @@ def swap(program: Path, rounds: int) -> tuple[list[Figure], dict[str, object]]:
                         settle([*ours.pids, *theirs.pids])
                         wait_for_quiet(NOISY_CORES, _PATIENCE_S)
                         meter = UsageMeter(ours.pids, theirs.pids)
-                        apart[side.name].append(_ask_other(side, model, "apart", number).first_token_s)
+                        apart[side.name].append(_first_token_s(side, model, "apart", number))
                         others = max(others, meter.read().others)
             row, row_others = _in_a_row(sides, max(1, rounds // 2))
     figures = [_figure("a request that needs an eviction, to the first token", apart, LIMIT, others)]
@@ -59,22 +61,35 @@ def _in_a_row(sides: Sequence[ModelServer], rounds: int) -> tuple[dict[str, list
             settle([pid for one in sides for pid in one.pids])
             meter = UsageMeter(side.pids, [pid for one in sides if one is not side for pid in one.pids])
             for turn in range(_IN_A_ROW):
-                answer = _ask_other(side, MODELS[turn % 2], "row", number, turn)
                 # The last model of a round is the second one, so the first of the next is never there already.
-                times[side.name].append(answer.first_token_s)
+                times[side.name].append(_first_token_s(side, MODELS[turn % 2], "row", number, turn))
             others = max(others, meter.read().others)
     return times, others
 
 
-def _ask_other(side: ModelServer, model: str, *seed: object) -> Answer:
-    """Ask for *model*, and refuse an answer for which nothing had to be loaded."""
-    before = side.loads()
-    answer = side.ask(model, prompt(_PROMPT_TOKENS, "swap", model, *seed), _NEW_TOKENS)
-    if not answer.complete or answer.generated_tokens != _NEW_TOKENS or answer.prompt_tokens != _PROMPT_TOKENS:
-        raise RuntimeError(f"{side.name} answered with {answer.generated_tokens} of {_NEW_TOKENS} tokens")
-    if side.loads() != before + 1:
-        raise RuntimeError(f"{side.name} loaded {side.loads() - before} models for one request that needs one load")
-    return answer
+def _first_token_s(side: ModelServer, model: str, *seed: object) -> float:
+    """Ask for *model* when the other one is resident, and return how long the first token took.
+
+    A measurement in which ours had nothing to evict, or was refused the memory, is void: something else on the machine
+    took or gave back memory. Then the memory is made scarce anew, and it is measured again.
+    """
+    (other,) = set(MODELS) - {model}
+    for _ in range(_ATTEMPTS):
+        if side.resident_models() != {other}:
+            side.ask(other, prompt(_PROMPT_TOKENS, "before", other, *seed), 1)
+        try:
+            answer = side.ask(model, prompt(_PROMPT_TOKENS, "swap", model, *seed), _NEW_TOKENS)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+        else:
+            if not answer.complete or answer.generated_tokens != _NEW_TOKENS or answer.prompt_tokens != _PROMPT_TOKENS:
+                raise RuntimeError(f"{side.name} answered with {answer.generated_tokens} of {_NEW_TOKENS} tokens")
+            if side.resident_models() == {model}:
+                return answer.first_token_s
+        if isinstance(side, OurModels):
+            side.make_scarce()
+    raise RuntimeError(f"{side.name} had not one model resident at a time: {DISTURBED}")
 
 
 def _figure(title: str, measured: dict[str, list[float]], limit: float | None, others: float) -> Figure:

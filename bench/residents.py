@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import json
 import tempfile
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,9 @@ from lmd.v1.inference_service_pb2_grpc import InferenceServiceStub
 from lmd.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from tests.support.product import Product, installed, wait_until
 
-SLOTS, NUM_CTX = 4, 2048
+SLOTS = 4
 _START_TIMEOUT_S = 60.0
+DISTURBED = "another program took or gave back memory meanwhile"
 #: Longer than any measurement, and not for ever: what stays for ever is never evicted.
 _KEEP_ALIVE = Duration(seconds=86_400)
 
@@ -50,6 +52,9 @@ class ModelServer(Protocol):
     def loads(self) -> int:
         """How many models it has loaded since it started."""
 
+    def resident_models(self) -> set[str]:
+        """Return the names of the models that are in memory, or on their way into it or out of it."""
+
 
 class OurModels:
     """A daemon with *models* by name, and memory for *room* of them, which cost the same; a context manager.
@@ -67,7 +72,7 @@ class OurModels:
         *,
         room: int | None = None,
         slots: int = SLOTS,
-        num_ctx: int = NUM_CTX,
+        num_ctx: int,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.num_ctx = num_ctx
@@ -88,9 +93,10 @@ class OurModels:
                 modelfile = home / "Modelfile"
                 modelfile.write_text(f"FROM {path}\n")
                 self.product.lm("create", name, "-f", str(modelfile), timeout_s=600)
+            self._models, self._room = list(models), room
             self._facts: dict[str, object] = {}
             if room is not None:
-                self._make_scarce(list(models), room)
+                self.make_scarce()
         except BaseException:
             self.close()
             raise
@@ -126,6 +132,9 @@ class OurModels:
     def loads(self) -> int:
         return self._daemon.log.read_text().count("model_loaded")
 
+    def resident_models(self) -> set[str]:
+        return {runner.name.removesuffix(":latest") for runner in self.residents()}
+
     def residents(self) -> list[runtime_service_pb2.Runner]:
         """Return the runners that hold memory for a model."""
         runners = self._runtime.ListRunners(runtime_service_pb2.ListRunnersRequest()).runners
@@ -141,6 +150,47 @@ class OurModels:
         self._runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name=model))
         wait_until(lambda: not self.residents(), f"{model} is gone", timeout_s=60)
 
+    def make_scarce(self) -> None:
+        """Leave memory for as many models as there is to be room for, and see that they are resident in the end."""
+        if self._room is None:
+            raise ValueError("there is no room to keep to")
+        # Without a reserve, whatever the last one was.
+        self._stop()
+        self._start()
+        self.ask(self._models[0], "the", 1)
+        (runner,) = self.residents()
+        # The daemon remembers that too, and plans with it from now on.
+        model_bytes = runner.memory_bytes
+        self.unload(self._models[0])
+        free_bytes = psutil.virtual_memory().available
+        reserve_bytes = free_bytes - model_bytes * (2 * self._room + 1) // 2
+        if reserve_bytes < 0:
+            raise RuntimeError(
+                f"{free_bytes} bytes are free, too little for {self._room} models of {model_bytes} bytes"
+            )
+        self._stop()
+        self._start(LMD_RUNTIME_MEMORY_RESERVE_BYTES=str(reserve_bytes))
+        for model in self._models:
+            self.ask(model, "the", 1)
+        if (found := len(self.residents())) != self._room:
+            raise RuntimeError(f"{found} models are resident where {self._room} fit: {DISTURBED}")
+        self._facts = {
+            "model_bytes": model_bytes,
+            "free_bytes": free_bytes,
+            "memory_reserve_bytes": reserve_bytes,
+            "models_that_fit": self._room,
+        }
+
+    def free_without_us_bytes(self) -> int:
+        """Return what would be free without the models; what changes in that is others' doing."""
+        ours = 0
+        for process in processes(self.pids):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                memory = process.memory_info()
+                # Mapped weights are page cache: they count as free anyway.
+                ours += memory.rss - memory.shared
+        return int(psutil.virtual_memory().available) + ours
+
     def _start(self, **env: str) -> None:
         self._daemon = self.product.start(**env)
         self._channel = grpc.insecure_channel(f"unix:{self.product.socket}")
@@ -152,30 +202,6 @@ class OurModels:
             self._channel.close()
             self._channel = None
         self._daemon.stop(timeout_s=60)
-
-    def _make_scarce(self, models: list[str], room: int) -> None:
-        """Leave memory for *room* models, and see that as many are resident when all have been asked."""
-        self.ask(models[0], "the", 1)
-        (runner,) = self.residents()
-        # The daemon remembers that too, and plans with it from now on.
-        model_bytes = runner.memory_bytes
-        self.unload(models[0])
-        free_bytes = psutil.virtual_memory().available
-        reserve_bytes = free_bytes - model_bytes * (2 * room + 1) // 2
-        if reserve_bytes < 0:
-            raise RuntimeError(f"{free_bytes} bytes are free, too little for {room} models of {model_bytes} bytes")
-        self._stop()
-        self._start(LMD_RUNTIME_MEMORY_RESERVE_BYTES=str(reserve_bytes))
-        for model in models:
-            self.ask(model, "the", 1)
-        if (found := len(self.residents())) != room:
-            raise RuntimeError(f"{found} models are resident where {room} fit; did the machine's free memory change?")
-        self._facts = {
-            "model_bytes": model_bytes,
-            "free_bytes": free_bytes,
-            "memory_reserve_bytes": reserve_bytes,
-            "models_that_fit": room,
-        }
 
 
 class LlamaRouter(PeerServer):
@@ -193,7 +219,7 @@ class LlamaRouter(PeerServer):
         *,
         room: int,
         slots: int = SLOTS,
-        num_ctx: int = NUM_CTX,
+        num_ctx: int,
         options: tuple[str, ...] = (),
     ) -> None:
         # A model is called as its file is.
@@ -227,4 +253,9 @@ class LlamaRouter(PeerServer):
         return complete(self.port, prompt, tokens, on_text=on_text, model=model)
 
     def loads(self) -> int:
-        return len(re.findall("spawning server instance with name", self.log()))
+        return self.log().count("spawning server instance with name")
+
+    def resident_models(self) -> set[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/models", timeout=_START_TIMEOUT_S) as response:
+            models = json.load(response)["data"]
+        return {model["id"] for model in models if model["status"]["value"] != "unloaded"}
