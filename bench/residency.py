@@ -1,8 +1,10 @@
 """Residency: estimates, swaps beside llama-server's router, scarce memory, leaks, and the planner's speed.
 
     tools/build_llama_server.sh
-    python -m bench.residency [--cases swap,mixed,cycles] [--rounds 5] [--quick] [--json FILE]
+    python -m bench.residency [--cases estimates,swap,mixed,cycles] [--rounds 5] [--quick] [--json FILE]
 
+- `estimates`: what headers say against what the engine takes, over generated models of all kinds
+  (`bench.memory_estimates`).
 - `swap`: two models where one fits, asked for in turns, ours and llama-server's router (`--models-max 1`) one after the
   other. The figure is the ratio of the medians of the time to the first token.
 - `mixed`: three models where two fit, six clients that ask for any of them for five minutes. Errors, answers that were
@@ -30,6 +32,7 @@ from bench.figures import Figure, table
 from bench.meter import machine
 from bench.models import cache_directory
 from bench.residency_cycles import cycles
+from bench.residency_estimates import estimates
 from bench.residency_mixed import mixed
 from bench.residency_swap import swap
 
@@ -45,6 +48,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     program = options.programs / "llama-server"
     cases: dict[str, Callable[[], Measured]] = {
+        "estimates": lambda: estimates(quick=options.quick),
         "swap": lambda: swap(program, options.rounds, options.num_ctx),
         "mixed": lambda: mixed(program, options.duration, options.num_ctx, with_router=options.with_router),
         "cycles": lambda: cycles(options.cycles),
@@ -65,7 +69,7 @@ def main() -> None:
     sys.exit(any(not figure.met for figure in figures))
 
 
-CASES = ("swap", "mixed", "cycles")
+CASES = ("estimates", "swap", "mixed", "cycles")
 
 
 def _options() -> argparse.Namespace:
