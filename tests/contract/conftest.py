@@ -13,6 +13,7 @@ import pytest
 from lmd.daemon.embedding import Embedding
 from lmd.daemon.inference import Inference
 from lmd.daemon.model_calls import ModelCalls
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.rpc_errors import error_interceptor
 from lmd.daemon.services.calls import InferenceCallsServicer
 from lmd.daemon.services.runtime import RuntimeServiceServicer
@@ -22,7 +23,7 @@ from lmd.v1 import runtime_service_pb2_grpc
 from tests.support.formats import Tokenizer
 from tests.support.inference_bench import Bench, Catalog, Connection
 from tests.support.leaks import nothing_left_in
-from tests.support.residents import World
+from tests.support.residents import Threads, World
 from tests.support.shared_models import shared_model
 from tests.support.tiny_models import make_tiny_llama
 
@@ -76,7 +77,9 @@ async def connection(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     calls = ModelCalls(bench.catalog, bench.world.residency, bench.world.config)
     service = InferenceCallsServicer(bench.inference, Embedding(calls), Tokenizing(calls))
     rpc.add_InferenceServiceServicer_to_server(service, server)
-    runtime = RuntimeServiceServicer(bench.catalog, bench.world.residency)
+    world = bench.world
+    pins = Pins(world.residency, bench.catalog.resolve, world.memory, Threads())
+    runtime = RuntimeServiceServicer(bench.catalog, world.residency, pins)
     runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

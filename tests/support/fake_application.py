@@ -70,6 +70,9 @@ class FakeApplication:
     async def drain(self) -> None:
         self._note("drained")
 
+    def cut(self) -> None:
+        """Nothing here runs in a runner."""
+
     async def stop(self) -> None:
         self._note("stopped")
         if self._lock is not None:

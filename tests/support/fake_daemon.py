@@ -179,6 +179,7 @@ class FakeDaemon:
         self.socket = socket
         self.models: dict[str, model_pb2.ModelInfo] = {}
         self.runners: list[runtime_pb.Runner] = []
+        self.watched: list[runtime_pb.WatchRunnersResponse] = []
         self.pulls: list[model_pb.Pull] = []
         self.garbage: list[store_pb.GarbageItem] = []
         self.usage = store_pb.GetDiskUsageResponse(models=1, blobs=3, blob_bytes=4 * MIB, free_bytes=900 * MIB)
@@ -442,6 +443,22 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
         yield runtime_pb.LoadModelResponse(progress=runtime_pb.LoadProgress(fraction=0.5))
         runner = runtime_pb.Runner(name=info.model.name, state=runtime_pb.Runner.STATE_READY)
         yield runtime_pb.LoadModelResponse(runner=runner)
+
+    @_streamed
+    def PinModel(self, request: Any, context: Any) -> Any:
+        info = self.daemon.find(request.name)
+        yield runtime_pb.PinModelResponse(progress=runtime_pb.LoadProgress(fraction=0.5))
+        runner = runtime_pb.Runner(name=info.model.name, state=runtime_pb.Runner.STATE_READY, pinned=True)
+        yield runtime_pb.PinModelResponse(runner=runner)
+
+    @_unary
+    def UnpinModel(self, request: Any, context: Any) -> Any:
+        self.daemon.find(request.name)
+        return runtime_pb.UnpinModelResponse()
+
+    @_streamed
+    def WatchRunners(self, request: Any, context: Any) -> Any:
+        yield from self.daemon.watched
 
     @_unary
     def UnloadModel(self, request: Any, context: Any) -> Any:

@@ -7,6 +7,7 @@ its view as `model.gguf`. What a request does is its prompt:
     any words        the words come back, one token each
     count N [SIZE]   N tokens of "x", or of SIZE times that
     hold             one token, then nothing until the request is cancelled
+    read             nothing, as if the prompt took for ever
     gate PATH        one token, then nothing until PATH exists
     abort, kill      SIGABRT, SIGKILL (once it has a slot)
     abort-at PATH    one token, then SIGABRT when PATH exists
@@ -145,6 +146,7 @@ class Fake:
             match frame.WhichOneof("frame"):
                 case "load":
                     self.load = frame.load
+                    self.script = script_here()  # a spare learns only now what it is
                     await self.do_load()
                 case "submit":
                     if self.script.crash_on_submit:
@@ -339,6 +341,8 @@ class Fake:
         if verb == "fail":
             self.fail(submit.request_id, frames.Failed.Kind.Value(f"KIND_{argument.upper()}"), more)
             return
+        if verb == "read":
+            await asyncio.Event().wait()
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
             generated = 1
@@ -412,9 +416,15 @@ async def until_exists(path: str) -> None:
         await asyncio.sleep(0.005)
 
 
+def script_here() -> Script:
+    """Read the script that lies in the view; a spare has none yet, and behaves."""
+    found = min(Path().glob("model*"), default=None)
+    return Script(**json.loads(found.read_text())) if found is not None else Script()
+
+
 async def amain(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = Script(**json.loads(min(Path().glob("model*")).read_text()))
+    script = script_here()
     sys.stderr.write(script.stderr + "\n")
     sys.stderr.flush()
     if not script.obeys_term:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,11 +23,12 @@ from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
-from lmd.registry.gguf import GgufHeader
+from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
+from tests.support.gguf_bytes import TinyModel
 from tests.support.leaks import until
 
 P = ParamSpec("P")
@@ -71,8 +73,9 @@ class Memory:
 
 
 def header(context_length: int = 4096) -> GgufHeader:
-    """The facts of a header that residency looks at."""
-    return cast(GgufHeader, SimpleNamespace(block_count=2, context_length=context_length))
+    """The header of a small model with such a context."""
+    data = TinyModel(extra={"llama.context_length": context_length, "llama.block_count": 2}).to_bytes()
+    return read_header(io.BytesIO(data), len(data))
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class World:
     timings: RunnerTimings = QUICK
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
+    spare_runner: bool = False
     _residency: Residency | None = None
 
     @property
@@ -123,6 +127,8 @@ class World:
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
+            preload=(),
+            spare_runner=self.spare_runner,
             caller_weights={"uid:2": 2.5},
         )
         return cast(Config, SimpleNamespace(runtime=runtime, dirs=SimpleNamespace(runtime=self.path / "run")))

@@ -9,11 +9,10 @@ import pytest
 
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency import ledger as ledger_module
-from lmd.daemon.residency.ledger import Ledger, Option, Usage
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Plan
 from tests.support.leaks import until
 
-ON_GPU = [Option(("cuda0",), 100)]
 IDLE = Usage(busy=False, last_used=0, pinned=False, leaving=False)
 
 
@@ -24,13 +23,15 @@ class Machine:
         self.free_bytes = free_bytes
         self.usages: dict[str, Usage] = {}
         self.evicted: list[str] = []
-        self.waits: list[tuple[str, ...]] = []
+        self.yielded: list[str] = []
+        self.waits: list[Plan] = []
         self.readings = 0
         self.ledger = Ledger(
             read_devices=self.read,
             reserve_bytes=0,
             usage=lambda key: self.usages.get(key, IDLE),
-            evict=self.evicted.append,
+            evict=lambda key, reason: self.evicted.append(key),
+            yield_turn=lambda key, reason: self.yielded.append(key),
         )
 
     async def read(self) -> Sequence[DeviceMemory]:
@@ -39,12 +40,14 @@ class Machine:
         return [DeviceMemory("cuda0", 200, self.free_bytes)]
 
     async def admit(self, key: str, timeout_s: float = 20) -> str:
-        return await self.ledger.admit(key, key, ON_GPU, timeout_s=timeout_s, on_wait=self.waits.append)
+        ask = Ask.of_bytes(key, key, 100, "cuda0")
+        placement = await self.ledger.admit(ask, timeout_s=timeout_s, on_wait=self.waits.append)
+        return placement.device
 
     async def resident(self, key: str) -> None:
         await self.admit(key)
         self.free_bytes -= 100
-        self.ledger.settle(key, held_bytes=100, unseen_bytes=0)
+        self.ledger.settle(key, [Held("cuda0", 100)])
 
     async def until_waiting(self) -> None:
         await until(lambda: bool(self.waits))
@@ -110,7 +113,7 @@ async def test_memory_that_a_resident_has_grown_into_is_not_counted_twice() -> N
     machine = Machine(100)
     await machine.resident("a")
     # It holds 60 that the machine has shown since it was loaded, and may take 40 more.
-    machine.ledger.settle("a", held_bytes=100, unseen_bytes=40)
+    machine.ledger.settle("a", [Held("cuda0", 100, unseen_bytes=40)])
     machine.free_bytes = 130
     machine.usages["a"] = Usage(busy=True, last_used=0, pinned=False, leaving=False)
     with pytest.raises(DeviceMemoryShort):
@@ -128,4 +131,4 @@ async def test_the_wait_ends_with_numbers() -> None:
     assert caught.value.metadata["needed_bytes"] == "100"
     assert caught.value.metadata["free_bytes"] == "0"
     assert machine.evicted == []
-    assert machine.waits[0] == ("a",)
+    assert (machine.waits[0].action, machine.waits[0].others) == (Action.WAIT, ("a",))

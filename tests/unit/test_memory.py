@@ -168,3 +168,34 @@ def test_decoder_made_for_embedding_keeps_one_text() -> None:
     assert (
         estimate(llama(**{"pooling_type": 3, "attention.causal": False}), num_ctx=1024, slots=8).compute_bytes > causal
     )
+
+
+def test_weights_by_where_they_go() -> None:
+    """Each tensor of the file counts once: with its layer, before the first one, or after the last one."""
+    with STORIES.open("rb") as file:
+        parsed = read_header(file, STORIES.stat().st_size)
+    found = estimate(parsed, num_ctx=512, slots=1)
+    embedding, norm = 512 * 64 * 4, 64 * 4
+    # The head is a tensor of its own in this file.
+    assert (found.input_bytes, found.output_bytes) == (embedding, embedding + norm)
+    assert len(found.layers) == 5
+    assert sum(layer.weights_bytes for layer in found.layers) == found.weights_bytes - 2 * embedding - norm
+    assert sum(layer.kv_bytes for layer in found.layers) == found.kv_bytes
+    assert found.active_bytes == found.weights_bytes - embedding
+
+
+def test_a_tied_head_is_a_copy_on_an_accelerator() -> None:
+    shape: dict[str, Value] = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 32}
+    tied = header(shape, Tensor("token_embd.weight", (32, 100)), Tensor("output_norm.weight", (32,)))
+    found = estimate(tied, num_ctx=256, slots=1)
+    assert (found.weights_bytes, found.input_bytes) == (3200 * 4 + 128, 3200 * 4)
+    assert found.output_bytes == found.active_bytes == 3200 * 4 + 128
+
+
+def test_a_token_reads_the_experts_that_it_uses() -> None:
+    shape: dict[str, Value] = {"general.architecture": "qwen3moe", "qwen3moe.block_count": 1}
+    experts = {"qwen3moe.expert_count": 8, "qwen3moe.expert_used_count": 2}
+    tensors = (Tensor("blk.0.ffn_up_exps.weight", (32, 4, 8)), Tensor("blk.0.attn_q.weight", (32, 32)))
+    found = estimate(header(shape | experts, *tensors), num_ctx=256, slots=1)
+    assert found.layers[0].weights_bytes == (32 * 4 * 8 + 32 * 32) * 4
+    assert found.active_bytes == (32 * 4 * 2 + 32 * 32) * 4

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lmd.cli.context import announce
 from lmd.cli.errors import ClientError
 from lmd.cli.spinner import Spinner, load_text
 from lmd.cli.terminal import quiet_keyboard
 from lmd.cli.ticking import with_ticks
+from lmd.cli.units import format_size
 from lmd.v1 import model_pb2
 from lmd.v1 import model_service_pb2 as model_service_pb
 from lmd.v1 import runtime_service_pb2 as runtime_pb
@@ -34,6 +37,20 @@ def ensure_model(client: Client, ref: str) -> model_pb2.ModelInfo:
     return _info(client, pull(client, ref).name)
 
 
+def require_generating(info: model_pb2.ModelInfo) -> None:
+    """Refuse a model that only turns texts into vectors, before it is loaded for nothing.
+
+    Raises:
+        ClientError: CAPABILITY_MISSING.
+    """
+    if "completion" not in info.model.capabilities:
+        name = info.model.name
+        able = "rerank" if "rerank" in info.model.capabilities else "embed"
+        raise ClientError(
+            f"model `{name}` does not generate text", reason="CAPABILITY_MISSING", hint=f"`lm {able} {name}` uses it"
+        )
+
+
 def _info(client: Client, name: str) -> model_pb2.ModelInfo:
     return client.call(client.models.GetModel, model_service_pb.GetModelRequest(name=name)).info
 
@@ -45,17 +62,42 @@ def load(client: Client, name: str, parameters: model_pb2.Parameters, keep_alive
         ClientError: it cannot be loaded.
     """
     request = runtime_pb.LoadModelRequest(name=name, parameters=parameters, keep_alive=keep_alive)
+    with quiet_keyboard(), client.stream(client.runtime.LoadModel, request) as events:
+        return _runner(name, events)
+
+
+def pin(client: Client, name: str, parameters: model_pb2.Parameters) -> runtime_pb.Runner:
+    """Make a model resident for good and return its runner, with a spinner meanwhile.
+
+    Raises:
+        ClientError: it cannot be loaded, and is not pinned.
+    """
+    request = runtime_pb.PinModelRequest(name=name, parameters=parameters)
+    with quiet_keyboard(), client.stream(client.runtime.PinModel, request) as events:
+        return _runner(name, events)
+
+
+def announce_loaded(name: str, runner: runtime_pb.Runner, verb: str = "loaded") -> None:
+    """Tell what a model has become in memory; *name* is the one that was asked for, of perhaps several."""
+    facts = [f"{format_size(runner.memory_bytes)} on {runner.device}"] if runner.device else []
+    if runner.context_length:
+        facts.append(f"context {runner.context_length}")
+    announce(verb, name, ", ".join(facts))
+
+
+def _runner(
+    name: str, events: Iterable[runtime_pb.LoadModelResponse | runtime_pb.PinModelResponse]
+) -> runtime_pb.Runner:
     spinner = Spinner()
     spinner.say(f"loading {name}")
     try:
-        with quiet_keyboard(), client.stream(client.runtime.LoadModel, request) as events:
-            for event in with_ticks(events):
-                if event is None:
-                    spinner.refresh()
-                elif event.HasField("progress"):
-                    spinner.say(load_text(name, event.progress))
-                elif event.HasField("runner"):
-                    return event.runner
+        for event in with_ticks(events):
+            if event is None:
+                spinner.refresh()
+            elif event.HasField("progress"):
+                spinner.say(load_text(name, event.progress))
+            elif event.HasField("runner"):
+                return event.runner
     finally:
         spinner.clear()
     raise ClientError("the daemon ended the load without a result", reason="INTERNAL")

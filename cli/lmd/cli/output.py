@@ -27,22 +27,35 @@ def print_table(
     On a terminal that is too narrow, columns of *optional* are left out, the first named first; cells are never cut,
     as people copy names from them. A pipe gets everything.
     """
+    columns = terminal_size().columns if is_terminal(sys.stdout) else None
+    palette = palette_for(sys.stdout)
+    for number, line in enumerate(table_lines(headers, rows, right=right, optional=optional, columns=columns)):
+        click.echo(palette.faint(line) if number == 0 else line)
+
+
+def table_lines(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    columns: int | None = None,
+) -> list[str]:
+    """Return the lines of a table; columns of *optional* are left out as long as lines are wider than *columns*."""
     table = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(cell_width(line[i]) for line in table) for i in range(len(headers))]
     shown = list(range(len(headers)))
-    if is_terminal(sys.stdout):
-        columns = terminal_size().columns
-        for header in optional:
-            if sum(widths[i] + len(_GAP) for i in shown) - len(_GAP) > columns:
-                shown.remove(headers.index(header))
-    palette = palette_for(sys.stdout)
-    for number, line in enumerate(table):
+    for header in optional:
+        if columns is not None and sum(widths[i] + len(_GAP) for i in shown) - len(_GAP) > columns:
+            shown.remove(headers.index(header))
+    lines = []
+    for line in table:
         padded = []
         for i in shown:
             gap = " " * (widths[i] - cell_width(line[i]))
             padded.append(gap + line[i] if headers[i] in right else line[i] + gap)
-        text = _GAP.join(padded).rstrip()
-        click.echo(palette.faint(text) if number == 0 else text)
+        lines.append(_GAP.join(padded).rstrip())
+    return lines
 
 
 def shorten(text: str, width: int) -> str:

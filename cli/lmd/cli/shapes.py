@@ -166,11 +166,30 @@ def runner_json(runner: runtime_service_pb2.Runner) -> Json:
         "queued": runner.queued,
         "expires_at": time_text(runner.expire_time),
         "keep_forever": runner.keep_forever,
+        "pinned": runner.pinned,
+        "shares": [{"device": share.device, "bytes": share.bytes} for share in runner.shares],
+        "estimated_bytes": runner.estimated_bytes,
         "pid": runner.pid,
         "loaded_at": time_text(runner.load_time),
         "load_seconds": seconds(runner.load_duration),
         "stats": {field.name: getattr(runner.stats, field.name) for field in runner.stats.DESCRIPTOR.fields},
     }
+
+
+def runner_event_json(event: runtime_service_pb2.RunnerEvent) -> Json:
+    """Return one event of `lm ps --watch --json`."""
+    return {
+        "time": time_text(event.time),
+        "name": event.name,
+        "digest": event.digest,
+        "state": event_state(event),
+        "reason": event.reason,
+    }
+
+
+def event_state(event: runtime_service_pb2.RunnerEvent) -> str:
+    """Return the state that a runner has now, in a word."""
+    return enum_text(event, "state") if event.state else "gone"
 
 
 def cache_share(runner: runtime_service_pb2.Runner) -> str:
@@ -181,6 +200,8 @@ def cache_share(runner: runtime_service_pb2.Runner) -> str:
 
 def until_text(runner: runtime_service_pb2.Runner, now: float) -> str:
     """Return when a runner unloads, for people."""
+    if runner.pinned:
+        return "pinned"
     if runner.keep_forever:
         return FOR_EVER
     if runner.HasField("expire_time"):

@@ -14,6 +14,7 @@ from lmd.daemon.rpc_handlers import AroundInterceptor
 _LOOKING = (
     "/lmd.v1.SystemService/",
     "/lmd.v1.RuntimeService/ListRunners",
+    "/lmd.v1.RuntimeService/WatchRunners",
     "/grpc.health.v1.Health/",
     "/grpc.reflection.",
 )

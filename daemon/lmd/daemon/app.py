@@ -23,6 +23,7 @@ from lmd.daemon.metrics import Metrics
 from lmd.daemon.model_calls import ModelCalls
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantizer
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
@@ -66,6 +67,7 @@ class Application:
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
+        self._cut: Callable[[], None] = lambda: None
 
     @property
     def servicers(self) -> Sequence[AddServicer]:
@@ -112,6 +114,8 @@ class Application:
         await residency.start()
         saved_kv.tidy_soon()
         self._exit.push_async_callback(residency.stop)
+        self._cut = residency.cut
+        pins = Pins(residency, catalog.resolve, store, pool, config.runtime.preload)
         work = self._metrics.work
         calls = ModelCalls(catalog, residency, config, work)
         inference = Inference(catalog, residency, config, work)
@@ -153,6 +157,8 @@ class Application:
             await dropin.start()
             self._draining.push_async_callback(dropin.stop)
 
+        await pins.start()
+        self._draining.push_async_callback(pins.stop)
         # First of all, and at once: whoever waits for a model is told to go elsewhere.
         self._draining.callback(residency.drain)
         self._servicers = [
@@ -162,7 +168,9 @@ class Application:
                 ModelServiceServicer(catalog, pulls, quantizer),
             ),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool, saved_kv)),
-            adder("RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency)),
+            adder(
+                "RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency, pins)
+            ),
             adder(
                 "InferenceService",
                 add_InferenceServiceServicer_to_server,
@@ -191,6 +199,10 @@ class Application:
     async def drain(self) -> None:
         """Refuse who waits for a model; stop pulls, which keep what arrived, and the drop-in folder."""
         await self._draining.aclose()
+
+    def cut(self) -> None:
+        """End the answers that still run, with DRAINING."""
+        self._cut()
 
     async def stop(self) -> None:
         """End the runners, and close the store."""

@@ -18,6 +18,8 @@ from lmd.daemon.config_fields import ABSOLUTE_PATH, TRUTH, AnyPath, Section, Siz
 from lmd.daemon.http.config import HttpConfig
 from lmd.daemon.places import Dirs
 from lmd.daemon.quantities import SIZE_FORM, format_duration
+from lmd.registry.errors import InvalidRef
+from lmd.registry.ref import parse_ref
 
 LOOPBACK_NAMES = ("localhost", "::1")
 
@@ -56,6 +58,19 @@ def check_weights(value: object) -> dict[str, float]:
     return weights
 
 
+def check_names(value: object) -> tuple[str, ...]:
+    """Read model references: a list, or as text one with commas."""
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError("not a list of model references")
+    for name in names:
+        try:
+            parse_ref(name)
+        except InvalidRef as error:
+            raise ValueError(f"{name!r} is no model reference: {error.message}") from None
+    return tuple(names)
+
+
 def _number(text: str) -> float | str:
     try:
         return float(text)
@@ -64,6 +79,7 @@ def _number(text: str) -> float | str:
 
 
 Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
+ModelNames = Annotated[tuple[str, ...], BeforeValidator(check_names)]
 Weights = Annotated[dict[str, float], BeforeValidator(check_weights)]
 
 _grace, GRACE = duration_between("0s", "365d")
@@ -149,6 +165,18 @@ class RuntimeConfig(Section):
         "a whole number from 16 to 16777216",
         ge=16,
         le=16_777_216,
+    )
+    preload: ModelNames = setting(
+        (),
+        "Models that are loaded when the daemon starts, one after the other and without holding up anybody. They leave "
+        "memory like others; `lm pin` keeps them there.",
+        'a list of model references, such as ["llama3.2", "nomic-embed-text"]; in the variable, separated by commas',
+    )
+    spare_runner: bool = setting(
+        True,
+        "Keep a runner without a model ready once a model has been loaded, so that the next load does not wait for a "
+        "process to start. It takes some tens of megabytes, and is not started when memory is short.",
+        TRUTH,
     )
     load_timeout: Annotated[timedelta, _load] = setting(
         timedelta(minutes=5), "A load that makes no progress for so long is ended.", LOAD

@@ -16,6 +16,7 @@ LmdError
 │   ├── EngineFailed            ... failed on one request, and goes on
 │   └── QuantizeFailed          ... cannot quantize or measure a model
 ├── Unloaded                  the model was unloaded by force while it answered
+│   └── HandedBack              ... and the request shall wait for it anew
 ├── ContextLengthExceeded     the prompt is longer than the context
 └── TemplateFailed            the chat template fails or runs over its limits
 """
@@ -207,6 +208,10 @@ class Unloaded(LmdError):
         super().__init__(
             f"model `{name}` was unloaded while it answered", hint="run it again to reload", metadata={"name": name}
         )
+
+
+class HandedBack(Unloaded):
+    """Raised to answers that had no slot yet when their model yielded its turn; who holds them asks again, at once."""
 
 
 class ContextLengthExceeded(LmdError):

@@ -13,7 +13,7 @@ from lmd.daemon.answer_options import AnswerOptions
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
-from lmd.daemon.errors import RunnerCrashed, RunnerHung
+from lmd.daemon.errors import HandedBack, RunnerCrashed, RunnerHung
 from lmd.daemon.metrics import Metrics, ModelWork
 from lmd.daemon.parameters import effective, load_settings, sampling
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
@@ -183,9 +183,10 @@ class Inference:
         settings = self._fill(submit, model, requested, options, caller)
         load_ns = 0
         shown: Waiting | None = None
-        for last_try in (False, True):
+        tries_left, again = 2, False
+        while True:
             answer = None
-            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
+            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller, again=again) as ticket:
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()
@@ -221,10 +222,12 @@ class Inference:
                             meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
                             yield meter.done
                             return
-                except (RunnerCrashed, RunnerHung):
+                except (RunnerCrashed, RunnerHung, HandedBack) as error:
                     # A request that never got a slot was not what broke the runner, and has lost nothing yet.
-                    if last_try or (answer is not None and answer.started is not None):
+                    tries_left -= not isinstance(error, HandedBack)
+                    if not tries_left or (answer is not None and answer.started is not None):
                         raise
+                    again = True
                 finally:
                     if answer is not None:
                         answer.close()

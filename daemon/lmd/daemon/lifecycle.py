@@ -5,8 +5,8 @@ socket, the private server, the front, READY. From the moment the public socket 
 its backlog instead of failing.
 
 Stop: new work is refused with DRAINING and the application winds down; running answers may go on for
-`runtime.drain_timeout`; what is left is cut with DRAINING; then everything closes. The first SIGTERM or SIGINT begins
-this, a second one ends the wait.
+`runtime.drain_timeout`; what is left is cut and told DRAINING; then everything closes. The first SIGTERM or SIGINT
+begins this, a second one ends the wait.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ log = structlog.get_logger(__name__)
 POOL_WORKERS = 8
 #: For closing connections and runners after the drain.
 STOP_GRACE_S = 5.0
+#: For telling callers that their answers are cut.
+TELL_S = 2.0
 #: How long an orderly stop may take after the second signal.
 FORCED_EXIT_S = 3 * STOP_GRACE_S
 #: Descriptors for the store, runners, pulls and logs, beside those of connections.
@@ -78,6 +80,10 @@ class Application(Protocol):
 
     async def drain(self) -> None:
         """Refuse what only waits, and stop what goes on without a request; called when the daemon begins to stop."""
+        ...
+
+    def cut(self) -> None:
+        """End the answers that still run; each of their callers is told why, in a moment."""
         ...
 
     async def stop(self) -> None:
@@ -236,6 +242,11 @@ class Lifecycle:
                 task.cancel()
             if self._admission.running:
                 log.warning("answers_cut", running=self._admission.running)
+                application.cut()
+                # An answer that has begun can only be told in its own words, by who writes it.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TELL_S):
+                        await self._admission.wait_idle()
                 self._admission.expire()
             await asyncio.wait([winding_down], timeout=STOP_GRACE_S)
             winding_down.cancel()

@@ -50,6 +50,16 @@ class RunnerLog(asyncio.Protocol):
         """Close the file: every holder of the pipe is gone."""
         self.close()
 
+    def move(self, path: Path) -> None:
+        """Write to *path* from now on, beginning with what came so far."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._path = path
+        if not self.closed.is_set():
+            self._guarded(self._open)
+            self._guarded(lambda: self._write(bytes(self._ring)))
+
     def tail(self, limit: int = 1024) -> str:
         """Return the last lines, safe to print on a terminal."""
         text = bytes(self._ring[-4 * limit :]).decode("utf-8", errors="replace")

@@ -11,18 +11,25 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import structlog
 
 from lmd.daemon.deadline import Deadline
-from lmd.daemon.errors import ModelIncompatible, RunnerCrashed, RunnerHung, RunnerStartTimeout, TemplateFailed
+from lmd.daemon.errors import (
+    HandedBack,
+    ModelIncompatible,
+    RunnerCrashed,
+    RunnerHung,
+    RunnerStartTimeout,
+    TemplateFailed,
+)
 from lmd.daemon.futures import fail, resolve
 from lmd.daemon.runner_answer import Answer
 from lmd.daemon.runner_link import RunnerLink
 from lmd.daemon.runner_log import RunnerLog
 from lmd.daemon.runner_requests import RunnerRequests
-from lmd.daemon.runner_spec import RunnerSpec, make_view, runner_environment
+from lmd.daemon.runner_spec import RunnerSpec, check_files, fill_view, make_view, runner_environment
 from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.errors import LmdError
 from lmd.runner.v1 import frames_pb2 as frames
@@ -30,6 +37,10 @@ from lmd.runner.v1 import frames_pb2 as frames
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+#: The ping that a spare has to answer before it gets a model, and how quickly; then a fresh process is as quick.
+ADOPTION_NONCE = (1 << 32) - 1
+ADOPTION_S = 0.5
 
 
 class OutOfMemory(Exception):
@@ -69,10 +80,12 @@ class RunnerProcess:
         self._requests = RunnerRequests(spec.name, self._link, self.log_tail)
         self._note_progress: Callable[[float], None] = lambda fraction: None
         self._pong_nonce = 0
+        self._awake: asyncio.Future[None] = loop.create_future()
         self._stopping = False
         self._killed = False
         self._end_error: Callable[[], LmdError] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._view: Path | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     @classmethod
@@ -88,6 +101,27 @@ class RunnerProcess:
         await runner._spawn()
         await runner._or_kill(runner._greeted())
         return runner
+
+    async def adopt(self, spec: RunnerSpec) -> None:
+        """Take this runner, which was started without a model, for the model of *spec*; it must not be used before.
+
+        Raises:
+            BlobMissing: a file of the model is gone; the runner can be used for another one.
+            RunnerCrashed, RunnerHung: it is not fit to be used, and is gone.
+        """
+        check_files(spec.weights, spec.draft, spec.adapters)
+        assert self._view is not None, "it was never spawned"
+        assert not self._spec.weights, "only a spare can be adopted"
+        await self._or_kill(self._answers_ping())
+        fill_view(self._view, spec.weights, spec.draft, spec.adapters)
+        self.name, self._spec, self._timings = spec.name, spec, spec.timings
+        self._requests.name = spec.name
+        self._log.move(spec.log_path)
+        log.info("runner_adopted", model=self.name, pid=self.pid)
+
+    def when_loaded(self, callback: Callable[[], None]) -> None:
+        """Call back once the load is over, one way or the other."""
+        self._ready.add_done_callback(lambda _: callback())
 
     @property
     def pid(self) -> int:
@@ -165,6 +199,10 @@ class RunnerProcess:
         self._check_alive()
         return await self._requests.call(frame, deadline or Deadline())
 
+    def hand_back(self) -> int:
+        """Fail the answers that have no slot yet with `HandedBack`, and return how many: they are to ask again."""
+        return self._requests.hand_back(lambda: HandedBack(self.name))
+
     async def stop(
         self, *, drain_s: float, save_s: float = 0.0, cut: Callable[[], LmdError] | None = None
     ) -> RunnerExit:
@@ -223,6 +261,7 @@ class RunnerProcess:
                 env=runner_environment(os.environ),
                 start_new_session=True,
             )
+            self._view = view
             self._supervisor = asyncio.create_task(self._supervise(self._process, view))
             undo.pop_all()
         log.info("runner_spawned", model=self.name, pid=self._process.pid)
@@ -307,6 +346,8 @@ class RunnerProcess:
 
     def _on_frame(self, frame: frames.RunnerFrame) -> None:
         match frame.WhichOneof("frame"):
+            case "pong" if frame.pong.nonce == ADOPTION_NONCE:
+                resolve(self._awake, None)
             case "pong":
                 self._pong_nonce = frame.pong.nonce
                 if frame.pong.HasField("stats"):
@@ -335,6 +376,16 @@ class RunnerProcess:
                 fail(self._ready, TemplateFailed(failed.message))
             case _:
                 fail(self._ready, ModelIncompatible(self.name, failed.message))
+
+    async def _answers_ping(self) -> None:
+        """Make sure that a runner that has waited for long still turns."""
+        self._check_alive()
+        self._link.send(frames.DaemonFrame(ping=frames.Ping(nonce=ADOPTION_NONCE)))
+        either: list[asyncio.Future[Any]] = [self._awake, self.exit]
+        await asyncio.wait(either, timeout=ADOPTION_S, return_when=asyncio.FIRST_COMPLETED)
+        self._check_alive()
+        if not self._awake.done():
+            raise RunnerHung(self.name, timeout_s=ADOPTION_S, log=self.log_tail())
 
     async def _greeted(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class RunnerQueue:
@@ -18,6 +18,9 @@ class RunnerQueue:
 
     def __len__(self) -> int:
         return len(self._callers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._callers)
 
     def waiting_of(self, caller: str) -> int:
         """Return how many requests of *caller* wait."""

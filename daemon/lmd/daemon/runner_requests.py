@@ -38,7 +38,7 @@ class RunnerRequests:
         #: How long answers take once they have a slot, in the mean over the last few; 0 when there was none.
         self.mean_answer_s = 0.0
         self.queue = RunnerQueue()
-        self._name = name
+        self.name = name
         self._link = link
         self._log_tail = log_tail
         self._last_id = 0
@@ -133,6 +133,15 @@ class RunnerRequests:
             case "rendered":
                 self._reply(frame.rendered.request_id, frame)
 
+    def hand_back(self, error: Callable[[], LmdError]) -> int:
+        """Take back the answers that have no slot, and fail them with *error*; return how many there were."""
+        waiting = list(self.queue)
+        for request_id in waiting:
+            self._cancel(request_id)
+            if (answer := self._end_of(request_id)) is not None:
+                answer.note_error(error())
+        return len(waiting)
+
     def end(self, error: Callable[[], LmdError]) -> None:
         """Fail all that is left: the runner is gone."""
         answers, calls = list(self._answers.values()), list(self._calls.values())
@@ -162,7 +171,7 @@ class RunnerRequests:
             fail(call.reply, self._error_of(failed, call.deadline))
 
     def _error_of(self, failed: frames.Failed, deadline: Deadline) -> LmdError:
-        return error_of(failed, name=self._name, log=self._log_tail(), deadline=deadline)
+        return error_of(failed, name=self.name, log=self._log_tail(), deadline=deadline)
 
     def _reply(self, request_id: int, frame: frames.RunnerFrame) -> None:
         if (call := self._calls.pop(request_id, None)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -42,7 +43,8 @@ class RunnerTimings:
 class RunnerSpec:
     """What to start: the model's name for messages, its GGUF files with all shards in order, where things lie.
 
-    *draft* are the files of the model that drafts for it, all shards in order; () for none. So are *adapters*.
+    *draft* are the files of the model that drafts for it, all shards in order; () for none. So are *adapters*. Without
+    weights it describes a spare: a runner that waits for a model.
     """
 
     name: str
@@ -88,13 +90,22 @@ def make_view(
     Raises:
         BlobMissing: a file is not there any more.
     """
-    paths = (*weights, *draft, *adapters)
-    for path in paths:
-        if not path.is_file():
-            raise BlobMissing(f"sha256:{path.name}")
+    check_files(weights, draft, adapters)
     views_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     view = Path(tempfile.mkdtemp(prefix="view-", dir=views_dir))
-    names = [*view_names(len(weights)), *draft_names(len(draft)), *adapter_names(len(adapters))]
-    for name, path in zip(names, paths, strict=True):
-        (view / name).symlink_to(path)
+    fill_view(view, weights, draft, adapters)
     return view
+
+
+def check_files(*groups: Sequence[Path]) -> None:
+    """Raise `BlobMissing` when a file is not there any more."""
+    for path in itertools.chain(*groups):
+        if not path.is_file():
+            raise BlobMissing(f"sha256:{path.name}")
+
+
+def fill_view(view: Path, weights: Sequence[Path], draft: Sequence[Path] = (), adapters: Sequence[Path] = ()) -> None:
+    """Put the links of a model into an empty view."""
+    names = [*view_names(len(weights)), *draft_names(len(draft)), *adapter_names(len(adapters))]
+    for name, path in zip(names, (*weights, *draft, *adapters), strict=True):
+        (view / name).symlink_to(path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lmd.registry.capabilities import EMBEDDING_ARCHITECTURES, is_embedding
 from lmd.registry.gguf import GgufArray, GgufHeader, combine
+from lmd.registry.memory_weights import split_weights
 
 KV_ITEM_BYTES = 2
 """Keys and values are kept as F16."""
@@ -27,16 +28,45 @@ PLAIN_SCORES_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMemory:
+    """What one repeating layer takes wherever it is placed: its weights, and its keys, values and recurrent state."""
+
+    weights_bytes: int
+    kv_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.weights_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by what they are for; *kv_bytes* includes recurrent state."""
+    """Bytes by what they are for, and by what can be placed apart.
+
+    Attributes:
+        weights_bytes: all tensors of the files, each once.
+        kv_bytes: keys, values and recurrent state of all layers.
+        compute_bytes: scratch memory of the graph, and rows of scores; what the busiest single device needs.
+        layers: the repeating layers in order; `num_gpu` counts them from the end.
+        input_bytes: the token embedding and what belongs to it: it stays in main memory.
+        output_bytes: the last norm and the head: the one layer that `num_gpu` counts beside the repeating ones, and
+            the first to be placed. Where the head is the token embedding (tied), an accelerator gets a copy of it, so
+            that input, layers and output can add up to more than *weights_bytes*.
+        active_bytes: weights that are read for a token: of a mixture of experts, those that are used.
+    """
 
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    layers: tuple[LayerMemory, ...] = ()
+    input_bytes: int = 0
+    output_bytes: int = 0
+    active_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """All of it, on one device that reads the weights where they are."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
 
@@ -62,10 +92,20 @@ def estimate(
     if is_embedding(whole):
         return _estimate_embedding(whole, max(num_ctx, MAX_UBATCH))
     cells = -(-num_ctx * slots // CELL_PADDING) * CELL_PADDING
+    return _estimate(whole, cells, slots, _compute_bytes(whole, cells, min(num_batch, MAX_UBATCH)))
+
+
+def _estimate(header: GgufHeader, cells: int, sequences: int, compute_bytes: int) -> MemoryEstimate:
+    kv_bytes = _kv_bytes(header, cells, sequences)
+    weights = split_weights(header)
     return MemoryEstimate(
-        weights_bytes=whole.weights_bytes,
-        kv_bytes=_kv_bytes_per_cell(whole) * cells + _state_bytes(whole) * slots,
-        compute_bytes=_compute_bytes(whole, cells, min(num_batch, MAX_UBATCH)),
+        weights_bytes=header.weights_bytes,
+        kv_bytes=sum(kv_bytes),
+        compute_bytes=compute_bytes,
+        layers=tuple(map(LayerMemory, weights.layers, kv_bytes)),
+        input_bytes=weights.input_bytes,
+        output_bytes=weights.output_bytes,
+        active_bytes=weights.active_bytes,
     )
 
 
@@ -75,19 +115,19 @@ def _estimate_embedding(header: GgufHeader, text_tokens: int) -> MemoryEstimate:
     in_pieces = not encodes and header.metadata.get(f"{header.architecture}.attention.causal") is not False
     batch = MAX_UBATCH if in_pieces else text_tokens
     scores_bytes = 4 * header.arch_number("attention.head_count") * batch * cells
-    return MemoryEstimate(
-        weights_bytes=header.weights_bytes,
-        kv_bytes=0 if encodes else _kv_bytes_per_cell(header) * cells + _state_bytes(header),
-        compute_bytes=_compute_bytes(header, cells, batch) + min(scores_bytes, PLAIN_SCORES_BYTES),
-    )
+    compute_bytes = _compute_bytes(header, cells, batch) + min(scores_bytes, PLAIN_SCORES_BYTES)
+    return _estimate(header, 0 if encodes else cells, 0 if encodes else 1, compute_bytes)
 
 
-def _kv_bytes_per_cell(header: GgufHeader) -> int:
+def _kv_bytes(header: GgufHeader, cells: int, sequences: int) -> list[int]:
+    """Keys, values and recurrent state for each layer."""
     heads = max(header.arch_number("attention.head_count"), 1)
     default_length = header.embedding_length // heads
     key_length = header.arch_number("attention.key_length") or default_length
     value_length = header.arch_number("attention.value_length") or default_length
-    return sum(_kv_heads(header)) * (key_length + value_length) * KV_ITEM_BYTES
+    cell_bytes = (key_length + value_length) * KV_ITEM_BYTES
+    state_bytes = _state_bytes(header) * sequences
+    return [count * cell_bytes * cells + state_bytes for count in _kv_heads(header)]
 
 
 def _kv_heads(header: GgufHeader) -> list[int]:
@@ -110,7 +150,7 @@ def _kv_heads(header: GgufHeader) -> list[int]:
 
 
 def _state_bytes(header: GgufHeader) -> int:
-    """Recurrent state of one sequence (Mamba's convolution and scan, RWKV's token shift and heads)."""
+    """Recurrent state of one layer and sequence (Mamba's convolution and scan, RWKV's token shift and heads)."""
     inner = header.arch_number("ssm.inner_size")
     state = header.arch_number("ssm.state_size")
     groups = header.arch_number("ssm.group_count")
@@ -119,8 +159,7 @@ def _state_bytes(header: GgufHeader) -> int:
     head = header.arch_number("wkv.head_size")
     shifts = header.arch_number("token_shift_count") or 2
     rwkv_items = header.embedding_length * (shifts + head) if head else 0
-    layers = min(header.block_count, 4096)
-    return layers * (mamba_items + rwkv_items) * STATE_ITEM_BYTES
+    return (mamba_items + rwkv_items) * STATE_ITEM_BYTES
 
 
 def _compute_bytes(header: GgufHeader, cells: int, ubatch: int) -> int:

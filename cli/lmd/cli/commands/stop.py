@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from lmd.cli.errors import BadUsage
 from lmd.cli.options import MODEL, json_option
 
 if TYPE_CHECKING:
-    from lmd.cli.client import Client
+    from lmd.v1.runtime_service_pb2 import Runner
 
 
 @click.command("stop", short_help="Unload models from memory")
@@ -24,44 +25,44 @@ def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool, as_j
     """Unload models from memory.
 
     A model that is answering stops when its answers are done. The model stays in the store and is loaded again when
-    it is used.
+    it is used; a pinned one stays pinned.
 
     \b
     Examples:
       lm stop llama3.2
       lm stop --all --force
     """
+    from lmd.v1 import runtime_service_pb2 as pb
+
     if bool(models) == stop_all:
         raise BadUsage("name the models to stop, or use `--all`", hint="`lm ps` lists what is in memory")
     stopped: list[dict[str, object]] = []
     with app.daemon() as client:
-        for model in models or _resident(client):
-            running = _stop(client, model, force=force)
-            stopped.append({"name": model, "running_answers": running})
+        runners = client.call(client.runtime.ListRunners, pb.ListRunnersRequest()).runners
+        pinned = {runner.name for runner in runners if runner.pinned}
+        for model in models or _resident(runners, force=force):
+            running = client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force))
+            stopped.append({"name": model, "running_answers": running.running_answers})
             if not as_json:
-                _announce(model, running, force=force)
+                _announce(model, running.running_answers, force=force)
+                if {model, f"{model}:latest"} & pinned:
+                    note(f"{model} is pinned and comes back with the next request; `lm unpin {model}` ends that")
     if as_json:
         from lmd.cli.output import print_json
 
         print_json(stopped)
 
 
-def _resident(client: Client) -> list[str]:
-    from lmd.v1 import runtime_service_pb2 as pb
-
-    gone = (pb.Runner.STATE_DRAINING, pb.Runner.STATE_FAILED)
-    runners = client.call(client.runtime.ListRunners, pb.ListRunnersRequest()).runners
-    names = [runner.name for runner in runners if runner.state not in gone]
+def _resident(runners: Iterable[Runner], *, force: bool) -> list[str]:
+    """Return the names of the models to stop: those that stop already only when their answers are to be cut."""
+    names = [
+        runner.name
+        for runner in runners
+        if runner.state != runner.STATE_FAILED and (force or runner.state != runner.STATE_DRAINING)
+    ]
     if not names:
         note("no model is in memory")
     return names
-
-
-def _stop(client: Client, model: str, *, force: bool) -> int:
-    """Unload *model* and return how many answers were running."""
-    from lmd.v1 import runtime_service_pb2 as pb
-
-    return client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force)).running_answers
 
 
 def _announce(model: str, running: int, *, force: bool) -> None:

@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 #: known later.
 QUEUE_RETRY_S = 2.0
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
+#: A request that comes at once is a pause all the same: 0 means that there was none.
+MIN_PAUSE_S = 1e-3
 
 
 class ModelActor:
@@ -46,17 +48,22 @@ class ModelActor:
         loader: Loader,
         on_released: Callable[[Digest], None],
         on_end: Callable[[ModelActor], None],
+        on_change: Callable[[ModelActor], None] = lambda actor: None,
+        on_traffic: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.key = str(model.manifest_digest)
         self.names = {model.name}
         self.state = RunnerState.LOADING
         self.reason = ""
+        self.announced = False
         self._limits = limits
         self._ledger = ledger
         self._loader = loader
         self._on_released = on_released
         self._on_end = on_end
+        self._on_change = on_change
+        self._on_traffic = on_traffic
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._waiting: dict[Ticket, None] = {}
@@ -71,18 +78,27 @@ class ModelActor:
         self._keep_alive = KeepAlive(keep_alive)
         self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
         self._failed_at = 0.0
+        self._pin: LoadSettings | None = None
+        self._pin_fits = True
         self._leave = False
+        self._yielding = False
         self._force = False
         self._saves_kv = True
         self._closing = False
         self._drain_until = 0.0
         self._load_started = time.time()
         self._load_s: float | None = None
+        self._loaded_at = 0.0
+        self._pause_s = 0.0
 
     # Requests
 
-    def enqueue(self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "") -> Ticket:
+    def enqueue(
+        self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "", *, again: bool = False
+    ) -> Ticket:
         """Give a request a place; it is admitted at once when the model is ready and nobody waits.
+
+        A request that had a place before and was handed back is not counted *again*.
 
         Raises:
             QueueFull: too many wait, in all or of this caller.
@@ -90,11 +106,14 @@ class ModelActor:
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
         self._check_open()
-        self._check_queue(caller)
-        self._keep_alive.note_request(keep_alive)
-        ticket = Ticket(self, settings.within(self.model.header.context_length), caller)
+        if not again:
+            self._check_queue(caller)
+        self._note_pause()
+        wish = self._keep_alive.begin(caller, keep_alive)
+        ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
         self._waiting[ticket] = None
         self._admit_waiting()
+        self._on_traffic()
         self._wake.set()
         return ticket
 
@@ -112,10 +131,12 @@ class ModelActor:
     def give_back(self, ticket: Ticket) -> None:
         """Free a ticket's place or its hold on the runner."""
         self._waiting.pop(ticket, None)
-        if ticket in self._admitted:
+        served = ticket in self._admitted
+        self._keep_alive.end(ticket.wish, served=served)
+        if served:
             self._admitted.discard(ticket)
-            self._keep_alive.note_use()
             self._ledger.changed()
+        self._on_traffic()
         # It may have been all that kept those behind it from the runner.
         self._admit_waiting()
         self._wake.set()
@@ -126,6 +147,11 @@ class ModelActor:
     def resident(self) -> bool:
         """Whether the model is loaded, or will be."""
         return self._runner is not None or self._loading is not None or bool(self._waiting) or self._preload is not None
+
+    @property
+    def answering(self) -> bool:
+        """Whether requests hold the runner."""
+        return bool(self._admitted)
 
     @property
     def name(self) -> str:
@@ -140,15 +166,58 @@ class ModelActor:
         return Usage(
             busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
             last_used=self._keep_alive.last_used,
-            pinned=ready and self._keep_alive.for_ever,
+            pinned=ready and (self._pin is not None or self._keep_alive.for_ever),
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
+            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
+            reload_s=self._load_s or 0.0,
+            loaded_at=self._loaded_at if ready else 0.0,
+            pause_s=self._pause_s,
         )
 
-    def evict(self) -> None:
+    def evict(self, reason: str) -> None:
         """Leave because someone needs the memory; a busy runner stays."""
         if not self.usage().busy and self._runner is not None:
-            self._depart("makes room for another model")
+            self._depart(reason)
+
+    def yield_turn(self, reason: str) -> None:
+        """Take no new requests, let those that run finish, and leave; those that wait, load the model again.
+
+        What only waits for a slot of the runner is handed back, and waits with them. A turn that nobody could take
+        for as long as a load may wait is called off.
+        """
+        if self._runner is None or self._leave:
+            return
+        self._yielding = True
+        self._depart(reason)
+        handed_back = self._runner.hand_back()
+        log.info("turn_yielded", model=self.model.name, handed_back=handed_back, running=len(self._admitted))
+
+    def keep_turn(self) -> None:
+        """Call a turn off that is not over yet: nobody wants it any more."""
+        if self._yielding and self._leave:
+            self._leave = self._yielding = False
+            self._ledger.keeps_turn(self.key)
+            self._wake.set()
+
+    @property
+    def pin(self) -> LoadSettings | None:
+        """The settings that the model is pinned with; None for a model that may leave."""
+        return self._pin
+
+    @pin.setter
+    def pin(self, settings: LoadSettings | None) -> None:
+        pin = settings.within(self.model.header.context_length) if settings is not None else None
+        if pin == self._pin:
+            return
+        if pin is None:
+            self._keep_alive.note_use()
+        self._pin, self._pin_fits = pin, True
+        if self.state is RunnerState.FAILED:
+            self._preload = pin
+        self._ledger.changed()
+        self._on_traffic()
+        self._wake.set()
 
     def unload(self, *, force: bool, save_kv: bool = True) -> int:
         """Leave when the running answers are done, or cut them; return how many there are.
@@ -158,6 +227,7 @@ class ModelActor:
         running = len(self._admitted)
         self._saves_kv = self._saves_kv and save_kv
         self._preload = None
+        self._yielding = False
         self._force = self._force or force
         if force:
             self._refuse_waiting(Unloaded(self.model.name))
@@ -167,10 +237,16 @@ class ModelActor:
     def close(self) -> None:
         """Take no new requests, drain, and end."""
         self._closing = True
+        self._yielding = False
         self._drain_until = self._loop.time() + self._limits.drain_s
         self._preload = None
         self._refuse_waiting(Draining())
         self._depart("the daemon shuts down")
+
+    def cut(self) -> None:
+        """End the time of running answers, once `close` has begun it."""
+        self._drain_until = self._loop.time()
+        self._wake.set()
 
     async def released(self) -> None:
         """Wait until the present runner is gone."""
@@ -194,8 +270,9 @@ class ModelActor:
             slots=self._limits.slots,
             slots_busy=self._runner.busy if self._runner is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            expires_at=self._keep_alive.expiry_time() if idle else None,
-            keep_forever=self._keep_alive.for_ever,
+            expires_at=self._keep_alive.expiry_time() if idle and self._pin is None else None,
+            keep_forever=self._pin is None and self._keep_alive.for_ever,
+            pinned=self._pin is not None,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
@@ -239,14 +316,15 @@ class ModelActor:
         deadline = None
         if self._runner is None:
             deadline = self._shown_until()
-        elif not self._admitted:
+        elif not self._admitted and self._pin is None:
             deadline = self._keep_alive.expires_at()
         await self._woken(deadline)
 
     async def _load(self) -> None:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
         settings = self._target()
-        self.state, self.reason, self._loading = RunnerState.LOADING, "", settings
+        self._loading = settings
+        self._show(RunnerState.LOADING, "", anew=True)
         self._load_started, self._load_s = time.time(), None
         started = self._loop.time()
         attempt = asyncio.create_task(self._bring_up(settings))
@@ -274,7 +352,9 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self.state, self.reason = RunnerState.READY, ""
+        self._loaded_at, self._pause_s = self._loop.time(), 0.0
+        self._pin_fits = True
+        self._show(RunnerState.READY, "")
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
@@ -286,7 +366,8 @@ class ModelActor:
 
     async def _bring_up(self, settings: LoadSettings) -> Loaded:
         if (pause_s := self._backoff.pause_s()) > 0:
-            self._patient, self.reason = True, f"waits {pause_s:.1f} s after a failure"
+            self._patient = True
+            self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
         return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
@@ -295,19 +376,21 @@ class ModelActor:
         """Drain and end the runner; stop doing so when the reason goes away."""
         runner, name = self._runner, self.model.name
         assert runner is not None
-        self.state = RunnerState.DRAINING
-        if self._waiting and not self._leave:
-            self.reason = "reloads with other settings when the running answers are done"
+        self._show(RunnerState.DRAINING, self._why_it_goes())
         self._ledger.changed()
         patience_ends = self._loop.time() + self._limits.wait_s
         while self._admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self.state, self.reason = RunnerState.READY, ""
+                self._show(RunnerState.READY, "")
                 self._admit_waiting()
                 return
             now = self._loop.time()
             if self._closing and now >= self._drain_until:
                 break
+            if now >= patience_ends and self._yielding:
+                # By now whoever the turn was for has given up, and those who wait here shall not.
+                self.keep_turn()
+                continue
             if now >= patience_ends:
                 # Those who only queued behind a reload are served when it is given up.
                 error = RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail())
@@ -332,13 +415,21 @@ class ModelActor:
         if self._runner.served:
             self._backoff.reset()
         await self._runner.gone()
-        leaving = self._leave
+        leaving, settings = self._leave, self._loaded.settings if self._loaded is not None else None
         self._forget()
         if not leaving:
             self._backoff.note_failure()
             self._fail(f"died ({ended.cause})")
+            if self._pin is not None and not self._closing:
+                self._preload = settings
 
     # State
+
+    def _note_pause(self) -> None:
+        """Learn how soon an idle runner is asked again; the last pause counts as much as all before."""
+        if self.state is RunnerState.READY and not (self._admitted or self._waiting):
+            pause_s = max(self._loop.time() - self._keep_alive.last_used, MIN_PAUSE_S)
+            self._pause_s = (self._pause_s + pause_s) / 2 if self._pause_s else pause_s
 
     def _load_is_unwanted(self) -> bool:
         """A load that nobody waits for any more goes on once it reads the weights: the next one may want it."""
@@ -373,7 +464,12 @@ class ModelActor:
             return True
         if self._waiting:
             return not self._serves(next(iter(self._waiting)))
-        return not self._admitted and self._keep_alive.expired()
+        return not self._admitted and self._pin is None and self._keep_alive.expired()
+
+    def _why_it_goes(self) -> str:
+        if self._leave:
+            return self.reason
+        return "reloads with other settings when the running answers are done" if self._waiting else "was not used"
 
     def _shown_until(self) -> float:
         return self._failed_at + self._limits.failed_s
@@ -386,7 +482,11 @@ class ModelActor:
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
-        return replace(wanted[0], num_ctx=max(settings.num_ctx for settings in wanted))
+        if self._pin is not None and self._pin_fits:
+            wanted.append(self._pin)
+        num_ctx = max(settings.num_ctx for settings in wanted)
+        floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
+        return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""
@@ -413,21 +513,34 @@ class ModelActor:
     def _depart(self, reason: str) -> None:
         """Begin to leave, from this very moment: whoever asks now waits for the next load."""
         self._leave = True
-        if self._runner is not None:
-            self.state = RunnerState.DRAINING
-        self.reason = reason
+        self._show(RunnerState.DRAINING if self._runner is not None else None, reason)
         self._wake.set()
 
+    def _show(self, state: RunnerState | None = None, reason: str | None = None, *, anew: bool = False) -> None:
+        """Change what is listed, and tell those who watch; *anew* also when it was listed so before."""
+        before = self.state, self.reason
+        self.state = state or self.state
+        self.reason = self.reason if reason is None else reason
+        if anew or (self.state, self.reason) != before:
+            self.announced = True
+            self._on_change(self)
+
     def _note_phase(self, reason: str, patient: bool) -> None:
-        self.reason, self._patient = reason, patient
+        self._patient = patient
+        self._show(reason=reason)
         self._wake.set()
 
     def _note_progress(self, fraction: float) -> None:
-        self._fraction, self.reason = fraction, ""
+        self._fraction = fraction
+        self._show(reason="")
 
     def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):
             raise error
+        if self._pin is not None and isinstance(error, DeviceMemoryShort):
+            # It was ready with less before it was asked for more: that it gets again, and not more.
+            self._pin_fits = settings != self._pin
+            self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
             # Those who wait for less may still get it.
             self._refuse_waiting(error, keep=lambda ticket: ticket.settings.num_ctx < settings.num_ctx)
@@ -439,19 +552,19 @@ class ModelActor:
         self._fail(error.message)
 
     def _fail(self, reason: str) -> None:
-        self.state, self.reason, self._failed_at = RunnerState.FAILED, reason, self._loop.time()
+        self._failed_at = self._loop.time()
+        self._show(RunnerState.FAILED, reason)
         log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._backoff.failures)
 
     def _forget(self) -> None:
         """Nothing of a runner is left."""
         self._runner, self._loaded = None, None
         self._released.set()
-        self._leave = self._force = False
+        self._leave = self._force = self._yielding = False
         self._saves_kv = True
         if not self._waiting:
             self._keep_alive.reset()
         self._admitted.clear()
-        self.reason = ""
         self._ledger.release(self.key)
         self._on_released(self.model.manifest_digest)
 

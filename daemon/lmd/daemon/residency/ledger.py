@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import structlog
 
 from lmd.daemon.errors import DeviceMemoryShort
-from lmd.daemon.residency.planner import DeviceMemory, Evict, Load, Plan, Refuse, Resident, Wait, plan
+from lmd.daemon.residency.planner import plan
+from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
+from lmd.daemon.residency.turns import next_change_s, stay_s
+
+log = structlog.get_logger(__name__)
 
 #: A driver shows the memory of a dead process as used for a moment.
 GPU_SETTLE_S = 3.0
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
+#: Clocks are read a moment after a time is up, never a moment before.
+CLOCK_SLACK_S = 0.001
+#: How many decisions are remembered.
+REMEMBERED = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a resident does now, as far as eviction cares.
 
-    *grown_bytes* it has taken since it was loaded, of what it may take: the machine's figures show them.
+    Attributes:
+        busy: whether it serves, or loads for someone.
+        last_used: when it was used last, on the loop's clock.
+        pinned: whether it may not be evicted.
+        leaving: whether it is on its way out already, with nobody left to finish.
+        grown_bytes: what it has taken since it was loaded, of what it may take: the machine's figures show them.
+        queued: requests that wait for it.
+        reload_s: how long its last load took; 0 when that is not known.
+        loaded_at: when it became ready, on the loop's clock; 0 while it is not.
+        priority: who may take memory from whom: the lower goes first.
+        pause_s: how soon it is usually asked again when it was idle; 0 when that never happened since it was loaded.
     """
 
     busy: bool
@@ -27,21 +49,46 @@ class Usage:
     pinned: bool
     leaving: bool
     grown_bytes: int = 0
+    queued: int = 0
+    reload_s: float = 0.0
+    loaded_at: float = 0.0
+    priority: int = 0
+    pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """A set of equally good devices, and what the model would take on one of them."""
+class Decision:
+    """What was decided for an ask: the plan, for whom, when, after which wait, and the names of the others in it."""
 
-    devices: tuple[str, ...]
-    needed_bytes: int
+    name: str
+    plan: Plan
+    others: tuple[str, ...]
+    waited_s: float
+    time: datetime
+
+
+@dataclass(eq=False, slots=True)
+class _Asking:
+    """An ask that waits for its answer."""
+
+    ask: Ask
+    since: float
+    deadline: float
+    on_wait: Callable[[Plan], None]
+    granted: asyncio.Future[Placement] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    decision: Decision | None = None
+
+    def at(self, now: float) -> Ask:
+        """Return the ask with the time it has waited."""
+        return replace(self.ask, waited_s=now - self.since)
 
 
 class Ledger:
-    """Grants memory to loads, in the order they ask where they compete, and asks idle models to leave.
+    """Grants memory to loads and leases, asks idle models to leave and busy ones to yield.
 
-    A load that fits beside everything does not wait for one that does not. All decisions are taken without an await
-    between the picture of the machine and the entry in the ledger, so two loads never get the same bytes.
+    Those that wait are served by priority, and then in the order they came; but one that fits beside everything does
+    not wait for one that does not. All decisions of a round are taken without an await between the picture of the
+    machine and the entries in the ledger, so two loads never get the same bytes.
     """
 
     def __init__(
@@ -50,17 +97,26 @@ class Ledger:
         read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]],
         reserve_bytes: int,
         usage: Callable[[str], Usage],
-        evict: Callable[[str], None],
+        evict: Callable[[str, str], None],
+        yield_turn: Callable[[str, str], None],
     ) -> None:
+        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
+        self._yield_turn = yield_turn
         self._holdings: dict[str, Resident] = {}
+        self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
+        self._yielding: set[str] = set()
         self._settling: list[tuple[float, Resident]] = []
+        self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
         self._version = 0
         self._changed = asyncio.Event()
+        self._rounds: asyncio.Task[None] | None = None
+
+    # What it knows
 
     def changed(self) -> None:
         """Tell that a resident became idle, busy or pinned; loads that wait look again."""
@@ -71,71 +127,86 @@ class Ledger:
         """Return what *key* holds."""
         return self._holdings.get(key)
 
-    async def admit(
-        self,
-        key: str,
-        name: str,
-        options: Sequence[Option],
-        *,
-        timeout_s: float,
-        on_wait: Callable[[tuple[str, ...]], None],
-    ) -> str:
-        """Wait until *key* may load, evicting for it; return the device it got. Cancel to leave.
+    def waiting(self) -> list[Decision]:
+        """Return what waits now, in the order in which it is served."""
+        now = asyncio.get_running_loop().time()
+        return [
+            replace(asking.decision, waited_s=now - asking.since)
+            for asking in self._in_order()
+            if asking.decision is not None
+        ]
 
-        *options* are in order of preference; a later one is taken when the earlier ones are refused for good.
-        *on_wait* is told who holds the memory.
+    def recent(self) -> list[Decision]:
+        """Return what was decided last, latest first."""
+        return list(reversed(self._recent))
+
+    async def would(self, ask: Ask) -> Plan:
+        """Return what would be decided for *ask* now; nothing changes. What it holds already counts as leaving."""
+        while True:
+            version = self._version
+            devices = await self._read_devices()
+            if version == self._version:
+                own = [replace(held, leaving=True) for key, held in self._holdings.items() if key == ask.key]
+                return plan(devices, [*self._residents(ask.key), *own], ask, reserve_bytes=self._reserve_bytes)
+
+    # What it grants
+
+    async def admit(self, ask: Ask, *, timeout_s: float, on_wait: Callable[[Plan], None]) -> Placement:
+        """Wait until *ask* may have its memory, making others leave for it; return the place. Cancel to leave.
+
+        *on_wait* is told the plan as long as it waits. What it gets counts as held until `release`.
 
         Raises:
             DeviceMemoryShort: it can never fit, or the memory stays in use until the deadline.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        if ask.key in self._asking or ask.key in self._holdings:
+            raise ValueError(f"{ask.key} has memory already, or asks for it")
+        now = asyncio.get_running_loop().time()
+        asking = _Asking(ask, now, now + timeout_s, on_wait)
+        self._asking[ask.key] = asking
+        self.changed()
+        if self._rounds is None or self._rounds.done():
+            self._rounds = asyncio.create_task(self._run_rounds(), name="ledger")
         try:
-            while True:
-                version, changed = self._version, self._changed
-                devices = await self._read_devices()
-                if version != self._version:
-                    continue
-                option, decision = self._decide(key, devices, options)
-                if isinstance(decision, Load):
-                    self._hold(key, decision.device, option.needed_bytes)
-                    return decision.device
-                settling = any(until > loop.time() for until, _ in self._settling)
-                if isinstance(decision, Refuse) and not settling:
-                    raise DeviceMemoryShort(
-                        name,
-                        needed_bytes=decision.needed_bytes,
-                        free_bytes=decision.free_bytes,
-                        device=decision.device,
-                    )
-                if loop.time() >= deadline:
-                    raise self._waited_too_long(name, option, decision, devices)
-                self._follow(key, option, decision, on_wait)
-                await _wait_event(changed, min(RECHECK_S, max(0.0, deadline - loop.time())))
+            return await asking.granted
+        except asyncio.CancelledError:
+            # It may have been answered in the moment in which whoever asked gave up.
+            if asking.granted.done() and not asking.granted.cancelled():
+                asking.granted.exception()
+            self.release(ask.key)
+            raise
         finally:
-            if self._promised.pop(key, None) is not None:
-                self.changed()
+            del self._asking[ask.key]
+            self._promised.pop(ask.key, None)
+            self.changed()
 
-    def settle(self, key: str, *, held_bytes: int, unseen_bytes: int) -> None:
+    def settle(self, key: str, held: Sequence[Held]) -> None:
         """Replace the estimate by what was measured, now that *key* is loaded."""
-        self._holdings[key] = replace(self._holdings[key], held_bytes=held_bytes, unseen_bytes=unseen_bytes)
+        self._holdings[key] = replace(self._holdings[key], held=tuple(held))
         self._note_change()
+
+    def keeps_turn(self, key: str) -> None:
+        """Note that *key* goes on after all: the turn that it should have given up was called off."""
+        self._yielding.discard(key)
+        self.changed()
 
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
-        held = self._holdings.pop(key, None)
-        if held is None:
+        self._yielding.discard(key)
+        resident = self._holdings.pop(key, None)
+        if resident is None:
             return
-        if held.device != "cpu":
+        late = tuple(replace(part, unseen_bytes=0) for part in resident.held if part.device != CPU)
+        if late:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
-            self._settling.append((until, replace(held, unseen_bytes=0, leaving=True)))
+            self._settling.append((until, replace(resident, held=late, leaving=True)))
         self._note_change()
 
     async def evict_idle(self, key: str, *, timeout_s: float) -> bool:
         """Ask everyone idle but *key* to leave, and wait for it; tell whether there was anyone."""
         victims = [r.key for r in self._residents(key) if not (r.busy or r.pinned) and r.key in self._holdings]
         for victim in victims:
-            self._evict(victim)
+            self._evict(victim, "makes room after another model ran out of memory")
         try:
             async with asyncio.timeout(timeout_s):
                 while any(victim in self._holdings for victim in victims):
@@ -144,73 +215,144 @@ class Ledger:
             return False
         return bool(victims)
 
-    def _decide(self, key: str, devices: Sequence[DeviceMemory], options: Sequence[Option]) -> tuple[Option, Plan]:
-        residents = self._residents(key)
-        refused: tuple[Option, Plan] | None = None
-        for option in options:
-            usable = [device for device in devices if device.id in option.devices]
-            if not usable:
+    # Rounds
+
+    async def _run_rounds(self) -> None:
+        """Decide for everybody who asks, as often as something changes."""
+        while self._asking:
+            version, changed, wake_s = self._version, self._changed, 0.0
+            try:
+                devices = await self._read_devices()
+                if version != self._version:
+                    continue
+                wake_s = self._round(devices)
+            except Exception as error:  # whoever asks has to know, whatever it is
+                log.exception("residency_plan_failed")
+                for asking in self._open():
+                    asking.granted.set_exception(error)
+            await _wait_event(changed, wake_s)
+            await asyncio.sleep(0)  # those who were answered leave
+
+    def _round(self, devices: Sequence[DeviceMemory]) -> float:
+        """Decide for everybody who asks, in order; return when to look again."""
+        now = asyncio.get_running_loop().time()
+        self._promised.clear()
+        wake_s = RECHECK_S
+        for asking in self._open():
+            ask = asking.at(now)
+            residents = self._residents(ask.key)
+            try:
+                decided = plan(devices, residents, ask, reserve_bytes=self._reserve_bytes)
+            except ValueError as error:
+                asking.granted.set_exception(error)
                 continue
-            decision = plan(usable, residents, needed_bytes=option.needed_bytes, reserve_bytes=self._reserve_bytes)
-            if not isinstance(decision, Refuse):
-                return option, decision
-            refused = option, decision
-        if refused is None:
-            raise ValueError("no option names a device of this machine")
-        return refused
+            settling = any(until > now for until, _ in self._settling)
+            self._note(asking, ask, decided, residents)
+            if decided.action is Action.LOAD:
+                self._hold(ask, decided.placement)
+                asking.granted.set_result(decided.placement)
+            elif decided.action is Action.REFUSE and not settling:
+                asking.granted.set_exception(_short(ask, decided))
+            elif now >= asking.deadline:
+                asking.granted.set_exception(self._waited_too_long(ask, decided, devices))
+            else:
+                self._follow(asking, decided)
+                wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
+        return wake_s
+
+    def _follow(self, asking: _Asking, decided: Plan) -> None:
+        ask = asking.ask
+        if decided.holds_place:
+            self._promised[ask.key] = _resident(ask, decided.placement)
+        if decided.action is Action.EVICT:
+            for victim in decided.others:
+                self._evict(victim, f"makes room for `{ask.name}`")
+        elif decided.action is Action.TURN:
+            for busy in decided.others:
+                self._yielding.add(busy)
+                self._yield_turn(busy, f"gives `{ask.name}` its turn when the running answers are done")
+        asking.on_wait(decided)
 
     def _residents(self, asking: str) -> list[Resident]:
-        """Return everyone as the planner sees them; earlier loads that evict count as loading already."""
+        """Return everyone as the planner sees them; earlier asks that got a place count as loading already."""
         now = asyncio.get_running_loop().time()
         self._settling = [(until, resident) for until, resident in self._settling if until > now]
         residents = [resident for _, resident in self._settling]
-        for key, held in self._holdings.items():
-            usage = self._usage(key)
-            residents.append(
-                replace(
-                    held,
-                    busy=usage.busy,
-                    last_used=usage.last_used,
-                    pinned=usage.pinned,
-                    leaving=usage.leaving,
-                    unseen_bytes=max(0, held.unseen_bytes - usage.grown_bytes),
-                )
-            )
-        for key, promised in self._promised.items():
-            if key == asking:
-                break
-            residents.append(promised)
+        residents += [self._seen(held, self._usage(key), now) for key, held in self._holdings.items() if key != asking]
+        residents += [promised for key, promised in self._promised.items() if key != asking]
         return residents
 
-    def _follow(self, key: str, option: Option, decision: Plan, on_wait: Callable[[tuple[str, ...]], None]) -> None:
-        if isinstance(decision, Evict):
-            needed = option.needed_bytes
-            self._promised.setdefault(key, Resident(key, decision.device, needed, unseen_bytes=needed, busy=True))
-            for victim in decision.victims:
-                self._evict(victim)
-            on_wait(decision.victims)
-        elif isinstance(decision, Wait):
-            on_wait(tuple(holder for holder in decision.holders if holder in self._holdings))
+    def _seen(self, resident: Resident, usage: Usage, now: float) -> Resident:
+        idle_s = 0.0 if usage.busy else max(0.0, now - usage.last_used)
+        held, grown_bytes = [], usage.grown_bytes
+        for part in resident.held:
+            seen = min(part.unseen_bytes, grown_bytes)
+            grown_bytes -= seen
+            held.append(replace(part, unseen_bytes=part.unseen_bytes - seen))
+        return replace(
+            resident,
+            held=tuple(held),
+            busy=usage.busy,
+            pinned=usage.pinned,
+            leaving=usage.leaving or resident.key in self._yielding,
+            idle_s=idle_s,
+            stay_s=stay_s(pause_s=usage.pause_s, idle_s=idle_s, reload_s=usage.reload_s),
+            resident_s=max(0.0, now - usage.loaded_at) if usage.loaded_at > 0 else 0.0,
+            reload_s=usage.reload_s,
+            priority=usage.priority,
+        )
 
-    def _waited_too_long(
-        self, name: str, option: Option, decision: Plan, devices: Sequence[DeviceMemory]
-    ) -> DeviceMemoryShort:
-        device = next(device for device in devices if device.id == decision.device)
+    def _in_order(self) -> list[_Asking]:
+        return sorted(self._asking.values(), key=lambda asking: (-asking.ask.priority, asking.since))
+
+    def _open(self) -> list[_Asking]:
+        return [asking for asking in self._in_order() if not asking.granted.done()]
+
+    def _note(self, asking: _Asking, ask: Ask, decided: Plan, residents: Sequence[Resident]) -> None:
+        """Remember a decision that differs from the last one for the same ask."""
+        names = {resident.key: resident.name or resident.key for resident in residents}
+        others = tuple(names[key] for key in decided.others)
+        made = Decision(ask.name, decided, others, ask.waited_s, datetime.now(UTC))
+        last, asking.decision = asking.decision, made
+        if last is not None and _gist(last.plan) == _gist(decided):
+            return
+        self._recent.append(made)
+        log.info("residency_plan", model=ask.name, action=decided.action.value, others=others, reason=decided.reason)
+
+    def _waited_too_long(self, ask: Ask, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
+        free = {device.id: max(0, device.free_bytes - self._reserve_bytes) for device in devices}
+        share = max(decided.placement.shares, key=lambda share: share.bytes - free.get(share.device, 0))
         return DeviceMemoryShort(
-            name,
-            needed_bytes=option.needed_bytes,
-            free_bytes=max(0, device.free_bytes - self._reserve_bytes),
-            device=decision.device,
+            ask.name,
+            needed_bytes=share.bytes,
+            free_bytes=free.get(share.device, 0),
+            device=share.device,
             hint="other models answer with that memory; try again when they are done, or stop one with `lm stop`",
         )
 
-    def _hold(self, key: str, device: str, needed_bytes: int) -> None:
-        self._holdings[key] = Resident(key, device, needed_bytes, unseen_bytes=needed_bytes, busy=True)
+    def _hold(self, ask: Ask, placement: Placement) -> None:
+        self._holdings[ask.key] = _resident(ask, placement)
         self._note_change()
 
     def _note_change(self) -> None:
         self._version += 1
         self.changed()
+
+
+def _resident(ask: Ask, placement: Placement) -> Resident:
+    """Return what gets a place: nothing of it is to be seen yet."""
+    held = tuple(Held(share.device, share.bytes, share.bytes) for share in placement.shares)
+    return Resident(ask.key, held, ask.name, busy=True, priority=ask.priority)
+
+
+def _short(ask: Ask, refused: Plan) -> DeviceMemoryShort:
+    return DeviceMemoryShort(
+        ask.name, needed_bytes=refused.needed_bytes, free_bytes=refused.free_bytes, device=refused.device
+    )
+
+
+def _gist(decided: Plan) -> tuple[Action, tuple[str, ...], Placement]:
+    return decided.action, decided.others, decided.placement
 
 
 async def _wait_event(event: asyncio.Event, timeout_s: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -11,8 +11,8 @@ import structlog
 from lmd.daemon.conversations import chat_frame, conversation
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
-from lmd.daemon.residency.ledger import Ledger, Option
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.ledger import Ledger
+from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Placement, Plan
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 EVICT_TIMEOUT_S = 30.0
 
-#: The id of the machine's own memory; all other devices are accelerators.
-CPU = "cpu"
+#: What is remembered of loads on one accelerator, whichever that was.
+GPU = "gpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,6 @@ class Loader:
     ledger: Ledger
     facts: Facts
     read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]]
-    name_of: Callable[[str], str]
     slots: int
     wait_s: float
     views_dir: Path
@@ -100,28 +99,20 @@ class Loader:
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
-            options = await self._options(model, settings, gpu_offload=hello.gpu_offload)
-            device = await self.ledger.admit(
-                key,
-                model.name,
-                options,
-                timeout_s=self.wait_s,
-                on_wait=lambda holders: on_phase(self._waits_for(holders), True),
+            ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            placement = await self.ledger.admit(
+                ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
+            wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
+            settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
             on_phase("reads the weights", False)
-            frame = await self._frame(model, settings, device, hello.engine_version)
+            frame = await self._frame(model, settings, placement, hello.engine_version)
             ready = await runner.load(frame, on_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
-            if device == CPU:
-                mapped_bytes = memory.weights_bytes if settings.use_mmap else 0
-                self.ledger.settle(
-                    key,
-                    held_bytes=memory.total_bytes + ready.parked_bytes,
-                    unseen_bytes=mapped_bytes + ready.parked_bytes,
-                )
-            else:
-                self.ledger.settle(key, held_bytes=memory.vram_bytes, unseen_bytes=0)
-            await self.facts.note_memory(model.manifest_digest, settings, _kind(device), memory)
+            self.ledger.settle(key, _held(ready, placement, use_mmap=settings.use_mmap))
+            if (kind := _kind(placement, memory)) is not None:
+                await self.facts.note_memory(model.manifest_digest, settings, kind, memory)
             if frame.num_thread == 0 and ready.threads_lasting:
                 await self.facts.note_threads(
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
@@ -146,37 +137,33 @@ class Loader:
             adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
-    async def _options(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> list[Option]:
-        """Return where the model may go, best first: accelerators when the engine can use them, then the CPU."""
-        gpus = tuple(device.id for device in await self.read_devices() if device.id != CPU)
-        options = []
-        if gpus and gpu_offload and settings.num_gpu != 0:
-            options.append(Option(gpus, await self._needed_bytes(model, settings, "gpu")))
-        if not options or settings.num_gpu == -1:
-            options.append(Option((CPU,), await self._needed_bytes(model, settings, CPU)))
-        return options
+    async def _ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
+        """Return what the model takes, with each context that will do, and where it may go."""
+        needs = [await self._need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
+        devices = None if gpu_offload else (CPU,)
+        key = str(model.manifest_digest)
+        return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
-    async def _needed_bytes(self, model: Loadable, settings: LoadSettings, kind: str) -> int:
-        """Return what the model took there the last time, or else an estimate from its header."""
-        measured = await self.facts.memory(model.manifest_digest, settings, kind)
-        if measured is not None:
-            return measured.total_bytes + self._parked(measured.kv_bytes) if kind == CPU else measured.vram_bytes
+    async def _need(self, model: Loadable, settings: LoadSettings) -> Need:
+        """Return what the model takes by its header, and where it is known, what it took the last time."""
         whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        parked_bytes = self._parked(whole.kv_bytes)
         beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
-        if kind == CPU:
-            return whole.total_bytes + self._parked(whole.kv_bytes) + beside_bytes
-        if settings.num_gpu == -1:
-            return whole.total_bytes + beside_bytes
-        # The engine counts the output layer as one more. A draft is never split: it must be fast to be of use.
-        layers = model.header.block_count + 1
-        return whole.total_bytes * min(settings.num_gpu, layers) // layers + beside_bytes
+        need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
+        if (on_cpu := await self.facts.memory(model.manifest_digest, settings, CPU)) is not None:
+            parked_bytes = self._parked(on_cpu.kv_bytes)
+            need = replace(need, cpu_bytes=on_cpu.total_bytes + parked_bytes)
+        if (on_gpu := await self.facts.memory(model.manifest_digest, settings, GPU)) is not None:
+            host_bytes = on_gpu.total_bytes - on_gpu.vram_bytes + self._parked(on_gpu.kv_bytes)
+            need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
+        return need
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
         return min(self.kv_ram_bytes, kv_bytes)
 
-    async def _frame(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> frames.Load:
-        kv_dir = await self._kv_dir(model, settings, device, engine)
+    async def _frame(self, model: Loadable, settings: LoadSettings, placement: Placement, engine: str) -> frames.Load:
+        kv_dir = await self._kv_dir(model, settings, placement, engine)
         measured = await self.facts.threads(model.manifest_digest, engine)
         return frames.Load(
             model_paths=view_names(len(model.weights)),
@@ -188,7 +175,8 @@ class Loader:
             num_ctx=settings.num_ctx,
             slots=self.slots,
             num_batch=settings.num_batch,
-            num_gpu=0 if device == CPU else settings.num_gpu,
+            num_gpu=-1 if placement.is_whole else placement.gpu_layers,
+            devices=[frames.DevicePart(device=s.device, part=s.layers) for s in placement.accelerators],
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
@@ -201,25 +189,22 @@ class Loader:
             kv_dir_bytes=self.saved_kv.quota_bytes if self.saved_kv is not None and kv_dir is not None else 0,
         )
 
-    async def _kv_dir(self, model: Loadable, settings: LoadSettings, device: str, engine: str) -> Path | None:
+    async def _kv_dir(self, model: Loadable, settings: LoadSettings, placement: Placement, engine: str) -> Path | None:
         if self.saved_kv is None:
             return None
         # What a state depends on; the runner checks more closely what is in its files.
-        key = f"ctx{settings.num_ctx}-slots{self.slots}-{_kind(device)}"
+        kind = GPU if placement.accelerators else CPU
+        key = f"ctx{settings.num_ctx}-slots{self.slots}-{kind}"
         return await self.saved_kv.prepare(model.manifest_digest, engine, key)
 
     async def _short(self, model: Loadable, settings: LoadSettings) -> DeviceMemoryShort:
         devices = await self.read_devices()
         return DeviceMemoryShort(
             model.name,
-            needed_bytes=await self._needed_bytes(model, settings, CPU),
+            needed_bytes=(await self._need(model, settings)).cpu_bytes,
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )
-
-    def _waits_for(self, holders: tuple[str, ...]) -> str:
-        names = " and ".join(f"`{self.name_of(holder)}`" for holder in holders)
-        return f"waits for memory that {names} holds" if names else "waits for memory"
 
 
 def _manifest_chat(model: Loadable) -> frames.Chat | None:
@@ -236,8 +221,39 @@ def _draft_bytes(model: Loadable, settings: LoadSettings) -> int:
     return estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch).total_bytes
 
 
-def _kind(device: str) -> str:
-    return CPU if device == CPU else "gpu"
+def _waits_for(plan: Plan) -> str:
+    return plan.reason if plan.action is not Action.REFUSE else f"waits for memory: {plan.reason}"
+
+
+def _kind(placement: Placement, memory: MeasuredMemory) -> str | None:
+    """Return what the bytes of a load are remembered as; None when it was divided in a way that may not come again."""
+    if not placement.accelerators:
+        return CPU
+    return GPU if placement.is_whole and len(placement.accelerators) == 1 and memory.vram_bytes > 0 else None
+
+
+def _held(ready: frames.Ready, placement: Placement, *, use_mmap: bool) -> list[Held]:
+    """Return what a loaded model holds of each device, and what of that a reading of the device does not show."""
+    if ready.device_bytes:
+        parts = [(part.device, part.weights_bytes, part.kv_bytes + part.compute_bytes) for part in ready.device_bytes]
+    else:
+        # The runner tells the sum of all accelerators: each has its part of it.
+        planned_bytes = sum(share.bytes for share in placement.accelerators)
+        parts = [
+            (share.device, 0, ready.vram_bytes * share.bytes // planned_bytes)
+            for share in placement.accelerators
+            if planned_bytes
+        ]
+        host_bytes = ready.weights_bytes + ready.kv_bytes + ready.compute_bytes - ready.vram_bytes
+        host_weights_bytes = min(ready.weights_bytes, host_bytes)
+        parts.append((CPU, host_weights_bytes, host_bytes - host_weights_bytes))
+    held = [Held(device, weights + other) for device, weights, other in parts if device != CPU and weights + other]
+    weights_bytes = sum(weights for device, weights, _ in parts if device == CPU)
+    other_bytes = sum(other for device, _, other in parts if device == CPU)
+    unseen_bytes = (weights_bytes if use_mmap else 0) + ready.parked_bytes
+    if host := weights_bytes + other_bytes + ready.parked_bytes:
+        held.append(Held(CPU, host, unseen_bytes))
+    return held
 
 
 def _where(ready: frames.Ready, block_count: int) -> str:

@@ -1,140 +1,218 @@
 """Decides where a model goes and who has to leave for it.
 
 Pure: no clock, no processes, no I/O. Whoever asks brings a picture of the machine and carries out the answer.
+
+The ways to place a model, in order of preference:
+
+1. Whole, on one accelerator or split across several of one backend: where it fits now; else where it fits once those
+   that leave already are gone; else where idle models leave for it; else where busy ones have to finish first.
+2. The same with the next smaller context that will do, when the larger one is out of reach whoever leaves.
+3. In part on accelerators, when they take enough of it (`placement.WORTH`). Idle models leave when that brings a tenth
+   of the layers more. Nobody waits for busy ones for the sake of a part.
+4. In main memory, by the same steps as 1, with the largest context that will do.
+
+An ask for a number of layers (`num_gpu`) has one way: that number. Who leaves is in `victims`, how long busy models
+may keep what they have in `turns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from lmd.daemon.residency import reasons
+from lmd.daemon.residency.placement import fits, in_main_memory, most_layers, on_one, on_several
+from lmd.daemon.residency.plans import (
+    CPU,
+    Action,
+    Ask,
+    DeviceMemory,
+    Held,
+    Level,
+    Need,
+    Placement,
+    Plan,
+    Resident,
+    Room,
+    Share,
+)
+from lmd.daemon.residency.turns import is_patient, must_yield
+from lmd.daemon.residency.victims import cheapest, cost, turn_cost
+
+#: Idle models leave for a larger part of a model on accelerators when it has so much of the layers more.
+WORTH_EVICTING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceMemory:
-    """The memory of one device, as it was read."""
-
-    id: str
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A model that holds memory of a device.
-
-    Attributes:
-        key: names it in plans.
-        device: where it is.
-        held_bytes: what comes free when it leaves.
-        unseen_bytes: of those, what a reading of the device still shows as free: all while it loads; later the
-            memory-mapped weights, which the kernel counts as cache.
-        busy: whether it serves, or loads for someone.
-        last_used: any number that grows with time.
-        pinned: whether it may not be evicted.
-        leaving: whether it is on its way out already.
-    """
-
-    key: str
-    device: str
-    held_bytes: int
-    unseen_bytes: int = 0
-    busy: bool = False
-    last_used: float = 0.0
-    pinned: bool = False
-    leaving: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """It fits now, on *device*."""
-
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evict:
-    """It fits on *device* once *victims*, all idle, and those that leave already are gone."""
-
-    device: str
-    victims: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """It fits on *device* once *holders* are idle or gone; ask again when something changes."""
-
-    device: str
-    holders: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """It does not fit, whoever leaves; *device* comes closest, with *free_bytes* at best."""
-
-    device: str
-    needed_bytes: int
-    free_bytes: int
-
-
-Plan = Load | Evict | Wait | Refuse
-
-
-def plan(
-    devices: Sequence[DeviceMemory], residents: Sequence[Resident], *, needed_bytes: int, reserve_bytes: int
-) -> Plan:
-    """Return the gentlest way to place *needed_bytes* on one of *devices*, which are equally good.
+def plan(devices: Sequence[DeviceMemory], residents: Sequence[Resident], ask: Ask, *, reserve_bytes: int) -> Plan:
+    """Return the gentlest way to give *ask* what it needs; *reserve_bytes* of each device stay free.
 
     Loading beats evicting, evicting beats waiting, waiting beats refusing. Busy and pinned residents are never
-    victims. Victims are the least recently used that suffice, and none of them is redundant. Of several devices that
-    allow the same, the one with the most room is taken, or the one where the fewest bytes are evicted.
+    victims, and nothing is evicted for a load that has to wait all the same.
+
+    Raises:
+        ValueError: none of the devices may be used.
     """
-    if not devices:
-        raise ValueError("no devices")
-    by_rank = {Load: 0, Evict: 1, Wait: 2, Refuse: 3}
-    outcomes = []
-    for device in devices:
-        here = [resident for resident in residents if resident.device == device.id]
-        free_bytes = device.free_bytes - reserve_bytes - sum(resident.unseen_bytes for resident in here)
-        outcome, cost = _plan_one(device.id, here, free_bytes, needed_bytes)
-        outcomes.append((by_rank[type(outcome)], cost, outcome))
-    return min(outcomes, key=lambda ranked: ranked[:2])[2]
+    return _Machine(devices, residents, ask, reserve_bytes).decide()
 
 
-def _plan_one(device: str, here: Sequence[Resident], free_bytes: int, needed_bytes: int) -> tuple[Plan, int]:
-    """Return the plan for one device and its cost among plans of the same kind."""
-    if free_bytes >= needed_bytes:
-        return Load(device), -free_bytes
-    leaving = [resident for resident in here if resident.leaving]
-    gap_bytes = needed_bytes - free_bytes - _held(leaving)
-    if gap_bytes <= 0:
-        return Wait(device, _keys(leaving)), gap_bytes
-    idle = [r for r in here if not (r.busy or r.pinned or r.leaving)]
-    if _held(idle) >= gap_bytes:
-        victims = _victims(idle, gap_bytes)
-        return Evict(device, _keys(victims)), _held(victims)
-    busy = [r for r in here if r.busy and not (r.pinned or r.leaving)]
-    gap_bytes -= _held(idle) + _held(busy)
-    if gap_bytes <= 0:
-        return Wait(device, _keys(busy)), gap_bytes
-    return Refuse(device, needed_bytes, max(0, needed_bytes - gap_bytes)), gap_bytes
+class _Machine:
+    """One ask, and what the machine has for it."""
+
+    def __init__(
+        self, devices: Sequence[DeviceMemory], residents: Sequence[Resident], ask: Ask, reserve_bytes: int
+    ) -> None:
+        self.ask = ask
+        self.residents = residents
+        here: dict[str, list[tuple[Resident, Held, bool]]] = defaultdict(list)
+        for resident in residents:
+            evictable = _is_evictable(ask, resident)
+            for held in resident.held:
+                here[held.device].append((resident, held, evictable))
+        self.rooms = {device.id: Room.of(device.free_bytes - reserve_bytes, here[device.id]) for device in devices}
+        allowed = [device for device in devices if ask.devices is None or device.id in ask.devices]
+        self.backends: dict[str, list[str]] = defaultdict(list)
+        for device in allowed:
+            if device.id != CPU and ask.num_gpu != 0:
+                self.backends[device.backend].append(device.id)
+        on_cpu = any(device.id == CPU for device in allowed)
+        self.uses_cpu = on_cpu and (ask.num_gpu <= 0 or not self.backends)
+        if not self.backends and not self.uses_cpu:
+            raise ValueError("none of the devices may be used")
+
+    def decide(self) -> Plan:
+        """Go through the ways in order of preference."""
+        for found in self._ways():
+            if found is not None:
+                return replace(found, reason=reasons.of(found, self.ask, self.residents, self.rooms))
+        refused = self._refusal()
+        return replace(refused, reason=reasons.of(refused, self.ask, self.residents, self.rooms))
+
+    def _ways(self) -> Iterator[Plan | None]:
+        ask = self.ask
+        if self.backends:
+            for need in ask.needs:
+                yield self._on_accelerators(need)
+            if ask.num_gpu == -1 and self.uses_cpu:
+                for need in ask.needs:
+                    yield self._in_part(need)
+        if self.uses_cpu:
+            for need in ask.needs:
+                yield self._gentlest([in_main_memory(need)])
+
+    def _on_accelerators(self, need: Need) -> Plan | None:
+        """Place the wanted layers, as a rule all, at the gentlest level."""
+        wanted = need.layer_count if self.ask.num_gpu == -1 else min(self.ask.num_gpu, need.layer_count)
+        whole = [on_one(need, device, wanted) for devices in self.backends.values() for device in devices]
+        for level in Level:
+            room = self._room(level)
+            fitting = [placement for placement in whole if fits(placement, room)]
+            if not fitting:
+                fitting = [
+                    placement
+                    for devices in self.backends.values()
+                    if len(devices) > 1
+                    and (placement := on_several(need, {device: room[device] for device in devices}, wanted))
+                    and fits(placement, room)
+                ]
+            if fitting:
+                return self._best(fitting, level)
+        return None
+
+    def _in_part(self, need: Need) -> Plan | None:
+        """Place as many layers as are worth it, without waiting for busy models."""
+        now, idle = (self._most(need, level) for level in (Level.NOW, Level.IDLE))
+        if idle is None:
+            return None
+        if now is not None and idle.gpu_layers - now.gpu_layers <= WORTH_EVICTING * need.layer_count:
+            return self._best([now], Level.NOW)
+        return self._gentlest([idle])
+
+    def _most(self, need: Need, level: Level) -> Placement | None:
+        room = self._room(level)
+        found = [
+            placement
+            for devices in self.backends.values()
+            if (placement := most_layers(need, {device: room[device] for device in devices})) and fits(placement, room)
+        ]
+        return max(found, key=lambda placement: placement.gpu_layers, default=None)
+
+    def _gentlest(self, placements: Sequence[Placement]) -> Plan | None:
+        for level in Level:
+            room = self._room(level)
+            if fitting := [placement for placement in placements if fits(placement, room)]:
+                return self._best(fitting, level)
+        return None
+
+    def _best(self, placements: Sequence[Placement], level: Level) -> Plan:
+        """Of placements that a level allows, take the roomiest, or the one where leaving costs least."""
+        plans = [(self._plan(placement, level), placement) for placement in placements]
+
+        def rank(entry: tuple[Plan, Placement]) -> tuple[bool, float, int]:
+            made, placement = entry
+            victims = [resident for resident in self.residents if resident.key in made.others]
+            evicting_s = sum(map(cost, victims)) if made.action is Action.EVICT else 0.0
+            return made.action is Action.WAIT, evicting_s, -self.rooms[placement.device].after(level)
+
+        return min(plans, key=rank)[0]
+
+    def _plan(self, placement: Placement, level: Level) -> Plan:
+        needed_bytes = placement.total_bytes
+        if level is Level.NOW:
+            return Plan(Action.LOAD, placement, needed_bytes=needed_bytes)
+        leaving = tuple(r.key for r in self._on(placement) if r.leaving)
+        if level is Level.LEAVING:
+            return Plan(Action.WAIT, placement, leaving, holds_place=True, needed_bytes=needed_bytes)
+        gaps = self._gaps(placement, Level.LEAVING)
+        if level is Level.IDLE:
+            idle = [r for r in self._on(placement) if _is_evictable(self.ask, r)]
+            victims = cheapest(idle, gaps) or []
+            others = tuple(r.key for r in victims)
+            return Plan(Action.EVICT, placement, others, holds_place=True, needed_bytes=needed_bytes)
+        yielding = [r for r in self._on(placement) if must_yield(self.ask, r)]
+        turn = cheapest(yielding, self._gaps(placement, Level.IDLE), turn_cost)
+        if turn:
+            others = tuple(r.key for r in turn)
+            return Plan(Action.TURN, placement, others, holds_place=True, needed_bytes=needed_bytes)
+        kept = [r for r in self._on(placement) if not (r.pinned or r.leaving or _is_evictable(self.ask, r))]
+        return Plan(Action.WAIT, placement, tuple(r.key for r in kept), needed_bytes=needed_bytes)
+
+    def _refusal(self) -> Plan:
+        """Say what comes closest to fitting: the smallest context, in the last way that there is."""
+        need = self.ask.needs[-1]
+        if self.uses_cpu:
+            placements = [in_main_memory(need)]
+        else:
+            wanted = need.layer_count if self.ask.num_gpu == -1 else min(self.ask.num_gpu, need.layer_count)
+            placements = [on_one(need, device, wanted) for devices in self.backends.values() for device in devices]
+        room = self._room(Level.BUSY)
+
+        def missing(share: Share) -> int:
+            return share.bytes - room.get(share.device, 0)
+
+        worst = [(max(placement.shares, key=missing), placement) for placement in placements]
+        share, placement = min(worst, key=lambda entry: missing(entry[0]))
+        return Plan(
+            Action.REFUSE,
+            placement,
+            device=share.device,
+            needed_bytes=share.bytes,
+            free_bytes=max(0, room.get(share.device, 0)),
+        )
+
+    def _room(self, level: Level) -> dict[str, int]:
+        return {device: room.after(level) for device, room in self.rooms.items()}
+
+    def _gaps(self, placement: Placement, level: Level) -> Mapping[str, int]:
+        return {share.device: share.bytes - self.rooms[share.device].after(level) for share in placement.shares}
+
+    def _on(self, placement: Placement) -> list[Resident]:
+        """Return who holds memory that the placement lacks."""
+        short = {device for device, bytes_ in self._gaps(placement, Level.NOW).items() if bytes_ > 0}
+        return [r for r in self.residents if any(part.device in short and part.held_bytes for part in r.held)]
 
 
-def _victims(idle: Sequence[Resident], gap_bytes: int) -> list[Resident]:
-    """Take the least recently used until they suffice; then spare who is not needed after all, latest used first."""
-    chosen: list[Resident] = []
-    for resident in sorted(idle, key=lambda r: (r.last_used, r.key)):
-        if _held(chosen) >= gap_bytes:
-            break
-        chosen.append(resident)
-    for resident in reversed(chosen):
-        if _held(chosen) - resident.held_bytes >= gap_bytes:
-            chosen = [other for other in chosen if other is not resident]
-    return chosen
-
-
-def _held(residents: Sequence[Resident]) -> int:
-    return sum(resident.held_bytes for resident in residents)
-
-
-def _keys(residents: Sequence[Resident]) -> tuple[str, ...]:
-    return tuple(resident.key for resident in residents)
+def _is_evictable(ask: Ask, resident: Resident) -> bool:
+    if resident.busy or resident.pinned or resident.leaving:
+        return False
+    return resident.stay_s <= 0 or not is_patient(ask, resident)

@@ -19,9 +19,12 @@ from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loader
-from lmd.daemon.residency.planner import DeviceMemory
+from lmd.daemon.residency.plans import DeviceMemory
+from lmd.daemon.residency.spare import SpareRunner, SpareSettings
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
+from lmd.daemon.residency.watching import RunnersSeen, Watchers
+from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
@@ -71,6 +74,8 @@ class Residency:
         self._actors: dict[str, ModelActor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._pins: dict[str, Mapping[str, object]] = {}
+        self._watchers = Watchers(self.list, over=self._drained)
 
         async def read() -> list[DeviceMemory]:
             return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
@@ -80,20 +85,32 @@ class Residency:
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
+            yield_turn=self._yield_turn,
+        )
+        timings = timings or RunnerTimings(load_stall_s=load_s)
+        self._spare = SpareRunner(
+            SpareSettings(
+                command=command,
+                timings=timings,
+                views_dir=self._views_dir,
+                log_dir=log_dir,
+                reserve_bytes=runtime.memory_reserve_bytes,
+            ),
+            read,
         )
         self._loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
             read_devices=read,
-            name_of=self._name_of,
             slots=self._limits.slots,
             wait_s=self._limits.wait_s,
             views_dir=self._views_dir,
             log_dir=log_dir,
             command=command,
-            timings=timings or RunnerTimings(load_stall_s=load_s),
+            timings=timings,
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
+            start=self._spare.start if runtime.spare_runner else RunnerProcess.start,
         )
 
     async def start(self) -> None:
@@ -104,14 +121,22 @@ class Residency:
         """Take no new requests, refuse those that wait, and let running answers finish until the drain deadline."""
         if not self._closing:
             self._closing = True
+            self._watchers.note_traffic()
             for actor in list(self._actors.values()):
                 actor.close()
+
+    def cut(self) -> None:
+        """Drain, and end the answers that run now with DRAINING."""
+        self.drain()
+        for actor in list(self._actors.values()):
+            actor.cut()
 
     async def stop(self) -> None:
         """Drain, and return when every runner has ended."""
         self.drain()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._spare.stop()
 
     def resident_manifests(self) -> set[Digest]:
         """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
@@ -123,19 +148,26 @@ class Residency:
         return sorted(listed, key=lambda status: status.load_started_at)
 
     def enqueue(
-        self, model: Loadable, settings: LoadSettings, keep_alive: timedelta | None = None, *, caller: str = ""
+        self,
+        model: Loadable,
+        settings: LoadSettings,
+        keep_alive: timedelta | None = None,
+        *,
+        caller: str = "",
+        again: bool = False,
     ) -> Ticket:
         """Give a request a place in the queue of its model, which is loaded if it has to be.
 
         Use the ticket as a context manager: the place, and later the hold on the runner, last as long as the block.
-        *keep_alive* is how long the model stays after its last use; negative for ever, None for what is in effect.
-        *caller* is whose request it is: one caller may fill three quarters of the queue.
+        *keep_alive* is how long the caller wants the model to stay after its last use; negative for ever, None for
+        what it asked for before. *caller* is whose request it is: one caller may fill three quarters of the queue.
+        *again* says that it had a place before, and lost it without a fault of its own: there is one for it.
 
         Raises:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive, caller)
+        return self._actor(model).enqueue(settings, keep_alive, caller, again=again)
 
     async def load(
         self,
@@ -153,9 +185,7 @@ class Residency:
             InvalidRequest: a parameter is unknown or out of range.
             LmdError: as `enqueue`, and what the load ends with.
         """
-        settings = load_settings(
-            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
-        )
+        settings = self._settings(model, parameters)
         actor = self._actor(model)
         with actor.enqueue(settings, keep_alive, caller) as ticket:
             actor.preload(settings)
@@ -167,6 +197,29 @@ class Residency:
             ticket.raise_refusal()
             status = actor.status()
         yield status
+
+    def pin(self, model: Loadable, parameters: Mapping[str, object]) -> None:
+        """Keep what *model*'s name means in memory from its next load on; nothing is loaded by this.
+
+        Raises:
+            InvalidRequest: a parameter is unknown or out of range.
+        """
+        settings = self._settings(model, parameters)
+        self._pins[model.name] = parameters
+        for actor in self._actors.values():
+            if model.name in actor.names:
+                actor.pin = settings
+
+    def unpin(self, name: str) -> None:
+        """Let the model of *name* go like any other. Idempotent."""
+        self._pins.pop(name, None)
+        for actor in self._actors.values():
+            if name in actor.names and not any(other in self._pins for other in actor.names):
+                actor.pin = None
+
+    def watch(self) -> AsyncGenerator[RunnersSeen, None]:
+        """Yield all runners at once, and again after each change, until the daemon has drained."""
+        return self._watchers.watch()
 
     async def unload(self, name_or_digest: str, *, force: bool, save_kv: bool = True) -> int:
         """Unload a model, and return how many answers were running.
@@ -209,6 +262,8 @@ class Residency:
                 loader=self._loader,
                 on_released=self._note_released,
                 on_end=self._note_end,
+                on_change=self._note_change,
+                on_traffic=self._watchers.note_traffic,
             )
             self._actors[key] = actor
             task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
@@ -218,7 +273,14 @@ class Residency:
             if other is not actor and model.name in other.names:
                 self._supersede(other, model.name)
         actor.names.add(model.name)
+        if model.name in self._pins:
+            actor.pin = self._settings(model, self._pins[model.name])
         return actor
+
+    def _settings(self, model: Loadable, parameters: Mapping[str, object]) -> LoadSettings:
+        return load_settings(
+            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+        )
 
     def _supersede(self, old: ModelActor, name: str) -> None:
         """Take *name* from the version that it meant before; unload that when it has no other name.
@@ -227,8 +289,13 @@ class Residency:
         instead of the new one. Its answers finish first, and its KV is saved for the case that the name moves back.
         """
         old.names.discard(name)
+        if not any(other in self._pins for other in old.names):
+            old.pin = None
         if not old.names and old.resident:
             old.unload(force=False)
+
+    def _drained(self) -> bool:
+        return self._closing and not any(actor.answering for actor in self._actors.values())
 
     def _note_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -241,16 +308,22 @@ class Residency:
     def _note_end(self, actor: ModelActor) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
+        if actor.announced:
+            self._watchers.note(actor.name, actor.model.manifest_digest, None, actor.reason)
+
+    def _note_change(self, actor: ModelActor) -> None:
+        self._watchers.note(actor.name, actor.model.manifest_digest, actor.state, actor.reason)
 
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
         return actor.usage() if actor is not None else _GONE
 
-    def _evict(self, key: str) -> None:
+    def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
         if actor is not None:
-            actor.evict()
+            actor.evict(reason)
 
-    def _name_of(self, key: str) -> str:
+    def _yield_turn(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)
-        return actor.name if actor is not None else key
+        if actor is not None:
+            actor.yield_turn(reason)

@@ -6,6 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Protocol, Self
 
+from lmd.daemon.residency.keep_alive import Wish
 from lmd.daemon.residency.values import LoadSettings, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 
@@ -17,20 +18,22 @@ class TicketOffice(Protocol):
         """Say what the ticket waits for."""
 
     def give_back(self, ticket: Ticket) -> None:
-        """Take the ticket back: its place, or its hold on the runner, is free."""
+        """Take the ticket back, once: its place, or its hold on the runner, is free."""
 
 
 class Ticket:
     """A place in a queue that turns into a runner. Leave the `with` block to give either back.
 
     While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted. *caller* is whose
-    request it is.
+    request it is, and *wish* how long the caller wants the model to stay.
     """
 
-    def __init__(self, office: TicketOffice, settings: LoadSettings, caller: str = "") -> None:
+    def __init__(self, office: TicketOffice, settings: LoadSettings, wish: Wish, caller: str = "") -> None:
         self.settings = settings
+        self.wish = wish
         self.caller = caller
         self._office = office
+        self._open = True
         self._admitted: asyncio.Future[RunnerProcess] = asyncio.get_running_loop().create_future()
 
     def __enter__(self) -> Self:
@@ -80,5 +83,7 @@ class Ticket:
 
     def close(self) -> None:
         """Leave. Idempotent."""
-        self._office.give_back(self)
-        self._admitted.cancel()
+        if self._open:
+            self._open = False
+            self._office.give_back(self)
+            self._admitted.cancel()

@@ -79,13 +79,19 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """The settings that take effect when a model is loaded; names and units as in `Parameters`."""
+    """The settings that take effect when a model is loaded; names and units as in `Parameters`.
+
+    *min_ctx* is the smallest context that will do where nobody asked for one by name; 0: *num_ctx*, and no less.
+    *wanted_ctx* is set of a model that was loaded with less than that, because no more fits.
+    """
 
     num_ctx: int
     num_batch: int = 512
     num_gpu: int = -1
     num_thread: int = 0
     use_mmap: bool = True
+    min_ctx: int = 0
+    wanted_ctx: int = 0
 
     def served_by(self, loaded: LoadSettings) -> bool:
         """Tell whether a model that was loaded with *loaded* can serve a request that asks for these.
@@ -93,11 +99,25 @@ class LoadSettings:
         A larger context serves a smaller one. Batch size, threads and mapping change the speed and not the answer,
         so they wait for the next load: clients that differ in them do not take turns reloading the model.
         """
-        return self.num_ctx <= loaded.num_ctx and self.num_gpu in (-1, loaded.num_gpu)
+        has_ctx = self.num_ctx <= loaded.num_ctx
+        # What was too large a moment ago is not tried again for a request that does with less.
+        does = 0 < self.min_ctx <= loaded.num_ctx and self.num_ctx <= loaded.wanted_ctx
+        return (has_ctx or does) and self.num_gpu in (-1, loaded.num_gpu)
+
+    def contexts(self) -> tuple[int, ...]:
+        """Return the contexts that will do, the wanted one first; each is half of the one before."""
+        found = [self.num_ctx]
+        while self.min_ctx and found[-1] // 2 >= self.min_ctx:
+            found.append(found[-1] // 2)
+        if 0 < self.min_ctx < found[-1]:
+            found.append(self.min_ctx)
+        return tuple(found)
 
     def within(self, train_ctx: int) -> LoadSettings:
         """Return what a runner makes of these: it keeps to the context the model was trained with (0: not known)."""
-        return replace(self, num_ctx=min(self.num_ctx, train_ctx)) if train_ctx > 0 else self
+        if train_ctx <= 0:
+            return self
+        return replace(self, num_ctx=min(self.num_ctx, train_ctx), min_ctx=min(self.min_ctx, train_ctx))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +173,7 @@ class RunnerStatus:
     load_duration: timedelta | None
     reason: str
     stats: EngineStats | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

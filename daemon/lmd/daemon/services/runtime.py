@@ -10,8 +10,10 @@ from typing import Protocol
 
 import grpc.aio
 
+from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import Loadable, RunnerState, RunnerStatus, Waiting
+from lmd.daemon.residency.watching import RunnerChange
 from lmd.daemon.services.answers import duration, load_progress
 from lmd.daemon.services.inference import cache_scope_of, keep_alive_of, requested
 from lmd.daemon.unloading import unload_model
@@ -40,9 +42,10 @@ class Models(Protocol):
 class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
     """Shows and steers the runners."""
 
-    def __init__(self, catalog: Models, residency: Residency) -> None:
+    def __init__(self, catalog: Models, residency: Residency, pins: Pins) -> None:
         self._catalog = catalog
         self._residency = residency
+        self._pins = pins
 
     async def ListRunners(
         self,
@@ -76,6 +79,40 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
         running = await unload_model(self._catalog, self._residency, request.name, force=request.force)
         return pb.UnloadModelResponse(running_answers=running)
 
+    async def WatchRunners(
+        self,
+        request: pb.WatchRunnersRequest,
+        context: grpc.aio.ServicerContext[pb.WatchRunnersRequest, pb.WatchRunnersResponse],
+    ) -> AsyncIterator[pb.WatchRunnersResponse]:
+        """Tell how the runners stand, and each change."""
+        async with aclosing(self._residency.watch()) as pictures:
+            async for seen in pictures:
+                yield pb.WatchRunnersResponse(
+                    runners=[runner_message(status) for status in seen.runners],
+                    events=[_event_message(change) for change in seen.changes],
+                )
+
+    async def PinModel(
+        self, request: pb.PinModelRequest, context: grpc.aio.ServicerContext[pb.PinModelRequest, pb.PinModelResponse]
+    ) -> AsyncIterator[pb.PinModelResponse]:
+        """Load a model and keep it, and tell how it goes."""
+        events = self._pins.pin(request.name, requested(request.parameters), caller=cache_scope_of(context))
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Waiting):
+                    yield pb.PinModelResponse(progress=load_progress(event))
+                else:
+                    yield pb.PinModelResponse(runner=runner_message(event))
+
+    async def UnpinModel(
+        self,
+        request: pb.UnpinModelRequest,
+        context: grpc.aio.ServicerContext[pb.UnpinModelRequest, pb.UnpinModelResponse],
+    ) -> pb.UnpinModelResponse:
+        """Let a model leave like any other."""
+        await self._pins.unpin(request.name)
+        return pb.UnpinModelResponse()
+
 
 def runner_message(status: RunnerStatus) -> pb.Runner:
     """Return a runner as the API shows it."""
@@ -93,6 +130,7 @@ def runner_message(status: RunnerStatus) -> pb.Runner:
         keep_forever=status.keep_forever,
         pid=status.pid,
         reason=status.reason,
+        pinned=status.pinned,
     )
     message.load_time.FromDatetime(status.load_started_at)
     if status.expires_at is not None:
@@ -101,4 +139,11 @@ def runner_message(status: RunnerStatus) -> pb.Runner:
         message.load_duration.CopyFrom(duration(status.load_duration // timedelta(microseconds=1) * 1000))
     if status.stats is not None:
         message.stats.CopyFrom(pb.EngineStats(**asdict(status.stats)))
+    return message
+
+
+def _event_message(change: RunnerChange) -> pb.RunnerEvent:
+    state = _STATES[change.state] if change.state is not None else pb.Runner.STATE_UNSPECIFIED
+    message = pb.RunnerEvent(name=change.name, digest=str(change.digest), state=state, reason=change.reason)
+    message.time.FromDatetime(change.at)
     return message

@@ -1,0 +1,167 @@
+"""`lm ps`, `lm load`, `lm pin`, `lm unpin` and `lm stop`, against a daemon that only pretends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from lmd.cli.runners import runner_lines
+from lmd.cli.terminal import cell_width
+from lmd.v1 import runtime_service_pb2 as pb
+from lmd.v1.endpoint import home_socket
+from tests.support.cli import lm, terminal
+from tests.support.fake_daemon import FakeDaemon, FakeFailure
+
+Capture = pytest.CaptureFixture[str]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def daemon(lmd_home: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(home_socket(lmd_home)) as fake:
+        fake.add("poet:latest")
+        yield fake
+
+
+def runner(name: str = "poet:latest", **fields: object) -> pb.Runner:
+    values = {"state": pb.Runner.STATE_READY, "device": "cpu", "memory_bytes": 100 * MIB, "slots": 4} | fields
+    return pb.Runner(name=name, digest=f"sha256:{'a' * 64}", context_length=4096, **values)  # type: ignore[arg-type]
+
+
+def picture(*runners: pb.Runner, event: tuple[pb.Runner.State.ValueType, str] | None = None) -> pb.WatchRunnersResponse:
+    seen = pb.WatchRunnersResponse(runners=runners)
+    if event is not None:
+        seen.events.add(name="poet:latest", state=event[0], reason=event[1]).time.FromSeconds(1_700_000_000)
+    return seen
+
+
+# ps
+
+
+def test_ps_tells_pins_and_shares(daemon: FakeDaemon, capsys: Capture) -> None:
+    shares = [pb.DeviceShare(device="cuda0", bytes=75 * MIB), pb.DeviceShare(device="cpu", bytes=25 * MIB)]
+    daemon.runners = [runner(pinned=True, shares=shares, slots_busy=1, queued=3, reason="is b's turn")]
+    shown = lm(capsys, "ps").out.splitlines()
+    assert shown[0].split() == "NAME STATE DEVICE MEMORY CONTEXT SLOTS QUEUED CACHE UNTIL REASON".split()
+    row = shown[1].split()
+    assert row[:8] == ["poet:latest", "ready", "cuda0:75%", "cpu:25%", "100", "MiB", "4096", "1/4"]
+    assert row[8:] == ["3", "pinned", "is", "b's", "turn"]
+    (as_json,) = json.loads(lm(capsys, "ps", "--json").out)
+    assert as_json["pinned"] is True
+    assert as_json["shares"][1] == {"device": "cpu", "bytes": 25 * MIB}
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 200])
+def test_a_live_line_never_wraps(columns: int) -> None:
+    runners = [runner(f"model-{n}:latest", reason="waits for a long time 詩人 " * n) for n in range(5)]
+    lines = runner_lines(runners, 0.0, columns)
+    assert len(lines) == 6
+    assert all(cell_width(line) <= columns for line in lines)
+
+
+def test_watching_in_a_pipe_prints_a_line_for_each_event(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.watched = [
+        picture(),
+        picture(runner(), event=(pb.Runner.STATE_READY, "")),
+        picture(event=(pb.Runner.STATE_UNSPECIFIED, "was not used")),
+    ]
+    done = lm(capsys, "ps", "--watch")
+    assert done.out.splitlines() == [
+        "2023-11-14T22:13:20.000Z  poet:latest  ready",
+        "2023-11-14T22:13:20.000Z  poet:latest  gone  was not used",
+    ]
+    assert "the daemon shuts down" in done.err
+    assert done.code == 0
+
+
+def test_watching_as_json_prints_a_line_for_each_picture(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.watched = [picture(), picture(runner(), event=(pb.Runner.STATE_READY, ""))]
+    first, second = map(json.loads, lm(capsys, "ps", "-w", "--json").out.splitlines())
+    assert first == {"runners": [], "events": []}
+    assert second["runners"][0]["name"] == "poet:latest"
+    assert second["events"][0] == {
+        "time": "2023-11-14T22:13:20.000Z",
+        "name": "poet:latest",
+        "digest": "",
+        "state": "ready",
+        "reason": "",
+    }
+
+
+def test_watching_ends_with_the_connection(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.failures["WatchRunners"] = FakeFailure(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the daemon shuts down")
+    done = lm(capsys, "ps", "--watch")
+    assert done.code != 0
+    assert "error: " in done.err
+
+
+def test_watching_on_a_terminal_keeps_one_table(daemon: FakeDaemon) -> None:
+    daemon.watched = [picture(), picture(runner()), picture(runner(state=pb.Runner.STATE_DRAINING))]
+    with terminal("ps", "--watch", columns=100) as shown:
+        shown.expect("draining")
+        shown.expect("the daemon shuts down")
+
+
+# load, pin, unpin
+
+
+def test_load_passes_parameters_and_keep_alive(daemon: FakeDaemon, capsys: Capture) -> None:
+    done = lm(capsys, "load", "-o", "num_ctx=512", "--keep-alive", "1h", "poet")
+    (request,) = daemon.requests("LoadModel")
+    assert (request.name, request.parameters.num_ctx, request.keep_alive.seconds) == ("poet:latest", 512, 3600)
+    assert "loaded poet:latest" in done.err
+    assert done.out == ""
+
+
+def test_load_of_several_as_json(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.add("critic:latest")
+    loaded = json.loads(lm(capsys, "load", "poet", "critic", "--json").out)
+    assert [entry["name"] for entry in loaded] == ["poet:latest", "critic:latest"]
+    assert not daemon.requests("LoadModel")[0].HasField("keep_alive")
+
+
+def test_load_that_fails_says_why(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.failures["LoadModel"] = FakeFailure(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "DEVICE_MEMORY", "9 GiB needed, 3 GiB can be freed"
+    )
+    done = lm(capsys, "load", "poet")
+    assert done.code == 1
+    assert "9 GiB needed" in done.err
+
+
+def test_pin_and_unpin(daemon: FakeDaemon, capsys: Capture) -> None:
+    assert "pinned poet:latest" in lm(capsys, "pin", "-o", "num_ctx=512", "poet").err
+    (request,) = daemon.requests("PinModel")
+    assert (request.name, request.parameters.num_ctx) == ("poet:latest", 512)
+    (pinned,) = json.loads(lm(capsys, "pin", "poet", "--json").out)
+    assert pinned["pinned"]
+    assert "unpinned poet" in lm(capsys, "unpin", "poet").err
+    assert json.loads(lm(capsys, "unpin", "poet", "--json").out) == [{"name": "poet"}]
+    assert lm(capsys, "unpin", "nobody").code == 1
+
+
+@pytest.mark.parametrize("verb", ["load", "pin", "unpin"])
+def test_a_model_has_to_be_named(daemon: FakeDaemon, capsys: Capture, verb: str) -> None:
+    assert lm(capsys, verb).code == 2
+
+
+# stop
+
+
+def test_stop_says_that_a_pinned_model_comes_back(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.runners = [runner(pinned=True)]
+    done = lm(capsys, "stop", "poet")
+    assert "stopped poet" in done.err
+    assert "lm unpin poet" in done.err
+
+
+def test_stop_of_all_cuts_what_stops_already_only_by_force(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.runners = [runner(state=pb.Runner.STATE_DRAINING)]
+    assert "no model is in memory" in lm(capsys, "stop", "--all").err
+    assert daemon.requests("UnloadModel") == []
+    lm(capsys, "stop", "--all", "--force")
+    assert [request.name for request in daemon.requests("UnloadModel")] == ["poet:latest"]
