@@ -14,7 +14,9 @@
 
 What memory there is for models is set by `runtime.memory_reserve_bytes`: it is computed from what is free when the
 daemon starts, checked by filling it, and said in the JSON. Programs that take or give back half a model's memory
-meanwhile make the figures void, and requests fail. Exit status 1 says that a bar was missed.
+meanwhile make the figures void, and requests fail. Where that cannot be had, `--steady` lets the daemon believe that the
+machine is so small and runs nothing else; all but its reading of the memory is as ever. Exit status 1 says that a bar
+was missed.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ def main() -> None:
     program = options.programs / "llama-server"
     cases: dict[str, Callable[[], Measured]] = {
         "estimates": lambda: estimates(quick=options.quick),
-        "swap": lambda: swap(program, options.rounds, options.num_ctx),
-        "mixed": lambda: mixed(program, options.duration, options.num_ctx, with_router=options.with_router),
+        "swap": lambda: swap(program, options.rounds, options.num_ctx, steady=options.steady),
+        "mixed": lambda: mixed(
+            program, options.duration, options.num_ctx, steady=options.steady, with_router=options.with_router
+        ),
         "cycles": lambda: cycles(options.cycles),
     }
     figures: list[Figure] = []
@@ -87,6 +91,7 @@ def _options() -> argparse.Namespace:
         help="context for each of 4 slots, in swap and mixed; default: 2048. With more, models are larger, and it "
         "matters less what else happens to the machine's memory",
     )
+    parser.add_argument("--steady", action="store_true", help="keep from the daemon what others do to memory")
     parser.add_argument("--quick", action="store_true", help="little of all, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--programs", type=Path, help="where llama-server is; default: where the build script puts it")

@@ -111,11 +111,11 @@ def lru_loads(models: Sequence[str], room: int) -> int:
 
 
 def mixed(
-    program: Path, duration_s: float, num_ctx: int, *, with_router: bool
+    program: Path, duration_s: float, num_ctx: int, *, steady: bool, with_router: bool
 ) -> tuple[list[Figure], dict[str, object]]:
     """Return the figures of clients that ask for *duration_s*; *with_router* has llama-server's router asked too."""
     models = dict(zip(MODELS, benchmark_models(len(MODELS)), strict=True))
-    with OurModels(models, room=ROOM, num_ctx=num_ctx) as ours:
+    with OurModels(models, room=ROOM, num_ctx=num_ctx, steady=steady) as ours:
         facts = ours.facts()
         outcome = run_clients(ours, duration_s)
     theirs = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,15 +20,17 @@ MODELS = ("one", "two")
 LIMIT = 1.0
 _PROMPT_TOKENS, _NEW_TOKENS = 64, 8
 _PATIENCE_S = 30.0
+#: Ours starts a spare runner some seconds after a load.
+_PAUSE_S = 5.0
 _IN_A_ROW = 6
 _ATTEMPTS = 3
 
 
-def swap(program: Path, rounds: int, num_ctx: int) -> tuple[list[Figure], dict[str, object]]:
+def swap(program: Path, rounds: int, num_ctx: int, *, steady: bool) -> tuple[list[Figure], dict[str, object]]:
     """Return the times to the first token of requests that make the other model leave, and facts about them.
 
-    Only one of two models fits. Each round asks each server for each model; the next round the other way round. Before
-    each request both servers have settled: what a server prepares for the next load, it has prepared. Then the same
+    Only one of two models fits. Each round asks each server for each model; the next round the other way round. Between
+    requests there is a pause: what a server prepares for the next load, it has prepared. Then the same
     without a pause between the requests, which no bar is about.
     """
     models = dict(zip(MODELS, benchmark_models(len(MODELS)), strict=True))
@@ -35,13 +38,14 @@ def swap(program: Path, rounds: int, num_ctx: int) -> tuple[list[Figure], dict[s
         for model in MODELS:
             theirs.ask(model, prompt(8, "warm", model), 1)
         # Ours comes second: it finds what the other one holds in use, and reserves from what is left.
-        with OurModels(models, room=1, num_ctx=num_ctx) as ours:
+        with OurModels(models, room=1, num_ctx=num_ctx, steady=steady) as ours:
             sides: tuple[ModelServer, ModelServer] = (ours, theirs)
             apart: dict[str, list[float]] = {side.name: [] for side in sides}
             others = 0.0
             for number in range(rounds):
                 for model in MODELS:
                     for side in sides if number % 2 == 0 else sides[::-1]:
+                        time.sleep(_PAUSE_S)
                         settle([*ours.pids, *theirs.pids])
                         wait_for_quiet(NOISY_CORES, _PATIENCE_S)
                         meter = UsageMeter(ours.pids, theirs.pids)

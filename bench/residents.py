@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from tests.support.product import Product, installed, wait_until
 
 SLOTS = 4
 _START_TIMEOUT_S = 60.0
+_STEADY = Path(__file__).parent / "steady_machine"
 DISTURBED = "another program took or gave back memory meanwhile"
 #: Longer than any measurement, and not for ever: what stays for ever is never evicted.
 _KEEP_ALIVE = Duration(seconds=86_400)
@@ -60,8 +62,9 @@ class OurModels:
     """A daemon with *models* by name, and memory for *room* of them, which cost the same; a context manager.
 
     The memory that the daemon has is set by what it has to leave free: one model is loaded and measured, and what is
-    then free beyond *room* and a half of them is reserved; without *room*, nothing is. Prefixes are not kept outside of
-    the context (`kv_ram_bytes`), so that a model takes what was measured. Everything else is at its defaults.
+    then free beyond *room* and a half of them is reserved; without *room*, nothing is. With *steady*, the daemon is made
+    to believe that the machine has that much, and that nothing else runs on it. Prefixes are not kept outside of the
+    context (`kv_ram_bytes`), so that a model takes what was measured. Everything else is at its defaults.
     """
 
     name = "ours"
@@ -71,6 +74,7 @@ class OurModels:
         models: Mapping[str, Path],
         *,
         room: int | None = None,
+        steady: bool = False,
         slots: int = SLOTS,
         num_ctx: int,
         settings: Mapping[str, str] | None = None,
@@ -93,7 +97,7 @@ class OurModels:
                 modelfile = home / "Modelfile"
                 modelfile.write_text(f"FROM {path}\n")
                 self.product.lm("create", name, "-f", str(modelfile), timeout_s=600)
-            self._models, self._room = list(models), room
+            self._models, self._room, self._steady = list(models), room, steady
             self._facts: dict[str, object] = {}
             if room is not None:
                 self.make_scarce()
@@ -162,14 +166,18 @@ class OurModels:
         # The daemon remembers that too, and plans with it from now on.
         model_bytes = runner.memory_bytes
         self.unload(self._models[0])
+        wanted_bytes = model_bytes * (2 * self._room + 1) // 2
         free_bytes = psutil.virtual_memory().available
-        reserve_bytes = free_bytes - model_bytes * (2 * self._room + 1) // 2
-        if reserve_bytes < 0:
-            raise RuntimeError(
-                f"{free_bytes} bytes are free, too little for {self._room} models of {model_bytes} bytes"
-            )
+        if free_bytes < wanted_bytes:
+            raise RuntimeError(f"{free_bytes} bytes are free, too little for {self._room} times {model_bytes} bytes")
         self._stop()
-        self._start(LMD_RUNTIME_MEMORY_RESERVE_BYTES=str(reserve_bytes))
+        if self._steady:
+            reserve_bytes, free_bytes = 0, wanted_bytes
+            python_path = os.pathsep.join(filter(None, [str(_STEADY), os.environ.get("PYTHONPATH")]))
+            env = {"PYTHONPATH": python_path, "LM_BENCH_MACHINE_BYTES": str(wanted_bytes)}
+        else:
+            reserve_bytes, env = free_bytes - wanted_bytes, {}
+        self._start(LMD_RUNTIME_MEMORY_RESERVE_BYTES=str(reserve_bytes), **env)
         for model in self._models:
             self.ask(model, "the", 1)
         if (found := len(self.residents())) != self._room:
@@ -179,6 +187,7 @@ class OurModels:
             "free_bytes": free_bytes,
             "memory_reserve_bytes": reserve_bytes,
             "models_that_fit": self._room,
+            "steady": self._steady,
         }
 
     def free_without_us_bytes(self) -> int:
