@@ -14,9 +14,9 @@
 
 What memory there is for models is set by `runtime.memory_reserve_bytes`: it is computed from what is free when the
 daemon starts, checked by filling it, and said in the JSON. Programs that take or give back half a model's memory
-meanwhile make the figures void, and requests fail. Where that cannot be had, `--steady` lets the daemon believe that the
-machine is so small and runs nothing else; all but its reading of the memory is as ever. Exit status 1 says that a bar
-was missed.
+meanwhile make the figures void, and requests fail. Where that cannot be helped, `--steady` lets the daemon believe that
+the machine is so small and runs nothing else; all but its reading of the memory is as ever. Exit status 1 says that a
+bar was missed.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ class OurModels:
     """A daemon with *models* by name, and memory for *room* of them, which cost the same; a context manager.
 
     The memory that the daemon has is set by what it has to leave free: one model is loaded and measured, and what is
-    then free beyond *room* and a half of them is reserved; without *room*, nothing is. With *steady*, the daemon is made
-    to believe that the machine has that much, and that nothing else runs on it. Prefixes are not kept outside of the
-    context (`kv_ram_bytes`), so that a model takes what was measured. Everything else is at its defaults.
+    then free beyond *room* and a half of them is reserved; without *room*, nothing is. With *steady*, the daemon is
+    made to believe that the machine has that much, and that nothing else runs on it. Prefixes are not kept outside of
+    the context (`kv_ram_bytes`), so that a model takes what was measured. Everything else is at its defaults.
     """
 
     name = "ours"
