@@ -1,7 +1,7 @@
 """Residency: estimates, swaps beside llama-server's router, scarce memory, leaks, and the planner's speed.
 
     tools/build_llama_server.sh
-    python -m bench.residency [--cases estimates,swap,mixed,cycles] [--rounds 5] [--quick] [--json FILE]
+    python -m bench.residency [--cases swap,mixed] [--rounds 5] [--quick] [--json FILE]
 
 - `estimates`: what headers say against what the engine takes, over generated models of all kinds
   (`bench.memory_estimates`).
@@ -11,6 +11,7 @@
   killed, the longest wait beside the fair share, and loads per request beside plain LRU on the same arrivals.
   `--with-router` lets the same clients ask llama-server's router too.
 - `cycles`: 200 loads and unloads; memory, descriptors, threads and processes of the daemon, and files in its home.
+- `planner`: 1,000 plans over 50 models and 8 devices (`bench.planner`).
 
 What memory there is for models is set by `runtime.memory_reserve_bytes`: it is computed from what is free when the
 daemon starts, checked by filling it, and said in the JSON. Programs that take or give back half a model's memory
@@ -30,8 +31,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import planner
 from bench.figures import Figure, table
-from bench.meter import machine
+from bench.meter import UsageMeter, machine
 from bench.models import cache_directory
 from bench.residency_cycles import cycles
 from bench.residency_estimates import estimates
@@ -42,6 +44,7 @@ Measured = tuple[list[Figure], dict[str, object]]
 
 _MIXED_S, _QUICK_MIXED_S = 300.0, 30.0
 _CYCLES, _QUICK_CYCLES = 200, 20
+_PLANS = 1000
 
 
 def main() -> None:
@@ -51,11 +54,14 @@ def main() -> None:
     program = options.programs / "llama-server"
     cases: dict[str, Callable[[], Measured]] = {
         "estimates": lambda: estimates(quick=options.quick),
-        "swap": lambda: swap(program, options.rounds, options.num_ctx, steady=options.steady),
+        "swap": lambda: swap(
+            program, options.rounds, options.num_ctx, steady=options.steady, patience_s=options.patience
+        ),
         "mixed": lambda: mixed(
             program, options.duration, options.num_ctx, steady=options.steady, with_router=options.with_router
         ),
         "cycles": lambda: cycles(options.cycles),
+        "planner": planner_speed,
     }
     figures: list[Figure] = []
     whole: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
@@ -73,7 +79,18 @@ def main() -> None:
     sys.exit(any(not figure.met for figure in figures))
 
 
-CASES = ("estimates", "swap", "mixed", "cycles")
+def planner_speed() -> Measured:
+    """Return how long a thousand plans take; the best of three runs, as others can only slow them down."""
+    meter = UsageMeter((), ())
+    speed = min((planner.measure(_PLANS) for _ in range(3)), key=lambda speed: speed.total_s)
+    title = f"{_PLANS:,} plans over {planner.MODELS} models and 8 devices"
+    figure = Figure(
+        "planner", title, "s", speed.total_s, None, speed.total_s, "<=", planner.LIMIT_S, meter.read().others
+    )
+    return [figure], {"planner": asdict(speed)}
+
+
+CASES = ("estimates", "swap", "mixed", "cycles", "planner")
 
 
 def _options() -> argparse.Namespace:
@@ -92,6 +109,9 @@ def _options() -> argparse.Namespace:
         "matters less what else happens to the machine's memory",
     )
     parser.add_argument("--steady", action="store_true", help="keep from the daemon what others do to memory")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, help="seconds to wait for the machine to be quiet, in swap"
+    )
     parser.add_argument("--quick", action="store_true", help="little of all, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--programs", type=Path, help="where llama-server is; default: where the build script puts it")

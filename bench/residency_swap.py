@@ -19,14 +19,15 @@ from bench.serving_report import NOISY_CORES
 MODELS = ("one", "two")
 LIMIT = 1.0
 _PROMPT_TOKENS, _NEW_TOKENS = 64, 8
-_PATIENCE_S = 30.0
 #: Ours starts a spare runner some seconds after a load.
 _PAUSE_S = 5.0
 _IN_A_ROW = 6
 _ATTEMPTS = 3
 
 
-def swap(program: Path, rounds: int, num_ctx: int, *, steady: bool) -> tuple[list[Figure], dict[str, object]]:
+def swap(
+    program: Path, rounds: int, num_ctx: int, *, steady: bool, patience_s: float
+) -> tuple[list[Figure], dict[str, object]]:
     """Return the times to the first token of requests that make the other model leave, and facts about them.
 
     Only one of two models fits. Each round asks each server for each model; the next round the other way round. Between
@@ -47,7 +48,7 @@ def swap(program: Path, rounds: int, num_ctx: int, *, steady: bool) -> tuple[lis
                     for side in sides if number % 2 == 0 else sides[::-1]:
                         time.sleep(_PAUSE_S)
                         settle([*ours.pids, *theirs.pids])
-                        wait_for_quiet(NOISY_CORES, _PATIENCE_S)
+                        wait_for_quiet(NOISY_CORES, patience_s)
                         meter = UsageMeter(ours.pids, theirs.pids)
                         apart[side.name].append(_first_token_s(side, model, "apart", number))
                         others = max(others, meter.read().others)

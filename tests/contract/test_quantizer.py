@@ -252,7 +252,7 @@ async def test_a_disk_that_fills_up_meanwhile(
 
 
 async def test_a_machine_without_memory(quantizer: Quantizer, wide: FileLayer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer_module, "devices", lambda: [Device("cpu", "main memory", 1 << 30, 1 << 20)])
+    monkeypatch.setattr(quantizer_module, "main_memory", lambda: Device("cpu", "main memory", 1 << 30, 1 << 20))
     with pytest.raises(DeviceMemoryShort, match="does not fit in the memory of cpu"):
         await result_of(quantizer, wanted(wide))
 

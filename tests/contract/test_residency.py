@@ -141,7 +141,7 @@ async def test_a_draft_is_in_the_runners_view_and_in_its_memory(world: World, tm
             gate.touch()
             assert await ticket.wait(20)
         gate.unlink()
-    assert needed[1] - needed[0] == estimate(tiny, num_ctx=256, slots=1).total_bytes
+    assert needed[1] - needed[0] == estimate(tiny, num_ctx=256, slots=1, drafts=True).total_bytes
     assert [line.split()[2:] for line in world.loads()] == [
         [],
         ["draft-00001-of-00002.gguf", "draft-00002-of-00002.gguf"],

@@ -125,6 +125,29 @@ async def test_a_turn_can_be_called_off(world: World) -> None:
         await running
 
 
+async def test_a_model_that_is_always_asked_gives_others_their_turn(world: World) -> None:
+    """llama.cpp #28443: of those who wait for one place one starved. Here three clients never leave a gap."""
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b", journal=world.journal())
+    answered: list[str] = []
+    over = asyncio.Event()
+
+    async def insist() -> None:
+        while not over.is_set():
+            answered.append(await world.ask(a, "count 50"))
+
+    clients = [asyncio.create_task(insist()) for _ in range(3)]
+    await until(lambda: len(answered) > 3)
+    async with asyncio.timeout(60):
+        assert await world.ask(b, "turn") == "turn "
+    before = len(answered)
+    await until(lambda: len(answered) > before + 3)  # and gets its own back
+    over.set()
+    await asyncio.gather(*clients)
+    assert set(answered) == {"x" * 50}
+    assert len(world.loads()) == 1
+
+
 # Keep-alive
 
 

@@ -135,6 +135,13 @@ def load_failure(runner: RunnerProcess, *paths: Path, **options: Any) -> frames_
     return runner.load_failed
 
 
+def test_a_device_that_the_engine_does_not_find_is_refused_by_its_name(runner: RunnerProcess, models: Path) -> None:
+    lost = frames_pb2.DevicePart(device="cuda7", part=1.0, bus_id="0000:c1:00.0")
+    failed = load_failure(runner, models / "tiny.gguf", num_gpu=-1, devices=[lost])
+    assert failed.kind == frames_pb2.LoadFailed.KIND_DEVICE_GONE
+    assert failed.message.startswith("the engine does not find the device cuda7 at 0000:c1:00.0; it finds ")
+
+
 def test_a_truncated_file_is_refused_with_the_engines_words(
     runner: RunnerProcess, models: Path, tmp_path: Path
 ) -> None:

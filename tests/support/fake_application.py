@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
+from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.main import launch
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
@@ -37,6 +38,9 @@ class FakeApplication:
     @property
     def servicers(self) -> Sequence[AddServicer]:
         return [self._probe.add]
+
+    def devices(self) -> Sequence[Device]:
+        return [main_memory()]
 
     async def start(self) -> None:
         if os.environ.get("TEST_START") == "hangs":

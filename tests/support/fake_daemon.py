@@ -169,6 +169,7 @@ class Gate:
 
 ChatScript = Callable[[inference_pb.ChatRequest, grpc.ServicerContext], Iterator[Any]]
 GenerateScript = Callable[[inference_pb.GenerateRequest, grpc.ServicerContext], Iterator[Any]]
+LeaseScript = Callable[[runtime_pb.LeaseMemoryRequest, grpc.ServicerContext], Iterator[runtime_pb.LeaseMemoryResponse]]
 PullScript = Callable[[model_pb.PullModelRequest, grpc.ServicerContext], Iterator[model_pb.PullModelResponse]]
 
 
@@ -179,6 +180,7 @@ class FakeDaemon:
         self.socket = socket
         self.models: dict[str, model_pb2.ModelInfo] = {}
         self.runners: list[runtime_pb.Runner] = []
+        self.devices: list[runtime_pb.ComputeDevice] = []
         self.watched: list[runtime_pb.WatchRunnersResponse] = []
         self.pulls: list[model_pb.Pull] = []
         self.garbage: list[store_pb.GarbageItem] = []
@@ -205,6 +207,12 @@ class FakeDaemon:
         #: The versions of models by their names, newest first.
         self.versions: dict[str, list[model_pb.Version]] = {}
         self.running_answers = 0
+        self.plan = runtime_pb.GetPlanResponse()
+        #: What fits, by the name that is asked for.
+        self.fits: dict[str, runtime_pb.FitModelResponse] = {}
+        self.lease: LeaseScript = self._lease
+        #: What a lease that was granted waits at.
+        self.leased = Gate()
         self.freed_bytes, self.pending_bytes = MIB, 0
         self.chat: ChatScript = self._echo
         self.generate: GenerateScript = self._continue
@@ -264,6 +272,14 @@ class FakeDaemon:
 
     def _continue(self, _request: inference_pb.GenerateRequest, _context: grpc.ServicerContext) -> Iterator[Any]:
         return text_events(inference_pb.GenerateResponse, " and they lived happily")
+
+    def _lease(
+        self, request: runtime_pb.LeaseMemoryRequest, context: grpc.ServicerContext
+    ) -> Iterator[runtime_pb.LeaseMemoryResponse]:
+        share = runtime_pb.DeviceShare(device=request.device or "cpu", bytes=request.bytes)
+        yield runtime_pb.LeaseMemoryResponse(granted=share)
+        self.leased = Gate()
+        self.leased.wait(context)
 
     def _pull(
         self, request: model_pb.PullModelRequest, _context: grpc.ServicerContext
@@ -437,6 +453,14 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
     def ListRunners(self, request: Any, context: Any) -> Any:
         return runtime_pb.ListRunnersResponse(runners=self.daemon.runners)
 
+    @_unary
+    def GetPlan(self, request: Any, context: Any) -> Any:
+        return self.daemon.plan
+
+    @_unary
+    def ListDevices(self, request: Any, context: Any) -> Any:
+        return runtime_pb.ListDevicesResponse(devices=self.daemon.devices)
+
     @_streamed
     def LoadModel(self, request: Any, context: Any) -> Any:
         info = self.daemon.find(request.name)
@@ -465,6 +489,16 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
         if not any(runner.name in (request.name, f"{request.name}:latest") for runner in self.daemon.runners):
             raise not_found(request.name)
         return runtime_pb.UnloadModelResponse(running_answers=self.daemon.running_answers)
+
+    @_unary
+    def FitModel(self, request: Any, context: Any) -> Any:
+        if request.name not in self.daemon.fits:
+            raise not_found(request.name)
+        return self.daemon.fits[request.name]
+
+    @_streamed
+    def LeaseMemory(self, request: Any, context: Any) -> Any:
+        yield from self.daemon.lease(request, context)
 
 
 class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):

@@ -184,6 +184,7 @@ class Fake:
             "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
             "incompatible": frames.LoadFailed.KIND_INCOMPATIBLE,
             "template": frames.LoadFailed.KIND_TEMPLATE,
+            "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
         if self.script.oom_until and not Path(self.script.oom_until).exists():
@@ -204,6 +205,7 @@ class Fake:
         ready = frames.Ready(
             weights_bytes=self.script.memory_bytes,
             vram_bytes=self.script.memory_bytes if self.on_gpu else 0,
+            mapped_bytes=self.script.memory_bytes if self.load.use_mmap and not self.on_gpu else 0,
             gpu_layers=99 if self.on_gpu else 0,
             num_ctx=num_ctx,
             train_ctx=4096,

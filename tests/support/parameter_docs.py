@@ -16,7 +16,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "parameters.
 _BLOCK = re.compile(r"<!-- parameters: (?P<part>load|request) -->\n.*?<!-- end -->", re.DOTALL)
 
 # What depends on the model has its default in words.
-_IN_WORDS = {"num_ctx": "4096, or what the model was trained with if that is less"}
+_IN_WORDS = {
+    "num_ctx": "4096, or what the model was trained with if that is less",
+    "kv_type": "f16, unless the configuration says otherwise",
+}
 
 
 def updated(page: str) -> str:
@@ -44,6 +47,8 @@ def _default(parameter: Parameter) -> str:
         return " ".join(f"`{json.dumps(text)}`" for text in value) or "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str):
+        return value
     assert value is not None, f"the default of {parameter.name} is not in words"
     return f"{value:g}"
 

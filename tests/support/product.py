@@ -131,8 +131,8 @@ class Product:
             env=self.environment(),
         )
 
-    def start(self, **env: str) -> Daemon:
-        """Start `lmd` and return when it says READY=1 (sd_notify)."""
+    def start(self, *argv: str, **env: str) -> Daemon:
+        """Start `lmd`, or the daemon that *argv* starts, and return when it says READY=1 (sd_notify)."""
         log = self.home / f"lmd-{len(self.daemons)}.log"
         with contextlib.ExitStack() as stack:
             notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -142,7 +142,7 @@ class Product:
             notify.settimeout(0.1)
             out = stack.enter_context(log.open("wb"))
             process = subprocess.Popen(
-                [command("lmd")],
+                argv or [command("lmd")],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

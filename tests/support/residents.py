@@ -15,7 +15,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
+from lmd.daemon.errors import HandedBack
 from lmd.daemon.residency.facts import MeasuredMemory
+from lmd.daemon.residency.offload import DeviceSource
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
@@ -111,6 +113,9 @@ class World:
     keep_alive: timedelta = timedelta(minutes=5)
     limits: Limits = LIMITS
     timings: RunnerTimings = QUICK
+    require_gpu: bool = False
+    #: What tells the devices, instead of the figures above.
+    device_source: DeviceSource | None = None
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
     spare_runner: bool = False
@@ -124,9 +129,12 @@ class World:
             drain_timeout=timedelta(seconds=30),
             slots=2,
             num_ctx=4096,
+            min_ctx=4096,
+            kv_type="f16",
             max_queue=100,
             memory_reserve_bytes=0,
             kv_ram_bytes=0,
+            require_gpu=self.require_gpu,
             preload=(),
             spare_runner=self.spare_runner,
             caller_weights={"uid:2": 2.5},
@@ -144,6 +152,7 @@ class World:
                 Threads(),
                 saved_kv=self.saved_kv,
                 read_devices=self.devices,
+                device_source=self.device_source,
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,
@@ -193,13 +202,17 @@ class World:
         keep_alive: timedelta | None = None,
         caller: str = "",
     ) -> str:
-        """Do what a request does; return the text."""
-        with self.residency.enqueue(model, settings, keep_alive, caller=caller) as ticket:
-            answer = await self.submit(ticket, prompt, caller)
-            try:
-                return await collect(answer)
-            finally:
-                answer.close()
+        """Do what a request does, asking again when it is handed back; return the text."""
+        again = False
+        while True:
+            with self.residency.enqueue(model, settings, keep_alive, caller=caller, again=again) as ticket:
+                answer = await self.submit(ticket, prompt, caller)
+                try:
+                    return await collect(answer)
+                except HandedBack:
+                    again = True
+                finally:
+                    answer.close()
 
     async def submit(self, ticket: Ticket, prompt: str, caller: str = "") -> Answer:
         assert await ticket.wait(30)

@@ -170,10 +170,15 @@ class RunnerProcess:
         manifest_chat: frames_pb2.Chat | None = None,
         draft_paths: Sequence[str] = (),
         adapters: Sequence[tuple[Path, float]] = (),
+        devices: Sequence[frames_pb2.DevicePart] = (),
         **options: int | float | str | bool,
     ) -> None:
         load = frames_pb2.Load(
-            model_paths=[str(path) for path in paths], num_gpu=-1, manifest_chat=manifest_chat, draft_paths=draft_paths
+            model_paths=[str(path) for path in paths],
+            num_gpu=-1,
+            manifest_chat=manifest_chat,
+            draft_paths=draft_paths,
+            devices=devices,
         )
         load.adapters.extend(frames_pb2.Adapter(path=str(path), scale=scale) for path, scale in adapters)
         for name, value in options.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from lmd.cli.units import (
     format_size,
     format_until,
     parse_duration,
+    parse_size,
 )
 
 
@@ -132,3 +135,27 @@ def test_a_meter_starts_anew_when_a_transfer_starts_anew() -> None:
     meter.update(2, 0)
     meter.update(3, 300)
     assert meter.rate(3) == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("8GiB", 8 << 30),
+        ("8G", 8 << 30),
+        ("8g", 8 << 30),
+        ("8 gib", 8 << 30),
+        ("8GB", 8 * 10**9),
+        ("1.5MiB", 3 << 19),
+        ("0.5KB", 500),
+        ("100B", 100),
+        ("2PiB", 2 << 50),
+    ],
+)
+def test_sizes_that_people_type(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "8", "GiB", "-1GiB", "8GiBi", "8 G iB", "1e3B", "8bb", "8GiB 1MiB", "nanB"])
+def test_text_that_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        parse_size(text)

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pytest
 
-from lmd.daemon import devices as module
-from lmd.daemon.devices import cgroup_limits, devices
+from lmd.daemon.devices import main_memory
+from lmd.daemon.devices.cpu import cgroup_limits
 
 MIB = 1 << 20
 
@@ -22,7 +19,7 @@ def group(directory: Path, **files: object) -> None:
 
 
 def test_this_machine_has_memory() -> None:
-    cpu = devices()[0]
+    cpu = main_memory()
     assert cpu.id == "cpu"
     assert 0 < cpu.free_bytes <= cpu.total_bytes <= psutil.virtual_memory().total
 
@@ -62,63 +59,10 @@ def test_no_groups_no_limits(tmp_path: Path) -> None:
     assert cgroup_limits("0::/", tmp_path) == []
 
 
-class FakeNvml(types.SimpleNamespace):
-    """Stands in for the driver, which a test machine need not have."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, gpus: list[tuple[str, int, int]]) -> None:
-        super().__init__()
-        self.gpus = gpus
-
-    def nvmlInit(self) -> None:
-        if not self.gpus:
-            raise self.NVMLError("NVML Shared Library Not Found")
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.gpus)
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
-        if self.gpus[number][1] == 0:
-            raise self.NVMLError("GPU is lost")
-        return number
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
-        return types.SimpleNamespace(total=self.gpus[handle][1], free=self.gpus[handle][2])
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return self.gpus[handle][0]
-
-
-def gpus(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml, *, cuda: bool) -> list[tuple[str, str, int, int]]:
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(module, "engine_uses_cuda", lambda: cuda)
-    monkeypatch.setattr(module, "_nvidia", module._Nvidia())
-    return [(d.id, d.description, d.total_bytes, d.free_bytes) for d in devices()[1:]]
-
-
-def test_gpus_are_numbered_as_the_driver_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml([("NVIDIA H200", 141, 140), ("NVIDIA L4", 24, 3)])
-    assert gpus(monkeypatch, nvml, cuda=True) == [("cuda0", "NVIDIA H200", 141, 140), ("cuda1", "NVIDIA L4", 24, 3)]
-
-
-def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpus(monkeypatch, FakeNvml([]), cuda=True) == []
-
-
-def test_a_gpu_that_the_engine_cannot_use_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpus(monkeypatch, FakeNvml([("NVIDIA H200", 141, 140)]), cuda=False) == []
-
-
-def test_a_gpu_that_fails_does_not_hide_the_ones_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml([("NVIDIA L4", 24, 3), ("broken", 0, 0)])
-    assert gpus(monkeypatch, nvml, cuda=True) == [("cuda0", "NVIDIA L4", 24, 3)]
-
-
 def test_asking_never_imports_the_engine() -> None:
     code = (
-        "from lmd.daemon.devices import devices, engine_uses_cuda as u; u(), devices(); import sys; print(*sys.modules)"
+        "from lmd.daemon.devices import Inventory; i = Inventory(); i.devices(); i.shortfall(); "
+        "import sys; print(*sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"llama_cpp", "numpy", "jinja2"} & set(out)

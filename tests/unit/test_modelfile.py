@@ -376,6 +376,8 @@ PARAMETER_VALUES = {
         if parameter.kind is Kind.BOOL
         else st.lists(WRITABLE.filter(bool), min_size=1, max_size=3).map(tuple)
         if parameter.kind is Kind.TEXTS
+        else st.sampled_from(parameter.choices)
+        if parameter.kind is Kind.CHOICE
         else st.integers(int(parameter.minimum or 0), int(parameter.maximum or 0))
         if parameter.kind is Kind.INT
         else st.floats(parameter.minimum, parameter.maximum, exclude_min=parameter.above_minimum)

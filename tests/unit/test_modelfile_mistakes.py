@@ -20,8 +20,8 @@ LEGAL = {
         "IQ2_XS, IQ2_XXS, IQ1_M, IQ1_S, Q2_0, Q1_0, TQ2_0, TQ1_0, MXFP4_MOE"
     ),
     "<parameters>": (
-        "num_ctx, num_batch, num_gpu, num_thread, use_mmap, temperature, top_k, top_p, min_p, typical_p, "
-        "repeat_last_n, repeat_penalty, presence_penalty, frequency_penalty, mirostat, mirostat_tau, "
+        "num_ctx, num_batch, num_gpu, num_thread, use_mmap, kv_type, temperature, top_k, top_p, min_p, "
+        "typical_p, repeat_last_n, repeat_penalty, presence_penalty, frequency_penalty, mirostat, mirostat_tau, "
         "mirostat_eta, seed, num_predict, stop, ignore_eos, xtc_probability, xtc_threshold, dry_multiplier, "
         "dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers, draft_num_predict, "
         "prompt_lookup, deterministic"

@@ -211,7 +211,7 @@ def test_values_below_our_ranges_mean_what_they_mean_to_the_engine() -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_parameter_is_an_option(name: str) -> None:
-    value: dict[Kind, object] = {Kind.INT: 1, Kind.FLOAT: 0.5, Kind.BOOL: True, Kind.TEXTS: ["x"]}
+    value: dict[Kind, object] = {Kind.INT: 1, Kind.FLOAT: 0.5, Kind.BOOL: True, Kind.TEXTS: ["x"], Kind.CHOICE: "f16"}
     sent = value[PARAMETERS[name].kind]
     assert parameters_of({name: sent}) == {name: sent}
     with pytest.raises(Refusal):

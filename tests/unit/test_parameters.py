@@ -41,7 +41,8 @@ def test_the_table_is_the_wire_message() -> None:
     assert [field.name for field in fields] == list(PARAMETERS)
     for field in fields:
         parameter = PARAMETERS[field.name]
-        assert WIRE_TYPES[field.type] is parameter.kind
+        one_text = field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
+        assert (Kind.CHOICE if one_text else WIRE_TYPES[field.type]) is parameter.kind
         if field.type == FieldDescriptor.TYPE_INT32:
             assert parameter.maximum is not None
             assert parameter.maximum <= INT32_MAX
@@ -58,6 +59,9 @@ def test_the_comments_of_the_wire_message_state_the_same_ranges_and_defaults() -
         comment = comments[name]
         if parameter.kind is Kind.TEXTS:
             assert f"At most {MAX_STOPS}, each 1 to {MAX_STOP_BYTES} bytes" in comment
+            continue
+        if parameter.kind is Kind.CHOICE:
+            assert tuple(re.findall(r'"(\w+)"', comment)) == parameter.choices
             continue
         if span := re.search(r"(-?[\d.]+) to (-?[\d.]*\d)", comment):
             assert (parameter.minimum, parameter.maximum) == (float(span[1]), float(span[2])), name
@@ -226,6 +230,8 @@ def test_text_and_back(name: str, data: st.DataObject) -> None:
     value: ParameterValue
     if parameter.kind is Kind.BOOL:
         value = data.draw(st.booleans())
+    elif parameter.kind is Kind.CHOICE:
+        value = data.draw(st.sampled_from(parameter.choices))
     elif parameter.kind is Kind.INT:
         value = data.draw(st.integers(int(low), int(high)))
     else:

@@ -13,6 +13,7 @@ import pytest
 
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Plan, Resident, Share
+from lmd.daemon.residency.turns import again_s, stay_s
 
 MAIN = DeviceMemory(CPU, total_bytes=100, free_bytes=40)
 
@@ -57,7 +58,8 @@ def decide(devices: Sequence[DeviceMemory], residents: Sequence[Resident], ask: 
 OLD = resident("old", 30, idle_s=100)
 NEW = resident("fresh", 30, idle_s=10)
 BUSY = resident("busy", 30, busy=True, resident_s=1)
-LONG = resident("long", 30, busy=True, resident_s=500, reload_s=1)
+#: It can be waited for 0.4 * 5 + 2.8 * 10 = 30 s, and its turn is 0.5 * 5 + 10 = 12.5 s.
+LONG = resident("long", 30, busy=True, resident_s=500, reload_s=5, answer_s=10)
 
 
 @pytest.mark.parametrize(
@@ -122,23 +124,25 @@ def test_who_leaves(residents: list[Resident], needed: int, action: Action, othe
     ("residents", "waited_s", "action", "others"),
     [
         pytest.param([LONG], 0, Action.WAIT, ("long",), id="who has just come disturbs nobody"),
-        pytest.param([LONG], 2, Action.TURN, ("long",), id="after twice the load of the other, that yields"),
-        pytest.param([replace(LONG, reload_s=9)], 17, Action.WAIT, ("long",), id="what loads slowly is left longer"),
-        pytest.param([replace(LONG, reload_s=9)], 18, Action.TURN, ("long",), id="but not for ever"),
-        pytest.param([replace(LONG, resident_s=7)], 60, Action.WAIT, ("long",), id="a turn is eight loads long"),
-        pytest.param([replace(LONG, resident_s=8)], 60, Action.TURN, ("long",), id="and ends then"),
+        pytest.param([LONG], 29.9, Action.WAIT, ("long",), id="who has patience left waits"),
+        pytest.param([LONG], 30, Action.TURN, ("long",), id="after that the other yields"),
+        pytest.param([replace(LONG, reload_s=50)], 30, Action.WAIT, ("long",), id="what loads slowly is left longer"),
+        pytest.param([replace(LONG, answer_s=20)], 30, Action.WAIT, ("long",), id="and so is what answers slowly"),
+        pytest.param([replace(LONG, reload_s=500)], 60, Action.TURN, ("long",), id="but no longer than a minute"),
+        pytest.param([replace(LONG, resident_s=12.4)], 60, Action.WAIT, ("long",), id="its turn has to be over"),
+        pytest.param([replace(LONG, resident_s=12.5)], 60, Action.TURN, ("long",), id="and then it is"),
         pytest.param([replace(LONG, resident_s=0)], 60, Action.WAIT, ("long",), id="who loads has its turn before it"),
         pytest.param([replace(LONG, pinned=True)], 60, Action.REFUSE, (), id="pinned yields to nobody"),
         pytest.param([replace(LONG, priority=1)], 60, Action.WAIT, ("long",), id="nor does the higher priority"),
         pytest.param([replace(LONG, leaving=True)], 60, Action.WAIT, ("long",), id="who yields already is waited for"),
         pytest.param(
-            [LONG, resident("longer", 30, busy=True, resident_s=600, reload_s=1)],
-            2,
+            [LONG, resident("longer", 30, busy=True, resident_s=600, reload_s=5)],
+            30,
             Action.TURN,
             ("longer",),
             id="the longest turn ends first",
         ),
-        pytest.param([LONG, OLD], 2, Action.EVICT, ("old",), id="nobody yields while idle ones suffice"),
+        pytest.param([LONG, OLD], 30, Action.EVICT, ("old",), id="nobody yields while idle ones suffice"),
         pytest.param(
             [replace(OLD, stay_s=0.2), BUSY],
             0,
@@ -147,7 +151,7 @@ def test_who_leaves(residents: list[Resident], needed: int, action: Action, othe
             id="who is asked soon again stays a moment",
         ),
         pytest.param(
-            [replace(OLD, stay_s=0.2), BUSY], 1, Action.EVICT, ("old",), id="unless somebody has waited for long"
+            [replace(OLD, stay_s=0.2), BUSY], 0.1, Action.EVICT, ("old",), id="unless somebody has no patience left"
         ),
     ],
 )
@@ -384,8 +388,8 @@ def test_context_is_sized_to_what_fits(
         pytest.param(
             [MAIN],
             [LONG],
-            flat(41, waited_s=5),
-            "`long` yields (its turn has lasted 8 min), after a wait of 5.0 s, on main memory: 41 B needed, 40 B free",
+            flat(41, waited_s=40),
+            "`long` yields (its turn has lasted 8 min), after a wait of 40 s, on main memory: 41 B needed, 40 B free",
             id="turn",
         ),
         pytest.param(
@@ -442,3 +446,35 @@ def test_a_split_frees_each_of_its_devices() -> None:
 def test_without_devices_there_is_no_plan(devices: list[DeviceMemory]) -> None:
     with pytest.raises(ValueError, match="none of the devices"):
         decide(devices, [], flat(1, devices=("cuda0",)))
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "expected_s"),
+    [
+        pytest.param(0, 6, id="six answers"),
+        pytest.param(4, 2, id="the time that it was idle counts"),
+        pytest.param(60, 0, id="not for ever"),
+    ],
+)
+def test_what_several_use_stays_a_moment(idle_s: float, expected_s: float) -> None:
+    assert stay_s(idle_s=idle_s, reload_s=2, answer_s=1) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "idle_s", "expected_s"),
+    [
+        pytest.param(0, 0, 0, id="it was asked once"),
+        pytest.param(0.3, 0, 2, id="asked again within the time of a load"),
+        pytest.param(0.3, 1.5, 0.5, id="the time that it was idle counts"),
+        pytest.param(30, 0, 0, id="asked again too seldom"),
+    ],
+)
+def test_what_is_asked_again_and_again_stays_a_moment(pause_s: float, idle_s: float, expected_s: float) -> None:
+    assert again_s(pause_s=pause_s, idle_s=idle_s, reload_s=2) == expected_s
+
+
+def test_a_lone_client_does_not_wait_for_himself() -> None:
+    """What is asked again and again stays only for an ask that has waited while it was asked."""
+    soon = resident("soon", 30, idle_s=0.1, again_s=0.4, reload_s=2)
+    assert decide([MAIN], [soon], flat(41)).action is Action.EVICT
+    assert decide([MAIN], [soon], flat(41, waited_s=0.2)).action is Action.WAIT

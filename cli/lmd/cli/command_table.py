@@ -30,10 +30,13 @@ SECTIONS: dict[str, dict[str, str]] = {
         "unpin": "Let pinned models leave memory again",
         "ps": "List the models in memory",
         "stop": "Unload models from memory",
+        "fit": "Tell whether a model fits in memory",
+        "lease": "Run a command with memory that models leave to it",
     },
     "Daemon": {
         "serve": "Run the daemon in the foreground",
         "status": "Show the daemon and its devices",
+        "devices": "List what models can be loaded on",
         "du": "Show what takes space in the store",
         "gc": "Free disk space that nothing needs",
         "version": "Show the versions of both sides",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lmd.cli.units import parse_duration
+from lmd.cli.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -27,6 +27,19 @@ class DurationType(click.ParamType[float]):
             return parse_duration(str(value))
         except ValueError:
             self.fail(f"`{value}` is no duration; write `30s`, `5m`, `1h30m`, or `-1` for ever", param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """A size such as "8GiB", "8G" or "500MB", as bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse *value*."""
+        try:
+            return parse_size(str(value))
+        except ValueError:
+            self.fail(f"`{value}` is no size; write `8GiB`, `500MiB` or `20GB`", param, ctx)
 
 
 class ModelType(click.ParamType[str]):
@@ -72,5 +85,6 @@ def _stored_names(explicit: Path | None, prefix: str) -> list[str]:
 
 MODEL = ModelType()
 DURATION = DurationType()
+SIZE = SizeType()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -54,7 +54,9 @@ def set_parameter(parameters: model_pb2.Parameters, name: str, values: Sequence[
         raise BadUsage(f"`{name}` must be {_kind(field)}, not `{values[0]}`") from None
 
 
-def _typed(field: FieldDescriptor, text: str) -> int | float | bool:
+def _typed(field: FieldDescriptor, text: str) -> int | float | bool | str:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return text
     if field.type == FieldDescriptor.TYPE_BOOL:
         try:
             return _BOOLEANS[text.lower()]
@@ -69,6 +71,8 @@ def _typed(field: FieldDescriptor, text: str) -> int | float | bool:
 
 
 def _kind(field: FieldDescriptor) -> str:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return "a word"
     if field.type == FieldDescriptor.TYPE_BOOL:
         return "true or false"
     return "a whole number" if field.type in _INTEGERS else "a number"

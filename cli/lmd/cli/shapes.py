@@ -227,10 +227,21 @@ def status_json(status: system_service_pb2.GetStatusResponse) -> Json:
         "rss_bytes": status.rss_bytes,
         "draining": status.draining,
         "devices": [
-            {"id": d.id, "description": d.description, "total_bytes": d.total_bytes, "free_bytes": d.free_bytes}
+            {
+                "id": d.id,
+                "description": d.description,
+                "total_bytes": d.total_bytes,
+                "free_bytes": d.free_bytes,
+                "reason": d.reason,
+            }
             for d in status.devices
         ],
     }
+
+
+def device_json(device: runtime_service_pb2.ComputeDevice) -> Json:
+    """Return a device of `lm devices --json`."""
+    return {field.name: getattr(device, field.name) for field in device.DESCRIPTOR.fields}
 
 
 def usage_json(usage: store_service_pb2.GetDiskUsageResponse) -> Json:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _SIZE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _COUNT_UNITS = ("K", "M", "B", "T")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?(?:([kmgtp])(i?b)?|b)", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _CALENDAR = ((86400 * 365, "year"), (86400 * 30, "month"), (86400 * 7, "week"), (86400, "day"), (3600, "hour"))
@@ -105,3 +106,18 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != stripped:
         raise ValueError(text)
     return sign * sum(float(number) * _DURATION_SECONDS[unit] for number, unit in parts)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of "8GiB", "8G" (the same), "8GB" (powers of 1000) or "100B".
+
+    Raises:
+        ValueError: it is none of these; a number alone is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    number, letter, tail = match.groups()
+    base = 1000 if (tail or "").lower() == "b" else 1024
+    factor: int = base ** ("kmgtp".index(letter.lower()) + 1) if letter else 1
+    return int(float(number) * factor) if "." in number else int(number) * factor

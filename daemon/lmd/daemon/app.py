@@ -15,8 +15,10 @@ import structlog
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
+from lmd.daemon.devices import Device, Inventory
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.embedding import Embedding
+from lmd.daemon.fitting import Fitting
 from lmd.daemon.http.services import Services
 from lmd.daemon.inference import Inference
 from lmd.daemon.metrics import Metrics
@@ -29,14 +31,16 @@ from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.calls import InferenceCallsServicer
+from lmd.daemon.services.devices import DeviceListing
 from lmd.daemon.services.models import ModelServiceServicer
-from lmd.daemon.services.runtime import RuntimeServiceServicer
+from lmd.daemon.services.plans import RuntimePlansServicer
 from lmd.daemon.services.store import StoreServiceServicer
 from lmd.daemon.services.system import engine_version
 from lmd.daemon.tokenizing import Tokenizing
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
 from lmd.registry.errors import StoreLocked
+from lmd.registry.peek import PeekedModel
 from lmd.registry.pull import Puller, PullEvent, PullOptions
 from lmd.registry.ref import ModelRef
 from lmd.registry.sources import hub_env
@@ -54,6 +58,8 @@ log = structlog.get_logger(__name__)
 
 #: A daemon that was told to stop closes its socket first and its store last; the next one waits that long for it.
 STORE_WAIT_S = 2.0
+#: Models that are looked at where they are at the same time; more wait.
+PEEKS = 4
 
 
 class Application:
@@ -63,16 +69,25 @@ class Application:
         self._config = config
         self._pool = pool
         self._metrics = metrics
+        self._inventory = self.make_inventory()
         self._servicers: list[AddServicer] = []
         self._exit = AsyncExitStack()
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
         self._cut: Callable[[], None] = lambda: None
 
+    def make_inventory(self) -> Inventory:
+        """Return what knows the machine's devices; tests have machines of their own."""
+        return Inventory()
+
     @property
     def servicers(self) -> Sequence[AddServicer]:
         """Return what adds each service to the server."""
         return self._servicers
+
+    def devices(self) -> Sequence[Device]:
+        """Return the devices as they are now, main memory first; blocks for milliseconds, thread-safe."""
+        return self._inventory.devices()
 
     def http(self) -> HttpApplication:
         """Return what the HTTP gateway serves; asked after `start`, and only when there is a gateway."""
@@ -96,7 +111,12 @@ class Application:
 
         saved_kv = SavedKv(store.root / "kv", config.runtime.kv_disk_bytes, engine_version(), pool)
         self._exit.push_async_callback(saved_kv.stop)
-        residency = Residency(config, store, config.dirs.log, pool, saved_kv=saved_kv)
+        residency = Residency(config, store, config.dirs.log, pool, saved_kv=saved_kv, device_source=self._inventory)
+        self._inventory.held = lambda: {
+            device: seen_bytes for device, (_, seen_bytes) in residency.tally(leases=False).items()
+        }
+        self._inventory.start()
+        self._exit.push_async_callback(self._inventory.stop)
         saved_kv.named = lambda: {tag.manifest for tag in store.list_tags()}
         saved_kv.resident = residency.resident_manifests
 
@@ -135,7 +155,11 @@ class Application:
         )
         self._exit.push_async_callback(pool.run, puller.close)
         token = config.pull.token
-        pulls = Pulls(_OwnToken(puller, token.get_secret_value()) if token else puller)
+        source = _OwnToken(puller, token.get_secret_value()) if token else puller
+        pulls = Pulls(source)
+        peek_pool = BlockingPool(PEEKS, "peek")
+        self._draining.callback(peek_pool.close)
+        fitting = Fitting(catalog, source, residency, peek_pool)
         self._draining.push_async_callback(pulls.stop)
         self._metrics.look = lambda: Holdings(
             runners=residency.list(),
@@ -169,7 +193,15 @@ class Application:
             ),
             adder("StoreService", add_StoreServiceServicer_to_server, StoreServiceServicer(store, pool, saved_kv)),
             adder(
-                "RuntimeService", add_RuntimeServiceServicer_to_server, RuntimeServiceServicer(catalog, residency, pins)
+                "RuntimeService",
+                add_RuntimeServiceServicer_to_server,
+                RuntimePlansServicer(
+                    catalog,
+                    residency,
+                    pins,
+                    fitting,
+                    DeviceListing(self._inventory, residency.tally, pool, residency.speeds.bandwidth),
+                ),
             ),
             adder(
                 "InferenceService",
@@ -245,3 +277,7 @@ class _OwnToken:
     ) -> TagRecord:
         """Pull *ref*; blocks."""
         return self._puller.pull(ref, token=token or self._token, on_event=on_event, cancelled=cancelled)
+
+    def peek(self, ref: ModelRef, *, token: str | None, cancelled: threading.Event) -> PeekedModel:
+        """Read the header of *ref* at its source; blocks."""
+        return self._puller.peek(ref, token=token or self._token, cancelled=cancelled)

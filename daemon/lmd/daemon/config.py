@@ -166,6 +166,14 @@ class RuntimeConfig(Section):
         ge=16,
         le=16_777_216,
     )
+    min_ctx: int = setting(
+        2048,
+        "The smallest context that a model is loaded with when `num_ctx` tokens do not fit. A context that the model "
+        "or the request asks for by name is never made smaller; nor is any when this is not below `num_ctx`.",
+        "a whole number from 16 to 16777216",
+        ge=16,
+        le=16_777_216,
+    )
     preload: ModelNames = setting(
         (),
         "Models that are loaded when the daemon starts, one after the other and without holding up anybody. They leave "
@@ -177,6 +185,13 @@ class RuntimeConfig(Section):
         "Keep a runner without a model ready once a model has been loaded, so that the next load does not wait for a "
         "process to start. It takes some tens of megabytes, and is not started when memory is short.",
         TRUTH,
+    )
+    kv_type: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = setting(
+        "f16",
+        "How keys and values of the context are kept, unless the model or the request says otherwise. q8_0 takes half "
+        "the memory of f16 and q4_0 a quarter, for less exact answers. Models for which the engine cannot do that keep "
+        "them in f16.",
+        '"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0"',
     )
     load_timeout: Annotated[timedelta, _load] = setting(
         timedelta(minutes=5), "A load that makes no progress for so long is ended.", LOAD
@@ -205,6 +220,13 @@ class RuntimeConfig(Section):
         shown='"512MiB"',
         ge=0,
         le=1 << 40,
+    )
+    require_gpu: bool = setting(
+        False,
+        "Refuse a model with `DEVICE_UNAVAILABLE` when no accelerator can be used for it, instead of loading it in "
+        "main memory; what does not fit on accelerators as a whole is refused with `DEVICE_MEMORY`. Models and "
+        "requests that set `num_gpu 0` go to main memory all the same.",
+        TRUTH,
     )
     kv_ram_bytes: SizeBytes = setting(
         1 << 30,

@@ -8,6 +8,8 @@ LmdError
 ├── DeadlineExceeded          the request's own time is up
 ├── ClientStalled             the client does not take its answer
 ├── DeviceMemoryShort         the model does not fit in memory now
+├── LeaseMemoryShort          a device cannot have that much free for a program
+├── DeviceUnavailable         no accelerator can be used, and main memory is not allowed
 ├── ModelIncompatible         the engine refuses the model
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
@@ -114,6 +116,32 @@ class DeviceMemoryShort(LmdError):
                 "free_bytes": str(free_bytes),
                 "device": device,
             },
+        )
+
+
+class LeaseMemoryShort(LmdError):
+    """Raised when a device cannot have as much free as a lease asks for, also after everything idle is evicted."""
+
+    reason = "DEVICE_MEMORY"
+
+    def __init__(self, *, needed_bytes: int, free_bytes: int, device: str) -> None:
+        super().__init__(
+            f"{device} cannot have {size_text(needed_bytes)} free: {size_text(free_bytes)} can be freed",
+            hint="ask for less, or for another device; `lm ps` shows the models that stay",
+            metadata={"needed_bytes": str(needed_bytes), "free_bytes": str(free_bytes), "device": device},
+        )
+
+
+class DeviceUnavailable(LmdError):
+    """Raised when no accelerator can be used for a model that may not go to main memory; *detail* says why."""
+
+    reason = "DEVICE_UNAVAILABLE"
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"model `{name}` cannot be loaded on an accelerator: {detail}",
+            hint="`lm devices --refresh` shows what there is",
+            metadata={"name": name, "detail": detail},
         )
 
 

@@ -15,7 +15,7 @@ from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame,
 from lmd.daemon.deadline import Deadline, shorter
 from lmd.daemon.errors import HandedBack, RunnerCrashed, RunnerHung
 from lmd.daemon.metrics import Metrics, ModelWork
-from lmd.daemon.parameters import effective, load_settings, sampling
+from lmd.daemon.parameters import context_floor, effective, load_settings, sampling, usable_kv_type
 from lmd.daemon.residency.residency import WAITING_INTERVAL_S, Residency
 from lmd.daemon.residency.values import Loadable, LoadSettings, Waiting
 from lmd.daemon.runner_answer import Answer
@@ -65,6 +65,8 @@ class Inference:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._min_ctx = config.runtime.min_ctx
+        self._kv_type = config.runtime.kv_type
         self._weights = config.runtime.caller_weights
         self._work = work or Metrics().work
 
@@ -219,6 +221,7 @@ class Inference:
                         if error is not None:
                             raise error
                         if finished is not None:
+                            self._residency.note_answer(model, finished)
                             meter.done = _done(finished, submit.sampling.seed, load_ns, meter.arrived_ns)
                             yield meter.done
                             return
@@ -246,12 +249,14 @@ class Inference:
             {**options.defaults, **model.parameters},
             num_ctx=self._num_ctx,
             train_ctx=model.header.context_length,
+            kv_type=usable_kv_type(model.header, self._kv_type),
         )
         submit.sampling.CopyFrom(sampling(parameters))
         options.apply(submit, model.adapters)
         submit.cache_scope = submit.caller = caller
         submit.weight = self._weights.get(caller, 1.0)
-        return load_settings(parameters)
+        floor = context_floor(requested, {**options.defaults, **model.parameters}, self._min_ctx)
+        return load_settings(parameters, model.header, min_ctx=floor)
 
 
 async def _changed(answer: Answer, timeout_s: float | None) -> bool:

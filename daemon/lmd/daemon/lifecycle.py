@@ -27,6 +27,7 @@ import structlog
 from lmd.daemon.admission import Admission
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
+from lmd.daemon.devices import Device
 from lmd.daemon.front import Front
 from lmd.daemon.http.listening import open_sockets, url_of
 from lmd.daemon.http.users import SocketUsers
@@ -72,6 +73,10 @@ class Application(Protocol):
 
     async def start(self) -> None:
         """Open the store and whatever works on it; afterwards requests can be served."""
+        ...
+
+    def devices(self) -> Sequence[Device]:
+        """Return the devices as they are now, main memory first; blocks for milliseconds, thread-safe."""
         ...
 
     def http(self) -> HttpApplication:
@@ -157,6 +162,7 @@ class Lifecycle:
                 admission=self._admission,
                 pool=pool,
                 shut_down=self._admission.drain,
+                devices=application.devices,
                 http=http,
             )
             async with self._serving_rpc(application, system, listener, max_total):

@@ -11,7 +11,7 @@ from lmd.daemon.config import Config
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.inference import AnswerableModel, ModelSource, resolved_model
 from lmd.daemon.metrics import Metrics, ModelWork
-from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
 from lmd.daemon.residency.residency import Residency
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -47,6 +47,8 @@ class ModelCalls:
         self._catalog = catalog
         self._residency = residency
         self._num_ctx = config.runtime.num_ctx
+        self._min_ctx = config.runtime.min_ctx
+        self._kv_type = config.runtime.kv_type
         self._work = work or Metrics().work
 
     async def call(
@@ -70,7 +72,15 @@ class ModelCalls:
         model = await resolved_model(self._catalog, asked)
         frame = build(model)
         settings = load_settings(
-            effective(parameters or {}, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+            effective(
+                parameters or {},
+                model.parameters,
+                num_ctx=self._num_ctx,
+                train_ctx=model.header.context_length,
+                kv_type=usable_kv_type(model.header, self._kv_type),
+            ),
+            model.header,
+            min_ctx=context_floor(parameters or {}, model.parameters, self._min_ctx),
         )
         with self._residency.enqueue(model, settings, keep_alive, caller=caller.name) as ticket:
             load_ns, queued_ns = 0, time.monotonic_ns()

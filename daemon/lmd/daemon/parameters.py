@@ -9,6 +9,9 @@ from typing import cast
 
 from lmd.daemon.residency.values import LoadSettings
 from lmd.registry.errors import InvalidRequest
+from lmd.registry.gguf import GgufHeader
+from lmd.registry.kv_types import DEFAULT_KV_TYPE
+from lmd.registry.memory import kv_type_problem
 from lmd.registry.parameters import INT32_MAX, PARAMETERS, ParameterValue, validate
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -21,29 +24,61 @@ MAX_STOP_TOKENS = 64
 
 
 def effective(
-    requested: Mapping[str, object], manifest: Mapping[str, ParameterValue], *, num_ctx: int, train_ctx: int
+    requested: Mapping[str, object],
+    manifest: Mapping[str, ParameterValue],
+    *,
+    num_ctx: int,
+    train_ctx: int,
+    kv_type: str = DEFAULT_KV_TYPE,
 ) -> dict[str, ParameterValue]:
     """Merge settings; later wins, `stop` as a whole.
 
     *num_ctx* is the daemon's default for the context, cut to *train_ctx*, what the model was trained with (0: not
-    known). What somebody asks for by name stays as it is; residency keeps to what the model can.
+    known). What somebody asks for by name stays as it is; residency keeps to what the model can. *kv_type* is the
+    daemon's default for keys and values.
 
     Raises:
         InvalidRequest: a requested setting is unknown or out of its range.
     """
     defaults = {name: setting.default for name, setting in PARAMETERS.items() if setting.default is not None}
     defaults["num_ctx"] = min(num_ctx, train_ctx) if train_ctx > 0 else num_ctx
+    defaults["kv_type"] = kv_type
     return defaults | dict(manifest) | validate(requested)
 
 
-def load_settings(parameters: Mapping[str, ParameterValue]) -> LoadSettings:
-    """Return the part that takes effect when the model is loaded."""
+def usable_kv_type(header: GgufHeader, kv_type: str) -> str:
+    """Return the daemon's default for keys and values as far as the engine can do it for a model."""
+    return DEFAULT_KV_TYPE if kv_type_problem(header, kv_type) else kv_type
+
+
+def context_floor(requested: Mapping[str, object], manifest: Mapping[str, ParameterValue], min_ctx: int) -> int:
+    """Return the smallest context that will do; 0 when one was asked for by name, which is never made smaller."""
+    return 0 if "num_ctx" in requested or "num_ctx" in manifest else min_ctx
+
+
+def load_settings(
+    parameters: Mapping[str, ParameterValue], header: GgufHeader | None = None, *, min_ctx: int = 0
+) -> LoadSettings:
+    """Return the part that takes effect when the model of *header* is loaded, with *min_ctx* of `context_floor`.
+
+    Raises:
+        InvalidRequest: the engine cannot do that for this model.
+    """
+    kv_type = cast(str, parameters["kv_type"])
+    if header is not None and (problem := kv_type_problem(header, kv_type)):
+        raise InvalidRequest(
+            f"keys and values of this model cannot be kept in {kv_type}: {problem}",
+            field="kv_type",
+            hint=f"take {DEFAULT_KV_TYPE}",
+        )
     return LoadSettings(
         num_ctx=_int(parameters, "num_ctx"),
         num_batch=_int(parameters, "num_batch"),
         num_gpu=_int(parameters, "num_gpu"),
         num_thread=_int(parameters, "num_thread"),
         use_mmap=bool(parameters["use_mmap"]),
+        kv_type=kv_type,
+        min_ctx=min_ctx if min_ctx < _int(parameters, "num_ctx") else 0,
     )
 
 

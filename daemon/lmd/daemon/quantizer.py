@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.blocking import BlockingPool
-from lmd.daemon.devices import devices
+from lmd.daemon.devices import main_memory
 from lmd.daemon.errors import DeviceMemoryShort, Draining, QuantizeFailed
 from lmd.daemon.quantize_process import QUANTIZE_COMMAND, QuantizeJob, run_job
 from lmd.daemon.tasks import to_the_end
@@ -273,7 +273,7 @@ class Quantizer:
 
 def _buffer_bytes(name: str, plan: QuantizePlan) -> int:
     """Return what the engine may use for its buffers. Raises: DeviceMemoryShort."""
-    device = devices()[0]
+    device = main_memory()
     half_bytes = device.free_bytes // 2
     needed_bytes = min(plan.work_bytes, _LEAST_BUFFER_BYTES)
     if half_bytes < needed_bytes:

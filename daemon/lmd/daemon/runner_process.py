@@ -17,6 +17,7 @@ import structlog
 
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import (
+    DeviceUnavailable,
     HandedBack,
     ModelIncompatible,
     RunnerCrashed,
@@ -374,6 +375,8 @@ class RunnerProcess:
                 fail(self._ready, OutOfMemory(failed.message))
             case frames.LoadFailed.KIND_TEMPLATE:
                 fail(self._ready, TemplateFailed(failed.message))
+            case frames.LoadFailed.KIND_DEVICE_GONE:
+                fail(self._ready, DeviceUnavailable(self.name, failed.message))
             case _:
                 fail(self._ready, ModelIncompatible(self.name, failed.message))
 

@@ -21,7 +21,7 @@ from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DigestMismatch, InvalidRequest
 from lmd.registry.pull import PullEvent, PullState
-from lmd.registry.sources.file import check_model_file
+from lmd.registry.sources.file import read_file_headers
 from lmd.registry.store import Ingest, Lease, Reservation, Store
 
 log = structlog.get_logger(__name__)
@@ -121,7 +121,7 @@ class Uploads:
         Raises: UploadRequired, InvalidRequest, FileInvalid, GgufInvalid, FileChanged, DiskFull, StoreError.
         """
         check_may_open(path, caller, "path")
-        await self._pool.run(check_model_file, path)
+        await self._pool.run(read_file_headers, (path,))
         wake = asyncio.Event()
         news: list[PullEvent] = []
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmd.runner.batch import Batch
+from lmd.runner.gpus import MAIN_MEMORY, Placement
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.model import LoadError
@@ -44,6 +45,7 @@ def load_draft(
     threads: Threads,
     target_bytes: int,
     on_progress: Callable[[float], bool],
+    placement: Placement = MAIN_MEMORY,
 ) -> DraftModel | None:
     """Load the draft model of *load*, if it has one, beside the model itself, which has been loaded.
 
@@ -56,6 +58,7 @@ def load_draft(
         step_tokens: tokens the draft decodes at once.
         threads: those of the model.
         target_bytes: what the model's weights take.
+        placement: where the model's layers are; the draft goes to the first of its devices.
 
     Raises:
         LoadError: there is not enough memory.
@@ -72,6 +75,7 @@ def load_draft(
             llama,
             load.draft_paths,
             num_gpu=-1 if load.num_gpu else 0,
+            placement=placement.first,
             use_mmap=load.use_mmap,
             on_progress=on_progress,
         )

@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import Any
 
 from lmd.runner.batch import Batch
+from lmd.runner.kv_types import is_quantized, set_kv_type
 
 #: Texts that share a batch.
 _SEQUENCES = 64
@@ -78,11 +79,13 @@ class ContextShape:
         text_tokens: tokens of the longest text.
         threads: threads of a batch.
         plain: whether attention may be computed plainly, given enough memory.
+        kv_type: the type of keys and values; "" is the usual one.
     """
 
     text_tokens: int
     threads: int
     plain: bool
+    kv_type: str = ""
 
 
 class ContextError(Exception):
@@ -99,6 +102,7 @@ class EmbeddingContext:
         sequences: texts that may share a batch.
         batch: to be filled by the owner.
         text_tokens: tokens of the longest text.
+        rows_bytes: what the scores and vectors of a full batch take.
     """
 
     def __init__(
@@ -146,7 +150,9 @@ class EmbeddingContext:
                 memory = llama.llama_get_memory(self.context)
         self._memory = memory
         self.length = int(llama.llama_model_n_embd_out(native))
-        self.batch = Batch(llama, max(per_batch, shape.text_tokens) if self.whole else per_batch, self.sequences)
+        batch_tokens = max(per_batch, shape.text_tokens) if self.whole else per_batch
+        self.rows_bytes = batch_tokens * (vocab_size + self.length) * _LOGIT_BYTES
+        self.batch = Batch(llama, batch_tokens, self.sequences)
 
     def decode(self, interrupt: Callable[[], bool] | None = None) -> int:
         """Decode the batch; return the engine's code, 0 for success.
@@ -208,7 +214,9 @@ class EmbeddingContext:
         params.swa_full = False
         params.no_perf = True
         params.abort_callback = self._abort
-        if shape.plain and self._scores_bytes(batch_tokens, params.n_ctx) <= _PLAIN_SCORES_BYTES:
+        set_kv_type(params, shape.kv_type)
+        may_be_plain = shape.plain and not is_quantized(shape.kv_type)
+        if may_be_plain and self._scores_bytes(batch_tokens, params.n_ctx) <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = llama.llama_init_from_model(self._native, params)
         if not context:

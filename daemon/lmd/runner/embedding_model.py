@@ -31,11 +31,14 @@ class EmbeddingModel:
         plain: whether attention may be computed plainly; the owner forbids it on accelerators.
     """
 
-    def __init__(self, llama: Any, native: Any, vocab: Vocab, *, num_ctx: int, adapters: Adapters) -> None:
+    def __init__(
+        self, llama: Any, native: Any, vocab: Vocab, *, num_ctx: int, adapters: Adapters, kv_type: str = ""
+    ) -> None:
         self._llama = llama
         self._native = native
         self._adapters = adapters
         self._vocab_size = vocab.size
+        self._kv_type = kv_type
         self._context: EmbeddingContext | None = None
         pooling = header_pooling(llama, native)
         self.only = pooling is not None or not llama.llama_model_has_decoder(native)
@@ -65,7 +68,7 @@ class EmbeddingModel:
                 self._context = None
                 context.close()
             size = max(_FIRST_TEXT_TOKENS, 1 << (text_tokens - 1).bit_length())
-            shape = ContextShape(min(size, self.num_ctx), self.threads, self.plain)
+            shape = ContextShape(min(size, self.num_ctx), self.threads, self.plain, self._kv_type)
             self._context = context = EmbeddingContext(
                 self._llama, self._native, shape, self.pooling, vocab_size=self._vocab_size, on_remake=on_remake
             )

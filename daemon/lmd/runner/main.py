@@ -21,6 +21,7 @@ from lmd.runner.confine import drop_rights, never_block_on_stderr, tie_to_parent
 from lmd.runner.draft import load_draft
 from lmd.runner.engine import Engine
 from lmd.runner.kv_state import SequenceState, fingerprint
+from lmd.runner.kv_types import is_known
 from lmd.runner.log import EngineLog
 from lmd.runner.model import LoadError, Model
 from lmd.runner.native import engine_version, load_bindings
@@ -92,6 +93,8 @@ def _await_load(channel: Channel) -> frames_pb2.Load:
 def _checked(load: frames_pb2.Load) -> frames_pb2.Load:
     if not load.model_paths or load.num_ctx < 1 or load.num_batch < 1 or not 1 <= load.slots <= _MAX_SLOTS:
         raise WireError("`load` lacks a path, or a number is out of its range")
+    if not is_known(load.kv_type):
+        raise WireError(f"`load` names the type {load.kv_type!r} for keys and values, which there is not")
     return load
 
 
@@ -125,6 +128,7 @@ def _saved_prefixes(model: Model, load: frames_pb2.Load) -> SavedPrefixes | None
         model.context,
         engine_version(),
         flash_attention=model.flash_attention,
+        kv_type=model.kv_type,
         # The directory is one manifest's, which names the adapters.
         adapters=model.adapters.scales,
     )
@@ -164,6 +168,7 @@ def serve(connection: socket.socket) -> int:
             step_tokens=model.step_tokens,
             threads=model.threads,
             target_bytes=model.weights_bytes,
+            placement=model.placement,
             on_progress=loading.progress,
         )
     except LoadError as error:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lmd.runner.adapters import AdapterRefused, Adapters
+from lmd.runner.allocated import by_device, count_copies_once, mapped_bytes, on_host
 from lmd.runner.batch import Batch
 from lmd.runner.embedding_context import ContextError
 from lmd.runner.embedding_model import EmbeddingModel
+from lmd.runner.gpus import DeviceGone, Placement, engine_devices, place
+from lmd.runner.kv_types import DEFAULT, is_quantized, set_kv_type
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
 from lmd.runner.threads import Threads, measure_threads, usable_cores
@@ -51,10 +54,12 @@ class Model:
         adapters: what can be added to its weights.
         num_ctx: tokens one sequence can use; no more than the model was trained for.
         slots: sequences that are decoded at once.
+        kv_type: the type of keys and values.
         sequences: sequences that the memory can hold; the others are prefix cache.
         rows: rows of scores that one step can yield.
         step_tokens: tokens a step can decode.
         on_cpu: whether all of it is there.
+        placement: the accelerators that layers may be on.
         parked_bytes: what idle prefixes may take in RAM beside the context: no more than the context itself.
     """
 
@@ -68,6 +73,8 @@ class Model:
         self.llama = llama
         self._log = log
         self.slots = load.slots
+        self.placement = self._place(load)
+        self.kv_type = load.kv_type or DEFAULT
         self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
         # Before any context: each reserves room in its graphs for what there is.
@@ -78,7 +85,9 @@ class Model:
         self.step_tokens = max(load.num_batch, load.slots)
         self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
         self.rows = self.sequences
-        self.embedding = EmbeddingModel(llama, self._native, self.vocab, num_ctx=self.num_ctx, adapters=self.adapters)
+        self.embedding = EmbeddingModel(
+            llama, self._native, self.vocab, num_ctx=self.num_ctx, adapters=self.adapters, kv_type=self.kv_type
+        )
         self.embedding.plain = log.gpu_layers == 0
         before = len(log.buffers)
         context = None if self.embedding.only else self._make_context()
@@ -114,7 +123,9 @@ class Model:
             weights_bytes=weights_bytes or self.weights_bytes,
             kv_bytes=self._kv_bytes(),
             compute_bytes=sum(size for _, kind, size in buffers if kind in ("compute", "output")),
-            vram_bytes=sum(size for name, _, size in buffers if not _on_host(name)),
+            vram_bytes=sum(size for name, _, size in buffers if not on_host(name)),
+            device_bytes=by_device(buffers),
+            mapped_bytes=mapped_bytes(buffers),
             num_ctx=self.num_ctx,
             train_ctx=self.train_ctx,
             slots=self.slots,
@@ -137,12 +148,25 @@ class Model:
         template = self.llama.llama_model_chat_template(self._native, name)
         return template.decode(errors="replace") if template else ""
 
+    def _place(self, load: frames_pb2.Load) -> Placement:
+        """Find the devices to load on; asking them costs time, so main memory alone asks none."""
+        try:
+            return place(load, engine_devices() if load.devices else ())
+        except DeviceGone as gone:
+            raise LoadError(frames_pb2.LoadFailed.KIND_DEVICE_GONE, str(gone)) from None
+
     def _load_weights(self, load: frames_pb2.Load, on_progress: Callable[[float], bool]) -> Any:
         native = load_weights(
-            self.llama, load.model_paths, num_gpu=load.num_gpu, use_mmap=load.use_mmap, on_progress=on_progress
+            self.llama,
+            load.model_paths,
+            num_gpu=load.num_gpu,
+            placement=self.placement,
+            use_mmap=load.use_mmap,
+            on_progress=on_progress,
         )
         if not native:
             raise self._error("the engine gives no reason")
+        count_copies_once(self._log.buffers, 0, int(self.llama.llama_model_size(native)))
         return native
 
     def _load_adapters(self, load: frames_pb2.Load) -> Adapters:
@@ -180,9 +204,15 @@ class Model:
             del buffers[reported:]
 
         try:
-            return self.embedding.context(self.num_ctx, on_remake=forget).context
+            context = self.embedding.context(self.num_ctx, on_remake=forget)
         except ContextError as error:
             raise self._error(str(error)) from None
+        # The engine makes room for the rows of a step when there is one with so many.
+        buffers[reported:] = [
+            (name, kind, max(size, context.rows_bytes) if kind == "output" else size)
+            for name, kind, size in buffers[reported:]
+        ]
+        return context.context
 
     def _make_context(self) -> Any:
         """Return the context that generates, None for an architecture that cannot."""
@@ -197,7 +227,8 @@ class Model:
         params.kv_unified = True
         params.swa_full = False
         params.no_perf = True
-        if self._log.gpu_layers == 0 and self._has_wide_weights() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
+        set_kv_type(params, self.kv_type)
+        if self._may_be_plain() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.flash_attention = int(params.flash_attn_type)
         context = llama.llama_init_from_model(self._native, params)
@@ -218,6 +249,10 @@ class Model:
             or llama.llama_model_is_recurrent(native)
             or llama.llama_model_is_hybrid(native)
         )
+
+    def _may_be_plain(self) -> bool:
+        """Tell whether plain attention is possible, and worth its price."""
+        return self._log.gpu_layers == 0 and not is_quantized(self.kv_type) and self._has_wide_weights()
 
     def _has_wide_weights(self) -> bool:
         """Tell whether weights have 32 bits."""
@@ -250,8 +285,3 @@ class Model:
             else frames_pb2.LoadFailed.KIND_INCOMPATIBLE
         )
         return LoadError(kind, self._log.errors() or otherwise)
-
-
-def _on_host(buffer_name: str) -> bool:
-    """Tell host buffers (`CPU`, `CPU_Mapped`, `CPU_REPACK`, `CUDA_Host`) from a device's (`CUDA0`, `Vulkan0`)."""
-    return buffer_name.startswith("CPU") or buffer_name.endswith("_Host")

@@ -6,17 +6,25 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lmd.runner.gpus import MAIN_MEMORY, Placement
+
 
 class LoadAborted(Exception):
     """Raised when the progress callback asked to stop."""
 
 
 def load_weights(
-    llama: Any, paths: Sequence[str], *, num_gpu: int, use_mmap: bool, on_progress: Callable[[float], bool]
+    llama: Any,
+    paths: Sequence[str],
+    *,
+    num_gpu: int,
+    use_mmap: bool,
+    on_progress: Callable[[float], bool],
+    placement: Placement = MAIN_MEMORY,
 ) -> Any:
     """Return the engine's model of the files at *paths*, all shards in order; nothing when the engine refuses them.
 
-    *num_gpu* layers go to the accelerator, all with -1. *on_progress* gets a fraction now and then.
+    *num_gpu* layers, the last ones, go where *placement* says; all with -1. *on_progress* gets a fraction now and then.
 
     Raises:
         LoadAborted: *on_progress* returned false.
@@ -31,6 +39,7 @@ def load_weights(
     callback = llama.llama_progress_callback(progress)
     params = llama.llama_model_default_params()
     params.n_gpu_layers = num_gpu
+    kept = placement.fill(llama, params)
     params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap else llama.LLAMA_LOAD_MODE_NONE
     params.progress_callback = callback
     names = [path.encode() for path in paths]
@@ -38,6 +47,7 @@ def load_weights(
         native = llama.llama_model_load_from_file(names[0], params)
     else:
         native = llama.llama_model_load_from_splits((ctypes.c_char_p * len(names))(*names), len(names), params)
+    del kept  # until here the engine may have read them
     if aborted:
         raise LoadAborted
     return native

@@ -98,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A name has no such version, or its bytes are no longer kept. Metadata: name, version."""
     ERROR_REASON_TAG_CHANGED: _ErrorReason.ValueType  # 37
     """The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
+    ERROR_REASON_DEVICE_UNAVAILABLE: _ErrorReason.ValueType  # 38
+    """No accelerator can be used for the model, and it may not go to main memory instead. Metadata: name, detail."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -182,4 +184,6 @@ ERROR_REASON_VERSION_NOT_FOUND: ErrorReason.ValueType  # 36
 """A name has no such version, or its bytes are no longer kept. Metadata: name, version."""
 ERROR_REASON_TAG_CHANGED: ErrorReason.ValueType  # 37
 """The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
+ERROR_REASON_DEVICE_UNAVAILABLE: ErrorReason.ValueType  # 38
+"""No accelerator can be used for the model, and it may not go to main memory instead. Metadata: name, detail."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -386,6 +386,7 @@ class Parameters(_message.Message):
     NUM_GPU_FIELD_NUMBER: _builtins.int
     NUM_THREAD_FIELD_NUMBER: _builtins.int
     USE_MMAP_FIELD_NUMBER: _builtins.int
+    KV_TYPE_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
@@ -422,6 +423,10 @@ class Parameters(_message.Message):
     """CPU threads; 0 means measured at load. 0 to 512. Default 0."""
     use_mmap: _builtins.bool
     """Whether the weights are memory-mapped. Default true."""
+    kv_type: _builtins.str
+    """How keys and values are kept: "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0". The smaller ones take
+    less memory, for less exact answers. Default: what the daemon's configuration says.
+    """
     temperature: _builtins.float
     """Sampling temperature; 0 is greedy. 0 to 100. Default 0.8."""
     top_k: _builtins.int
@@ -486,6 +491,7 @@ class Parameters(_message.Message):
         num_gpu: _builtins.int | None = ...,
         num_thread: _builtins.int | None = ...,
         use_mmap: _builtins.bool | None = ...,
+        kv_type: _builtins.str | None = ...,
         temperature: _builtins.float | None = ...,
         top_k: _builtins.int | None = ...,
         top_p: _builtins.float | None = ...,
@@ -513,9 +519,9 @@ class Parameters(_message.Message):
         prompt_lookup: _builtins.bool | None = ...,
         deterministic: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic", "_draft_num_predict", b"_draft_num_predict", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_penalty_last_n", b"_dry_penalty_last_n", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_num_batch", b"_num_batch", "_num_ctx", b"_num_ctx", "_num_gpu", b"_num_gpu", "_num_predict", b"_num_predict", "_num_thread", b"_num_thread", "_presence_penalty", b"_presence_penalty", "_prompt_lookup", b"_prompt_lookup", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_use_mmap", b"_use_mmap", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "deterministic", b"deterministic", "draft_num_predict", b"draft_num_predict", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_penalty_last_n", b"dry_penalty_last_n", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_predict", b"num_predict", "num_thread", b"num_thread", "presence_penalty", b"presence_penalty", "prompt_lookup", b"prompt_lookup", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "use_mmap", b"use_mmap", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic", "_draft_num_predict", b"_draft_num_predict", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_penalty_last_n", b"_dry_penalty_last_n", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_kv_type", b"_kv_type", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_num_batch", b"_num_batch", "_num_ctx", b"_num_ctx", "_num_gpu", b"_num_gpu", "_num_predict", b"_num_predict", "_num_thread", b"_num_thread", "_presence_penalty", b"_presence_penalty", "_prompt_lookup", b"_prompt_lookup", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_use_mmap", b"_use_mmap", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "deterministic", b"deterministic", "draft_num_predict", b"draft_num_predict", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_penalty_last_n", b"dry_penalty_last_n", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "kv_type", b"kv_type", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_predict", b"num_predict", "num_thread", b"num_thread", "presence_penalty", b"presence_penalty", "prompt_lookup", b"prompt_lookup", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "use_mmap", b"use_mmap", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic", "_draft_num_predict", b"_draft_num_predict", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_penalty_last_n", b"_dry_penalty_last_n", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_num_batch", b"_num_batch", "_num_ctx", b"_num_ctx", "_num_gpu", b"_num_gpu", "_num_predict", b"_num_predict", "_num_thread", b"_num_thread", "_presence_penalty", b"_presence_penalty", "_prompt_lookup", b"_prompt_lookup", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_use_mmap", b"_use_mmap", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "deterministic", b"deterministic", "draft_num_predict", b"draft_num_predict", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_penalty_last_n", b"dry_penalty_last_n", "dry_sequence_breakers", b"dry_sequence_breakers", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_predict", b"num_predict", "num_thread", b"num_thread", "presence_penalty", b"presence_penalty", "prompt_lookup", b"prompt_lookup", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "use_mmap", b"use_mmap", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic", "_draft_num_predict", b"_draft_num_predict", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_penalty_last_n", b"_dry_penalty_last_n", "_frequency_penalty", b"_frequency_penalty", "_ignore_eos", b"_ignore_eos", "_kv_type", b"_kv_type", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_num_batch", b"_num_batch", "_num_ctx", b"_num_ctx", "_num_gpu", b"_num_gpu", "_num_predict", b"_num_predict", "_num_thread", b"_num_thread", "_presence_penalty", b"_presence_penalty", "_prompt_lookup", b"_prompt_lookup", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_use_mmap", b"_use_mmap", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "deterministic", b"deterministic", "draft_num_predict", b"draft_num_predict", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_penalty_last_n", b"dry_penalty_last_n", "dry_sequence_breakers", b"dry_sequence_breakers", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "kv_type", b"kv_type", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "num_batch", b"num_batch", "num_ctx", b"num_ctx", "num_gpu", b"num_gpu", "num_predict", b"num_predict", "num_thread", b"num_thread", "presence_penalty", b"presence_penalty", "prompt_lookup", b"prompt_lookup", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p", "use_mmap", b"use_mmap", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deterministic: _TypeAlias = _typing.Literal["deterministic"]  # noqa: Y015
     _WhichOneofArgType__deterministic: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic"]  # noqa: Y015
@@ -533,6 +539,8 @@ class Parameters(_message.Message):
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
     _WhichOneofReturnType__ignore_eos: _TypeAlias = _typing.Literal["ignore_eos"]  # noqa: Y015
     _WhichOneofArgType__ignore_eos: _TypeAlias = _typing.Literal["_ignore_eos", b"_ignore_eos"]  # noqa: Y015
+    _WhichOneofReturnType__kv_type: _TypeAlias = _typing.Literal["kv_type"]  # noqa: Y015
+    _WhichOneofArgType__kv_type: _TypeAlias = _typing.Literal["_kv_type", b"_kv_type"]  # noqa: Y015
     _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__mirostat: _TypeAlias = _typing.Literal["mirostat"]  # noqa: Y015
@@ -591,6 +599,8 @@ class Parameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ignore_eos) -> _WhichOneofReturnType__ignore_eos | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_type) -> _WhichOneofReturnType__kv_type | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
     @_typing.overload

@@ -794,7 +794,7 @@ class FitModelResponse(_message.Message):
     beside_bytes: _builtins.int
     """Of that, the draft model, the adapters, and what prefixes may take beside the KV cells."""
     fits: _builtins.bool
-    """Whether it can be loaded now, with evictions if needs be."""
+    """Whether it can be loaded: now, once idle models have left, or after running answers."""
     measured: _builtins.bool
     """Whether the bytes were measured by an earlier load, not computed from the header."""
     gpu_layers: _builtins.int
@@ -804,7 +804,7 @@ class FitModelResponse(_message.Message):
     context_length: _builtins.int
     """The context that was asked for, in tokens for each request."""
     largest_context_length: _builtins.int
-    """The largest context that fits, in tokens for each request; 0 when none does."""
+    """The largest context that fits with as many layers on accelerators, in tokens for each request; 0 when none does."""
     trained_context_length: _builtins.int
     """The context that the model was trained with; 0 when it does not say."""
     slots: _builtins.int

@@ -128,6 +128,7 @@ class Device(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"cpu" or "cuda0" and so on."""
     description: _builtins.str
@@ -136,6 +137,8 @@ class Device(_message.Message):
     """Bytes in all."""
     free_bytes: _builtins.int
     """Bytes free now."""
+    reason: _builtins.str
+    """Why models cannot be loaded on it; empty when they can."""
     def __init__(
         self,
         *,
@@ -143,10 +146,11 @@ class Device(_message.Message):
         description: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "free_bytes", b"free_bytes", "id", b"id", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "free_bytes", b"free_bytes", "id", b"id", "reason", b"reason", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

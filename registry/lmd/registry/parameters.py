@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lmd.registry.errors import InvalidRequest
+from lmd.registry.kv_types import KV_TYPES
 
-ParameterValue = int | float | bool | tuple[str, ...]
+ParameterValue = int | float | bool | str | tuple[str, ...]
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -29,14 +30,16 @@ class Kind(StrEnum):
     FLOAT = "float"
     BOOL = "bool"
     TEXTS = "list of texts"
+    CHOICE = "one of some words"
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One setting.
 
-    *minimum* and *maximum* are legal themselves unless *above_minimum*. *default* None means that it depends on the
-    model. *load_time* settings take effect when the model is loaded, the others with each request.
+    *minimum* and *maximum* are legal themselves unless *above_minimum*; of a choice, *choices* are. *default* None
+    means that it depends on the model or on the daemon. *load_time* settings take effect when the model is loaded, the
+    others with each request.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Parameter:
     default: ParameterValue | None = None
     load_time: bool = False
     above_minimum: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def legal(self) -> str:
@@ -55,6 +59,8 @@ class Parameter:
             return "true or false"
         if self.kind is Kind.TEXTS:
             return f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_BYTES} bytes"
+        if self.kind is Kind.CHOICE:
+            return f"one of {', '.join(self.choices)}"
         what = "a whole number" if self.kind is Kind.INT else "a number"
         if self.maximum in (INT32_MAX, INT64_MAX):
             return f"{what}, at least {self.minimum:g}"
@@ -70,6 +76,13 @@ _ALL = (
     # The engine has a fixed table of 512 threads (GGML_MAX_N_THREADS).
     Parameter("num_thread", Kind.INT, "CPU threads; 0 means measured at load", 0, 512, 0, load_time=True),
     Parameter("use_mmap", Kind.BOOL, "Whether the weights are memory-mapped", default=True, load_time=True),
+    Parameter(
+        "kv_type",
+        Kind.CHOICE,
+        "How keys and values are kept: q8_0 takes half the memory of f16, q4_0 a quarter, for less exact answers",
+        load_time=True,
+        choices=tuple(KV_TYPES),
+    ),
     Parameter("temperature", Kind.FLOAT, "Sampling temperature; 0 is greedy", 0, 100, 0.8),
     Parameter("top_k", Kind.INT, "Keep the k most likely tokens; 0 keeps all", 0, INT32_MAX, 40),
     Parameter("top_p", Kind.FLOAT, "Keep the most likely tokens that together reach this probability", 0, 1, 0.9),
@@ -187,7 +200,7 @@ def parse_text(name: str, text: str) -> ParameterValue:
     """
     parameter = lookup(name)
     value: object = text
-    if parameter.kind is not Kind.TEXTS and (not text.isascii() or "_" in text):
+    if parameter.kind not in (Kind.TEXTS, Kind.CHOICE) and (not text.isascii() or "_" in text):
         # Python reads `1_000` and digits of other scripts; nobody who writes a Modelfile expects that.
         raise _invalid(parameter, text)
     try:
@@ -204,6 +217,8 @@ def parse_text(name: str, text: str) -> ParameterValue:
 
 def format_value(value: ParameterValue) -> str:
     """The text of a single value, such that :func:`parse_text` reads it back; lists have one text for each item."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int) else repr(value)
@@ -234,6 +249,10 @@ def _check(parameter: Parameter, value: object) -> ParameterValue:
     if parameter.kind is Kind.BOOL:
         if isinstance(value, bool):
             return value
+        raise _invalid(parameter, value)
+    if parameter.kind is Kind.CHOICE:
+        if isinstance(value, str) and value.lower() in parameter.choices:
+            return value.lower()
         raise _invalid(parameter, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _invalid(parameter, value)

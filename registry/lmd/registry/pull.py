@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, TypeVar
 from lmd.registry.cancel import CancelScope
 from lmd.registry.create import build_from_files
 from lmd.registry.digest import Digest
-from lmd.registry.errors import ModelNotFound, PullCancelled, SourceDenied, SourceError
+from lmd.registry.errors import BlobMissing, ModelNotFound, PullCancelled, SourceDenied, SourceError
 from lmd.registry.flights import FlightProgress, Flights, FlightState, Ticket
-from lmd.registry.gguf import read_header
+from lmd.registry.gguf import GgufHeader, combine, read_header
 from lmd.registry.http import Http, HttpOptions
 from lmd.registry.lm_config import LmConfig, Origin
 from lmd.registry.manifest import FileLayer
+from lmd.registry.model_store import read_blob_header
+from lmd.registry.peek import PeekedModel, peek_plan
 from lmd.registry.planning import PlannedFile, PullPlan, plan_hub, plan_url
 from lmd.registry.ref import FileRef, HubRef, ModelRef, NameRef, UrlRef
 from lmd.registry.retry import RetryPolicy, with_retries
-from lmd.registry.sidecars import Texts, fetch_text, read_texts
+from lmd.registry.sidecars import TextKind, Texts, fetch_text, read_texts
 from lmd.registry.sources import hub_env
-from lmd.registry.sources.file import ImportedFile, import_files, shards_of
+from lmd.registry.sources.file import ImportedFile, import_files, read_file_headers, shards_of
 from lmd.registry.sources.hub import HubSource
 from lmd.registry.sources.url import UrlSource
 from lmd.registry.transfer import TransferOptions
@@ -172,6 +174,30 @@ class Puller:
         with CancelScope(cancelled or threading.Event()) as cancel:
             return self._resolve(ref, token, cancel, lambda _: None)
 
+    def peek(self, ref: ModelRef, *, token: str | None = None, cancelled: threading.Event | None = None) -> PeekedModel:
+        """Read the header of a model where it is now; nothing comes into the store.
+
+        Raises:
+            ModelNotFound, SourceError, DigestMismatch, InvalidRequest, PullCancelled: as `pull`.
+            GgufInvalid: it is no model, or its header is larger than `peek.MAX_HEADER_BYTES`.
+            FileInvalid: a local file cannot be read.
+        """
+        with self._counted(), CancelScope(cancelled or threading.Event()) as cancel:
+            if isinstance(ref, FileRef):
+                return PeekedModel(ref.name, combine(read_file_headers(shards_of(ref.path))), {}, 0)
+
+            def quietly(_event: PullEvent) -> None:
+                pass
+
+            plan = self._resolve(ref, token, cancel, quietly)
+            present = self._present(plan)
+            header, missing_bytes = self._patiently(
+                lambda: peek_plan(self._http, plan, cancel, present), cancel, quietly
+            )
+            settings = replace(plan, texts=tuple(text for text in plan.texts if text.kind is TextKind.PARAMETERS))
+            texts = self._fetch_texts(settings, cancel, quietly)
+            return PeekedModel(plan.name, header, dict(texts.parameters), missing_bytes)
+
     def pull(self, ref: ModelRef, *, token: str | None, on_event: EventSink, cancelled: threading.Event) -> TagRecord:
         """Bring *ref* into the store and point its tag at it.
 
@@ -272,12 +298,27 @@ class Puller:
                     self._store.remember(_FACT, file.key, str(digest))
         return [FileLayer(*stored[file.key], file.filename, file.role) for file in plan.files]
 
+    def _present(self, plan: PullPlan) -> dict[str, GgufHeader]:
+        """Return the headers of the planned files that the store has, by their key."""
+        headers = {}
+        for file in plan.files:
+            digest = self._known_digest(file)
+            if digest is not None and self._store.has_blob(digest, file.size_bytes):
+                # It may be removed just now; then it is fetched like the others.
+                with suppress(BlobMissing):
+                    headers[file.key] = read_blob_header(self._store, digest)
+        return headers
+
+    def _known_digest(self, file: PlannedFile) -> Digest | None:
+        """Return the digest that is announced, or that an earlier pull found."""
+        if file.digest is not None or not file.is_pinned:
+            return file.digest
+        known = self._store.recall(_FACT, file.key)
+        return Digest.parse(known) if known is not None else None
+
     def _find(self, file: PlannedFile, lease: Lease) -> tuple[Digest, int] | None:
-        """Return a planned file that the store has, by its digest or by what an earlier pull found."""
-        digest = file.digest
-        if digest is None and file.is_pinned:
-            known = self._store.recall(_FACT, file.key)
-            digest = Digest.parse(known) if known is not None else None
+        """Return a planned file that the store has."""
+        digest = self._known_digest(file)
         if digest is None:
             return None
         lease.add(digest)

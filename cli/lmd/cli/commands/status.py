@@ -77,7 +77,9 @@ def command(app: App, as_json: bool) -> None:
                 [
                     (
                         device.id,
-                        f"{one_line(device.description)}, "
+                        f"{one_line(device.description)}, {one_line(device.reason)}"
+                        if device.reason
+                        else f"{one_line(device.description)}, "
                         f"{format_size(device.free_bytes)} of {format_size(device.total_bytes)} free",
                     )
                     for device in status.devices

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, Draining, QueueFull, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
 from lmd.daemon.residency.backoff import Backoff
 from lmd.daemon.residency.keep_alive import KeepAlive
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.loading import Loaded, Loader
+from lmd.daemon.residency.queueing import check_room, serving_all
 from lmd.daemon.residency.ticket import Ticket
+from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
 from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.digest import Digest
@@ -23,10 +24,6 @@ from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
-#: When a place in a full queue is free, as long as nothing is known of how fast answers come; and the bounds of what is
-#: known later.
-QUEUE_RETRY_S = 2.0
-MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 #: A request that comes at once is a pause all the same: 0 means that there was none.
 MIN_PAUSE_S = 1e-3
 
@@ -90,6 +87,8 @@ class ModelActor:
         self._load_s: float | None = None
         self._loaded_at = 0.0
         self._pause_s = 0.0
+        self._shared = False
+        self._answers = AnswerTimes()
 
     # Requests
 
@@ -107,7 +106,7 @@ class ModelActor:
         """
         self._check_open()
         if not again:
-            self._check_queue(caller)
+            check_room(self._limits, self._waiting, self._runner, caller)
         self._note_pause()
         wish = self._keep_alive.begin(caller, keep_alive)
         ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
@@ -135,6 +134,7 @@ class ModelActor:
         self._keep_alive.end(ticket.wish, served=served)
         if served:
             self._admitted.discard(ticket)
+            self._answers.note(self._loop.time() - ticket.admitted_at)
             self._ledger.changed()
         self._on_traffic()
         # It may have been all that kept those behind it from the runner.
@@ -158,6 +158,11 @@ class ModelActor:
         """One of the names it is asked for by: the first, while that means this model."""
         return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """The load that it serves with now."""
+        return self._loaded
+
     def usage(self) -> Usage:
         """Say what the runner does, for the planner."""
         ready = self.state is RunnerState.READY
@@ -170,9 +175,11 @@ class ModelActor:
             leaving=leaving,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            reload_s=self._load_s or 0.0,
+            reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
             pause_s=self._pause_s,
+            answer_s=self._answers.mean_s,
+            shared=self._shared,
         )
 
     def evict(self, reason: str) -> None:
@@ -272,12 +279,13 @@ class ModelActor:
             queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
             expires_at=self._keep_alive.expiry_time() if idle and self._pin is None else None,
             keep_forever=self._pin is None and self._keep_alive.for_ever,
-            pinned=self._pin is not None,
             pid=self._runner.pid if self._runner is not None else 0,
             load_started_at=datetime.fromtimestamp(self._load_started, UTC),
             load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
             reason=self.reason,
             stats=self._runner.stats if self._runner is not None else None,
+            pinned=self._pin is not None,
+            shares=tuple((part.device, part.held_bytes) for part in held.held) if held is not None else (),
         )
 
     # The actor's own task
@@ -352,9 +360,9 @@ class ModelActor:
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self._loaded_at, self._pause_s = self._loop.time(), 0.0
+        self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
         self._pin_fits = True
-        self._show(RunnerState.READY, "")
+        self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
@@ -370,7 +378,13 @@ class ModelActor:
             self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
-        return await self._loader.load(self.model, settings, on_phase=self._note_phase, on_progress=self._note_progress)
+        return await self._loader.load(
+            self.model,
+            settings,
+            waiting_since=min((ticket.enqueued_at for ticket in self._waiting), default=None),
+            on_phase=self._note_phase,
+            on_progress=self._note_progress,
+        )
 
     async def _unload(self) -> None:
         """Drain and end the runner; stop doing so when the reason goes away."""
@@ -381,7 +395,7 @@ class ModelActor:
         patience_ends = self._loop.time() + self._limits.wait_s
         while self._admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self._show(RunnerState.READY, "")
+                self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
                 self._admit_waiting()
                 return
             now = self._loop.time()
@@ -443,22 +457,6 @@ class ModelActor:
         if (refusal := self._backoff.refusal()) is not None:
             raise refusal
 
-    def _check_queue(self, caller: str) -> None:
-        """Refuse what is too much: one caller alone never fills the queue."""
-        limit, runner = self._limits.max_queue, self._runner
-        pending, own = (runner.pending, runner.pending_of(caller)) if runner is not None else (0, 0)
-        if len(self._waiting) + pending >= limit:
-            raise QueueFull(limit=limit, retry_after_s=self._retry_after_s())
-        own += sum(ticket.caller == caller for ticket in self._waiting)
-        if own >= self._limits.max_queue_of_caller:
-            raise QueueFull(limit=self._limits.max_queue_of_caller, retry_after_s=self._retry_after_s(), own=True)
-
-    def _retry_after_s(self) -> float:
-        """Guess when the next place is free: when one of the slots is."""
-        if self._runner is None or not self._runner.mean_answer_s:
-            return QUEUE_RETRY_S
-        return min(max(self._runner.mean_answer_s / self._limits.slots, MIN_RETRY_S), MAX_RETRY_S)
-
     def _has_to_go(self) -> bool:
         if self._leave:
             return True
@@ -478,15 +476,13 @@ class ModelActor:
         return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
 
     def _target(self) -> LoadSettings:
-        """Return settings that serve as many of those who wait as possible: the largest context of them all."""
+        """Return settings that serve as many of those who wait as possible, and the pin."""
         wanted = [ticket.settings for ticket in self._waiting]
         if self._preload is not None:
             wanted.append(self._preload)
         if self._pin is not None and self._pin_fits:
             wanted.append(self._pin)
-        num_ctx = max(settings.num_ctx for settings in wanted)
-        floor = max(settings.min_ctx or settings.num_ctx for settings in wanted)
-        return replace(wanted[0], num_ctx=num_ctx, min_ctx=floor if floor < num_ctx else 0)
+        return serving_all(wanted)
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""
@@ -503,6 +499,7 @@ class ModelActor:
         assert self._runner is not None
         del self._waiting[ticket]
         self._admitted.add(ticket)
+        self._shared |= len(self._admitted) > 1
         ticket.admit(self._runner)
 
     def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:
@@ -539,7 +536,7 @@ class ModelActor:
             raise error
         if self._pin is not None and isinstance(error, DeviceMemoryShort):
             # It was ready with less before it was asked for more: that it gets again, and not more.
-            self._pin_fits = settings != self._pin
+            self._pin_fits = settings.num_ctx > self._pin.num_ctx
             self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
             # Those who wait for less may still get it.
@@ -547,7 +544,7 @@ class ModelActor:
         else:
             self._refuse_waiting(error)
         self._forget()
-        if not isinstance(error, DeviceMemoryShort | BlobMissing):  # nothing is wrong with the runner then
+        if not isinstance(error, DeviceMemoryShort | DeviceUnavailable | BlobMissing):  # the runner is not to blame
             self._backoff.note_failure(error)
         self._fail(error.message)
 

@@ -106,7 +106,7 @@ class Facts:
     def _memory_key(self, digest: Digest, settings: LoadSettings, device: str) -> str:
         return (
             f"{digest} ctx={settings.num_ctx} slots={self._slots} batch={settings.num_batch} "
-            f"gpu={settings.num_gpu} mmap={int(settings.use_mmap)} device={device}"
+            f"kv={settings.kv_type} gpu={settings.num_gpu} mmap={int(settings.use_mmap)} device={device}"
         )
 
     def _threads_key(self, digest: Digest, engine: str) -> str:

@@ -13,12 +13,14 @@ import structlog
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
-from lmd.daemon.residency.turns import next_change_s, stay_s
+from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
 
 log = structlog.get_logger(__name__)
 
 #: A driver shows the memory of a dead process as used for a moment.
 GPU_SETTLE_S = 3.0
+#: How the keys of leases begin; those of models are digests.
+LEASE_PREFIX = "lease "
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -42,6 +44,8 @@ class Usage:
         loaded_at: when it became ready, on the loop's clock; 0 while it is not.
         priority: who may take memory from whom: the lower goes first.
         pause_s: how soon it is usually asked again when it was idle; 0 when that never happened since it was loaded.
+        answer_s: how long its answers take; 0 when that is not known.
+        shared: whether it has had two requests at once since it was loaded.
     """
 
     busy: bool
@@ -54,6 +58,8 @@ class Usage:
     loaded_at: float = 0.0
     priority: int = 0
     pause_s: float = 0.0
+    answer_s: float = 0.0
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,24 @@ class Decision:
     others: tuple[str, ...]
     waited_s: float
     time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The machine at one moment, for asking what would be decided."""
+
+    devices: tuple[DeviceMemory, ...]
+    residents: tuple[Resident, ...]
+    reserve_bytes: int
+
+    def plan(self, ask: Ask) -> Plan:
+        """Return what would be decided for *ask*; nothing changes."""
+        return plan(self.devices, self.residents, ask, reserve_bytes=self.reserve_bytes)
+
+    def names(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of residents, for people."""
+        named = {resident.key: resident.name or resident.key for resident in self.residents}
+        return tuple(named.get(key, key) for key in keys)
 
 
 @dataclass(eq=False, slots=True)
@@ -142,19 +166,26 @@ class Ledger:
 
     async def would(self, ask: Ask) -> Plan:
         """Return what would be decided for *ask* now; nothing changes. What it holds already counts as leaving."""
+        return (await self.picture(ask.key)).plan(ask)
+
+    async def picture(self, key: str) -> Picture:
+        """Return the machine as it is for *key* now, whose own memory counts as leaving."""
         while True:
             version = self._version
             devices = await self._read_devices()
             if version == self._version:
-                own = [replace(held, leaving=True) for key, held in self._holdings.items() if key == ask.key]
-                return plan(devices, [*self._residents(ask.key), *own], ask, reserve_bytes=self._reserve_bytes)
+                now = asyncio.get_running_loop().time()
+                held = self._holdings.get(key)
+                own = [replace(self._seen(held, self._usage(key), now), leaving=True)] if held is not None else []
+                return Picture(tuple(devices), (*self._residents(key), *own), self._reserve_bytes)
 
     # What it grants
 
     async def admit(self, ask: Ask, *, timeout_s: float, on_wait: Callable[[Plan], None]) -> Placement:
         """Wait until *ask* may have its memory, making others leave for it; return the place. Cancel to leave.
 
-        *on_wait* is told the plan as long as it waits. What it gets counts as held until `release`.
+        What it has waited before, in a queue, counts. *on_wait* is told the plan as long as it waits. What it gets
+        counts as held until `release`.
 
         Raises:
             DeviceMemoryShort: it can never fit, or the memory stays in use until the deadline.
@@ -162,7 +193,7 @@ class Ledger:
         if ask.key in self._asking or ask.key in self._holdings:
             raise ValueError(f"{ask.key} has memory already, or asks for it")
         now = asyncio.get_running_loop().time()
-        asking = _Asking(ask, now, now + timeout_s, on_wait)
+        asking = _Asking(ask, now - ask.waited_s, now + timeout_s, on_wait)
         self._asking[ask.key] = asking
         self.changed()
         if self._rounds is None or self._rounds.done():
@@ -201,6 +232,25 @@ class Ledger:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
             self._settling.append((until, replace(resident, held=late, leaving=True)))
         self._note_change()
+
+    def devices_of(self, key: str) -> tuple[str, ...]:
+        """Return the devices of which *key* holds memory."""
+        resident = self._holdings.get(key)
+        return tuple(part.device for part in resident.held) if resident is not None else ()
+
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
+
+        Safe from any thread.
+        """
+        sums: dict[str, tuple[int, int]] = {}
+        for key, resident in list(self._holdings.items()):
+            if key.startswith(LEASE_PREFIX) == leases:
+                for part in resident.held:
+                    held_bytes, seen_bytes = sums.get(part.device, (0, 0))
+                    seen_bytes += max(part.held_bytes - part.unseen_bytes, 0)
+                    sums[part.device] = held_bytes + part.held_bytes, seen_bytes
+        return sums
 
     async def evict_idle(self, key: str, *, timeout_s: float) -> bool:
         """Ask everyone idle but *key* to leave, and wait for it; tell whether there was anyone."""
@@ -296,9 +346,11 @@ class Ledger:
             pinned=usage.pinned,
             leaving=usage.leaving or resident.key in self._yielding,
             idle_s=idle_s,
-            stay_s=stay_s(pause_s=usage.pause_s, idle_s=idle_s, reload_s=usage.reload_s),
+            stay_s=stay_s(idle_s=idle_s, reload_s=usage.reload_s, answer_s=usage.answer_s) if usage.shared else 0.0,
+            again_s=again_s(pause_s=usage.pause_s, idle_s=idle_s, reload_s=usage.reload_s),
             resident_s=max(0.0, now - usage.loaded_at) if usage.loaded_at > 0 else 0.0,
             reload_s=usage.reload_s,
+            answer_s=usage.answer_s,
             priority=usage.priority,
         )
 

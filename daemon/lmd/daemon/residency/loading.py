@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
+from lmd.daemon.devices import CPU
 from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
-from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Need, Placement, Plan
+from lmd.daemon.residency.offload import Offload
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Placement, Plan
 from lmd.daemon.residency.values import MAX_PROMPT_BYTES, TEMPLATE_TIMEOUT_S, Loadable, LoadSettings
 from lmd.daemon.runner_process import OutOfMemory, RunnerProcess
 from lmd.daemon.runner_spec import RunnerSpec, RunnerTimings, adapter_names, draft_names, view_names
 from lmd.daemon.saved_kv import SavedKv
-from lmd.registry.memory import estimate
+from lmd.registry.memory import MemoryEstimate, estimate
 from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
@@ -32,7 +35,8 @@ GPU = "gpu"
 class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
-    *saves_kv* says that it may save KV when it leaves.
+    *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
+    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -41,6 +45,10 @@ class Loaded:
     memory: MeasuredMemory
     device: str
     saves_kv: bool
+    reload_s: float
+    placement: Placement
+    active_bytes: int
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Loader:
     log_dir: Path
     command: Sequence[str]
     timings: RunnerTimings
+    offload: Offload
     saved_kv: SavedKv | None = None
     kv_ram_bytes: int = 0
     #: What makes a runner; it ends the process when it is cancelled.
@@ -66,23 +75,26 @@ class Loader:
         model: Loadable,
         settings: LoadSettings,
         *,
+        waiting_since: float | None = None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
+
+        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, on_phase, on_progress)
+            return await self._try(model, settings, waiting_since, on_phase, on_progress)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
         on_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, on_phase, on_progress)
+                return await self._try(model, settings, waiting_since, on_phase, on_progress)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
@@ -91,18 +103,25 @@ class Loader:
         self,
         model: Loadable,
         settings: LoadSettings,
+        waiting_since: float | None,
         on_phase: Callable[[str, bool], None],
         on_progress: Callable[[float], None],
     ) -> Loaded:
         key = str(model.manifest_digest)
         on_phase("starts the runner", True)
+        clock = asyncio.get_running_loop().time
+        started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
-            ask = await self._ask(model, settings, gpu_offload=hello.gpu_offload)
+            ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
+            if waiting_since is not None:
+                ask = replace(ask, waited_s=clock() - waiting_since)
+            asked = clock()
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
@@ -110,7 +129,8 @@ class Loader:
             frame = await self._frame(model, settings, placement, hello.engine_version)
             ready = await runner.load(frame, on_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
-            self.ledger.settle(key, _held(ready, placement, use_mmap=settings.use_mmap))
+            self._compare(model, settings, ready)
+            self.ledger.settle(key, _held(ready, placement))
             if (kind := _kind(placement, memory)) is not None:
                 await self.facts.note_memory(model.manifest_digest, settings, kind, memory)
             if frame.num_thread == 0 and ready.threads_lasting:
@@ -118,7 +138,25 @@ class Loader:
                     model.manifest_digest, hello.engine_version, ready.num_thread, ready.num_thread_batch
                 )
             where = _where(ready, model.header.block_count)
-            return Loaded(runner, settings, ready.num_ctx, memory, where, saves_kv=bool(frame.kv_dir))
+            remark = await self.offload.remark(
+                model.name,
+                [share.device for share in placement.accelerators],
+                ready,
+                num_gpu=settings.num_gpu,
+                gpu_offload=hello.gpu_offload,
+            )
+            return Loaded(
+                runner,
+                settings,
+                ready.num_ctx,
+                memory,
+                where,
+                saves_kv=bool(frame.kv_dir),
+                reload_s=clock() - started,
+                placement=placement,
+                active_bytes=self.estimate(model, settings).active_bytes,
+                remark=remark,
+            )
         except BaseException:
             runner.kill()
             await runner.gone()
@@ -137,18 +175,18 @@ class Loader:
             adapters=tuple(adapter.path for adapter in model.adapters),
         )
 
-    async def _ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
+    async def ask(self, model: Loadable, settings: LoadSettings, *, gpu_offload: bool) -> Ask:
         """Return what the model takes, with each context that will do, and where it may go."""
-        needs = [await self._need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
-        devices = None if gpu_offload else (CPU,)
+        needs = [await self.need(model, replace(settings, num_ctx=num_ctx)) for num_ctx in settings.contexts()]
+        devices = await self.offload.allowed(model.name, num_gpu=settings.num_gpu, gpu_offload=gpu_offload)
         key = str(model.manifest_digest)
         return Ask(key, model.name, tuple(needs), num_gpu=settings.num_gpu, devices=devices)
 
-    async def _need(self, model: Loadable, settings: LoadSettings) -> Need:
+    async def need(self, model: Loadable, settings: LoadSettings) -> Need:
         """Return what the model takes by its header, and where it is known, what it took the last time."""
-        whole = estimate(model.header, num_ctx=settings.num_ctx, slots=self.slots, num_batch=settings.num_batch)
+        whole = self.estimate(model, settings)
         parked_bytes = self._parked(whole.kv_bytes)
-        beside_bytes = _draft_bytes(model, settings) + sum(adapter.size_bytes for adapter in model.adapters)
+        beside_bytes = _beside_bytes(model, settings)
         need = Need.of(settings.num_ctx, whole, beside_bytes=beside_bytes, parked_bytes=parked_bytes)
         if (on_cpu := await self.facts.memory(model.manifest_digest, settings, CPU)) is not None:
             parked_bytes = self._parked(on_cpu.kv_bytes)
@@ -157,6 +195,35 @@ class Loader:
             host_bytes = on_gpu.total_bytes - on_gpu.vram_bytes + self._parked(on_gpu.kv_bytes)
             need = replace(need, gpu_bytes=on_gpu.vram_bytes, host_bytes=host_bytes)
         return need
+
+    def estimate(self, model: Loadable, settings: LoadSettings) -> MemoryEstimate:
+        """Return what the model takes by its header, without draft and adapters."""
+        return estimate(
+            model.header,
+            num_ctx=settings.num_ctx,
+            slots=self.slots,
+            num_batch=settings.num_batch,
+            kv_type=settings.kv_type,
+        )
+
+    def _compare(self, model: Loadable, settings: LoadSettings, ready: frames.Ready) -> None:
+        """Log what the header promised and what the engine took: what is remembered of it replaces the former."""
+        whole = self.estimate(model, settings)
+        log.info(
+            "memory_measured",
+            model=model.name,
+            num_ctx=settings.num_ctx,
+            kv_type=settings.kv_type,
+            weights_bytes=ready.weights_bytes,
+            kv_bytes=ready.kv_bytes,
+            compute_bytes=ready.compute_bytes,
+            estimated_weights_bytes=whole.weights_bytes + _beside_bytes(model, settings),
+            estimated_kv_bytes=whole.kv_bytes,
+            estimated_compute_bytes=whole.compute_bytes,
+            devices={
+                part.device: part.weights_bytes + part.kv_bytes + part.compute_bytes for part in ready.device_bytes
+            },
+        )
 
     def _parked(self, kv_bytes: int) -> int:
         """Return what prefixes may take beside the context's memory of *kv_bytes*."""
@@ -176,7 +243,7 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             num_gpu=-1 if placement.is_whole else placement.gpu_layers,
-            devices=[frames.DevicePart(device=s.device, part=s.layers) for s in placement.accelerators],
+            devices=await self.offload.parts({share.device: share.layers for share in placement.accelerators}),
             num_thread=settings.num_thread or measured[0],
             num_thread_batch=0 if settings.num_thread else measured[1],
             use_mmap=settings.use_mmap,
@@ -186,6 +253,7 @@ class Loader:
             manifest_chat=_manifest_chat(model),
             kv_ram_bytes=self.kv_ram_bytes,
             kv_dir=str(kv_dir or ""),
+            kv_type=settings.kv_type,
             kv_dir_bytes=self.saved_kv.quota_bytes if self.saved_kv is not None and kv_dir is not None else 0,
         )
 
@@ -194,14 +262,14 @@ class Loader:
             return None
         # What a state depends on; the runner checks more closely what is in its files.
         kind = GPU if placement.accelerators else CPU
-        key = f"ctx{settings.num_ctx}-slots{self.slots}-{kind}"
+        key = f"ctx{settings.num_ctx}-slots{self.slots}-{kind}-{settings.kv_type}"
         return await self.saved_kv.prepare(model.manifest_digest, engine, key)
 
     async def _short(self, model: Loadable, settings: LoadSettings) -> DeviceMemoryShort:
         devices = await self.read_devices()
         return DeviceMemoryShort(
             model.name,
-            needed_bytes=(await self._need(model, settings)).cpu_bytes,
+            needed_bytes=(await self.need(model, settings)).cpu_bytes,
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )
@@ -213,12 +281,14 @@ def _manifest_chat(model: Loadable) -> frames.Chat | None:
     return chat_frame(turns) if model.template and turns else None
 
 
-def _draft_bytes(model: Loadable, settings: LoadSettings) -> int:
-    """Estimate the memory of the model that drafts: it has one sequence, whatever the slots."""
+def _beside_bytes(model: Loadable, settings: LoadSettings) -> int:
+    """Return what the model that drafts and the adapters take beside the model."""
+    adapters_bytes = sum(adapter.size_bytes for adapter in model.adapters)
     if model.draft_header is None:
-        return 0
+        return adapters_bytes
     own = settings.within(model.draft_header.context_length)
-    return estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch).total_bytes
+    draft = estimate(model.draft_header, num_ctx=own.num_ctx, slots=1, num_batch=own.num_batch, drafts=True)
+    return adapters_bytes + draft.total_bytes
 
 
 def _waits_for(plan: Plan) -> str:
@@ -232,7 +302,7 @@ def _kind(placement: Placement, memory: MeasuredMemory) -> str | None:
     return GPU if placement.is_whole and len(placement.accelerators) == 1 and memory.vram_bytes > 0 else None
 
 
-def _held(ready: frames.Ready, placement: Placement, *, use_mmap: bool) -> list[Held]:
+def _held(ready: frames.Ready, placement: Placement) -> list[Held]:
     """Return what a loaded model holds of each device, and what of that a reading of the device does not show."""
     if ready.device_bytes:
         parts = [(part.device, part.weights_bytes, part.kv_bytes + part.compute_bytes) for part in ready.device_bytes]
@@ -250,7 +320,8 @@ def _held(ready: frames.Ready, placement: Placement, *, use_mmap: bool) -> list[
     held = [Held(device, weights + other) for device, weights, other in parts if device != CPU and weights + other]
     weights_bytes = sum(weights for device, weights, _ in parts if device == CPU)
     other_bytes = sum(other for device, _, other in parts if device == CPU)
-    unseen_bytes = (weights_bytes if use_mmap else 0) + ready.parked_bytes
+    # Mapped weights count as cache, which the kernel calls available; what was copied out of them does not.
+    unseen_bytes = ready.mapped_bytes + ready.parked_bytes
     if host := weights_bytes + other_bytes + ready.parked_bytes:
         held.append(Held(CPU, host, unseen_bytes))
     return held

@@ -37,7 +37,7 @@ from lmd.daemon.residency.plans import (
     Room,
     Share,
 )
-from lmd.daemon.residency.turns import is_patient, must_yield
+from lmd.daemon.residency.turns import must_yield, stays
 from lmd.daemon.residency.victims import cheapest, cost, turn_cost
 
 #: Idle models leave for a larger part of a model on accelerators when it has so much of the layers more.
@@ -213,6 +213,4 @@ class _Machine:
 
 
 def _is_evictable(ask: Ask, resident: Resident) -> bool:
-    if resident.busy or resident.pinned or resident.leaving:
-        return False
-    return resident.stay_s <= 0 or not is_patient(ask, resident)
+    return not (resident.busy or resident.pinned or resident.leaving or stays(ask, resident))

@@ -54,9 +54,11 @@ class Resident:
         pinned: whether it may not be evicted.
         leaving: whether it is on its way out already.
         idle_s: how long nobody has used it.
-        stay_s: how much longer it is worth keeping, because it was asked again soon each time so far.
+        stay_s: how much longer it is worth keeping, because several clients use it.
+        again_s: how much longer it may be asked again soon, as it was each time so far.
         resident_s: how long it has been loaded; 0 while it loads.
         reload_s: how long its last load took; 0 when that is not known.
+        answer_s: how long its answers take; 0 when that is not known.
         priority: the lower goes first.
     """
 
@@ -68,8 +70,10 @@ class Resident:
     leaving: bool = False
     idle_s: float = 0.0
     stay_s: float = 0.0
+    again_s: float = 0.0
     resident_s: float = 0.0
     reload_s: float = 0.0
+    answer_s: float = 0.0
     priority: int = 0
 
     @property

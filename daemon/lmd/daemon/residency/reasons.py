@@ -81,7 +81,7 @@ def _holder_text(resident: Resident, ask: Ask) -> str:
     if resident.leaving:
         return f"{resident.label} is about to free"
     if not resident.busy:
-        return f"{resident.label} holds (it is asked again soon each time)"
+        return f"{resident.label} holds (others use it)"
     return f"{resident.label} holds"
 
 

@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
 from lmd.daemon.config import Config
-from lmd.daemon.devices import Device, devices
+from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
-from lmd.daemon.parameters import effective, load_settings
+from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
+from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.leasing import Leases
+from lmd.daemon.residency.ledger import Decision, Ledger, Usage
 from lmd.daemon.residency.loading import Loader
+from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.spare import SpareRunner, SpareSettings
+from lmd.daemon.residency.speeds import Speeds
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.residency.watching import RunnersSeen, Watchers
@@ -29,6 +34,7 @@ from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
+from lmd.runner.v1 import frames_pb2 as frames
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +48,8 @@ class Residency:
     """Loads models when they are needed, keeps them while they are used, and evicts idle ones when memory is short.
 
     One actor for each manifest; a load, drain or failure of one never delays another, except for memory that both
-    need. Use it from the event loop only. *on_released* is called with a manifest's digest when its runner is gone.
+    need. Use it from the event loop only. *device_source* tells what there is to load on, instead of *read_devices*.
+    *on_released* is called with a manifest's digest when its runner is gone.
     """
 
     def __init__(
@@ -53,7 +60,8 @@ class Residency:
         pool: Pool,
         *,
         saved_kv: SavedKv | None = None,
-        read_devices: Callable[[], Sequence[Device]] = devices,
+        read_devices: Callable[[], Sequence[Device]] = lambda: [main_memory()],
+        device_source: DeviceSource | None = None,
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
@@ -63,6 +71,8 @@ class Residency:
         self.on_released: Callable[[Digest], None] = lambda digest: None
         self._keep_alive = runtime.keep_alive
         self._num_ctx = runtime.num_ctx
+        self._min_ctx = runtime.min_ctx
+        self._kv_type = runtime.kv_type
         self._limits = limits or Limits(
             max_queue=runtime.max_queue,
             slots=runtime.slots,
@@ -77,8 +87,15 @@ class Residency:
         self._pins: dict[str, Mapping[str, object]] = {}
         self._watchers = Watchers(self.list, over=self._drained)
 
+        self._offload = offload = Offload(device_source or FixedDevices(read_devices), pool, runtime.require_gpu)
+
         async def read() -> list[DeviceMemory]:
-            return [DeviceMemory(d.id, d.total_bytes, d.free_bytes) for d in await pool.run(read_devices)]
+            # First: what programs take in between is then missing twice, and not there twice.
+            await self.leases.look()
+            return await offload.devices()
+
+        async def rated(device: str) -> int:
+            return await pool.run(rated_bandwidth, await offload.bus_id(device))
 
         self._ledger = Ledger(
             read_devices=read,
@@ -87,6 +104,10 @@ class Residency:
             evict=self._evict,
             yield_turn=self._yield_turn,
         )
+        #: How fast answers come on this machine.
+        self.speeds = Speeds(store, pool, rated)
+        #: Memory that programs hold which are not ours.
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, bus_id_of=offload.bus_id)
         timings = timings or RunnerTimings(load_stall_s=load_s)
         self._spare = SpareRunner(
             SpareSettings(
@@ -98,7 +119,8 @@ class Residency:
             ),
             read,
         )
-        self._loader = Loader(
+        #: What loads models, and tells what they take.
+        self.loader = Loader(
             ledger=self._ledger,
             facts=Facts(store, pool, self._limits.slots),
             read_devices=read,
@@ -110,6 +132,7 @@ class Residency:
             timings=timings,
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
+            offload=offload,
             start=self._spare.start if runtime.spare_runner else RunnerProcess.start,
         )
 
@@ -121,6 +144,7 @@ class Residency:
         """Take no new requests, refuse those that wait, and let running answers finish until the drain deadline."""
         if not self._closing:
             self._closing = True
+            self.leases.drain()
             self._watchers.note_traffic()
             for actor in list(self._actors.values()):
                 actor.close()
@@ -137,14 +161,41 @@ class Residency:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._spare.stop()
+        await self.speeds.stop()
+
+    def note_answer(self, model: Loadable, finished: frames.Finished) -> None:
+        """Learn from an answer how fast this machine is. Others may have run beside it; a draft or choices may not."""
+        actor = self._actors.get(str(model.manifest_digest))
+        if actor is None or actor.loaded is None or finished.drafted_tokens or finished.choices:
+            return
+        self.speeds.note_soon(
+            model.manifest_digest,
+            actor.loaded.placement,
+            actor.loaded.active_bytes,
+            # The time runs from the first token on.
+            tokens=finished.generated_tokens - 1,
+            duration_ns=finished.generate_ns,
+        )
 
     def resident_manifests(self) -> set[Digest]:
         """Return the manifests whose blobs are in use, or will be in a moment; safe from any thread."""
         return {actor.model.manifest_digest for actor in list(self._actors.values()) if actor.resident}
 
+    def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
+        """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
+        return self._ledger.tally(leases=leases)
+
+    def waiting_plans(self) -> Sequence[Decision]:
+        """Return what waits for memory now, in the order in which it is served."""
+        return self._ledger.waiting()
+
+    def recent_plans(self) -> Sequence[Decision]:
+        """Return what was decided last, latest first."""
+        return self._ledger.recent()
+
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""
-        listed = [actor.status() for actor in self._actors.values()]
+        listed = [self._with_fault(actor.status()) for actor in self._actors.values()]
         return sorted(listed, key=lambda status: status.load_started_at)
 
     def enqueue(
@@ -185,7 +236,7 @@ class Residency:
             InvalidRequest: a parameter is unknown or out of range.
             LmdError: as `enqueue`, and what the load ends with.
         """
-        settings = self._settings(model, parameters)
+        settings = self.settings(model, parameters)
         actor = self._actor(model)
         with actor.enqueue(settings, keep_alive, caller) as ticket:
             actor.preload(settings)
@@ -204,7 +255,7 @@ class Residency:
         Raises:
             InvalidRequest: a parameter is unknown or out of range.
         """
-        settings = self._settings(model, parameters)
+        settings = self.settings(model, parameters)
         self._pins[model.name] = parameters
         for actor in self._actors.values():
             if model.name in actor.names:
@@ -259,7 +310,7 @@ class Residency:
                 keep_alive=self._keep_alive,
                 limits=self._limits,
                 ledger=self._ledger,
-                loader=self._loader,
+                loader=self.loader,
                 on_released=self._note_released,
                 on_end=self._note_end,
                 on_change=self._note_change,
@@ -274,12 +325,25 @@ class Residency:
                 self._supersede(other, model.name)
         actor.names.add(model.name)
         if model.name in self._pins:
-            actor.pin = self._settings(model, self._pins[model.name])
+            actor.pin = self.settings(model, self._pins[model.name])
         return actor
 
-    def _settings(self, model: Loadable, parameters: Mapping[str, object]) -> LoadSettings:
+    def settings(self, model: Loadable, parameters: Mapping[str, object]) -> LoadSettings:
+        """Return what a request with these *parameters* loads a model with.
+
+        Raises:
+            InvalidRequest: a parameter is unknown or out of range.
+        """
         return load_settings(
-            effective(parameters, model.parameters, num_ctx=self._num_ctx, train_ctx=model.header.context_length)
+            effective(
+                parameters,
+                model.parameters,
+                num_ctx=self._num_ctx,
+                train_ctx=model.header.context_length,
+                kv_type=usable_kv_type(model.header, self._kv_type),
+            ),
+            model.header,
+            min_ctx=context_floor(parameters, model.parameters, self._min_ctx),
         )
 
     def _supersede(self, old: ModelActor, name: str) -> None:
@@ -314,9 +378,14 @@ class Residency:
     def _note_change(self, actor: ModelActor) -> None:
         self._watchers.note(actor.name, actor.model.manifest_digest, actor.state, actor.reason)
 
+    def _with_fault(self, status: RunnerStatus) -> RunnerStatus:
+        """Say of a runner whose device was lost that it is, unless there is something to say already."""
+        fault = "" if status.reason else self._offload.fault_of(self._ledger.devices_of(str(status.digest)))
+        return replace(status, reason=fault) if fault else status
+
     def _usage(self, key: str) -> Usage:
         actor = self._actors.get(key)
-        return actor.usage() if actor is not None else _GONE
+        return actor.usage() if actor is not None else self.leases.usage(key) or _GONE
 
     def _evict(self, key: str, reason: str) -> None:
         actor = self._actors.get(key)

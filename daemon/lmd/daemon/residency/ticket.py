@@ -25,13 +25,15 @@ class Ticket:
     """A place in a queue that turns into a runner. Leave the `with` block to give either back.
 
     While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted. *caller* is whose
-    request it is, and *wish* how long the caller wants the model to stay.
+    request it is, and *wish* how long the caller wants the model to stay. Times are on the loop's clock.
     """
 
     def __init__(self, office: TicketOffice, settings: LoadSettings, wish: Wish, caller: str = "") -> None:
         self.settings = settings
         self.wish = wish
         self.caller = caller
+        self.enqueued_at = asyncio.get_running_loop().time()
+        self.admitted_at = 0.0
         self._office = office
         self._open = True
         self._admitted: asyncio.Future[RunnerProcess] = asyncio.get_running_loop().create_future()
@@ -74,6 +76,7 @@ class Ticket:
 
     def admit(self, runner: RunnerProcess) -> None:
         """Hand over the runner."""
+        self.admitted_at = asyncio.get_running_loop().time()
         self._admitted.set_result(runner)
 
     def refuse(self, error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -13,6 +13,7 @@ from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.runner_stats import EngineStats
 from lmd.registry.digest import Digest
 from lmd.registry.gguf import GgufHeader
+from lmd.registry.kv_types import DEFAULT_KV_TYPE, is_as_exact, most_exact
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 
@@ -90,6 +91,7 @@ class LoadSettings:
     num_gpu: int = -1
     num_thread: int = 0
     use_mmap: bool = True
+    kv_type: str = DEFAULT_KV_TYPE
     min_ctx: int = 0
     wanted_ctx: int = 0
 
@@ -97,12 +99,18 @@ class LoadSettings:
         """Tell whether a model that was loaded with *loaded* can serve a request that asks for these.
 
         A larger context serves a smaller one. Batch size, threads and mapping change the speed and not the answer,
-        so they wait for the next load: clients that differ in them do not take turns reloading the model.
+        so they wait for the next load: clients that differ in them do not take turns reloading the model. Keys and
+        values in a more exact type serve those who would do with less.
         """
         has_ctx = self.num_ctx <= loaded.num_ctx
         # What was too large a moment ago is not tried again for a request that does with less.
         does = 0 < self.min_ctx <= loaded.num_ctx and self.num_ctx <= loaded.wanted_ctx
-        return (has_ctx or does) and self.num_gpu in (-1, loaded.num_gpu)
+        exact = is_as_exact(loaded.kv_type, self.kv_type)
+        return (has_ctx or does) and exact and self.num_gpu in (-1, loaded.num_gpu)
+
+    def with_kv_type_of(self, others: Iterable[LoadSettings]) -> LoadSettings:
+        """Return these with keys and values as exact as any of *others* wants them."""
+        return replace(self, kv_type=most_exact(self.kv_type, *(other.kv_type for other in others)))
 
     def contexts(self) -> tuple[int, ...]:
         """Return the contexts that will do, the wanted one first; each is half of the one before."""
@@ -174,6 +182,8 @@ class RunnerStatus:
     reason: str
     stats: EngineStats | None = None
     pinned: bool = False
+    #: What it holds of each device.
+    shares: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,11 @@ def runner_message(status: RunnerStatus) -> pb.Runner:
         pid=status.pid,
         reason=status.reason,
         pinned=status.pinned,
+        shares=[
+            pb.DeviceShare(device=device, bytes=held_bytes)
+            # Accelerators first.
+            for device, held_bytes in sorted(status.shares, key=lambda share: (share[0] == "cpu", share[0]))
+        ],
     )
     message.load_time.FromDatetime(status.load_started_at)
     if status.expires_at is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc.aio
@@ -15,7 +15,7 @@ from lmd.daemon.admission import Admission
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import caller_of
 from lmd.daemon.config import Config
-from lmd.daemon.devices import Device, devices
+from lmd.daemon.devices import Device
 from lmd.daemon.errors import PermissionDenied
 from lmd.v1 import system_service_pb2 as pb
 from lmd.v1 import system_service_pb2_grpc as rpc
@@ -42,6 +42,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
         admission: Admission,
         pool: BlockingPool,
         shut_down: Callable[[], None],
+        devices: Callable[[], Sequence[Device]],
         http: HttpGateway | None = None,
     ) -> None:
         self._config = config
@@ -50,6 +51,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
         self._admission = admission
         self._pool = pool
         self._shut_down = shut_down
+        self._devices = devices
         self._http = http or HttpGateway()
         self._process = psutil.Process()
 
@@ -72,7 +74,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
             config_file=str(config.file or ""),
             start_time=start_time,
             engine_version=engine_version(),
-            devices=[_device(device) for device in await self._pool.run(devices)],
+            devices=[_device(device) for device in await self._pool.run(self._devices)],
             rss_bytes=self._process.memory_info().rss,
             draining=self._admission.draining,
             dropin=str(config.dropin.path) if config.dropin.enabled else "",
@@ -105,4 +107,5 @@ def _device(device: Device) -> pb.Device:
         description=device.description,
         total_bytes=device.total_bytes,
         free_bytes=device.free_bytes,
+        reason=device.reason,
     )

@@ -435,19 +435,25 @@ class DevicePart(_message.Message):
 
     DEVICE_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    BUS_ID_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """The accelerator's id, such as "cuda0"."""
     part: _builtins.float
     """Its part of the layers on accelerators; the parts need not add up to 1."""
+    bus_id: _builtins.str
+    """Its PCI address, such as "0000:c1:00.0"; empty when it has none. The engine numbers devices anew in each process, so
+    this says which one is meant.
+    """
     def __init__(
         self,
         *,
         device: _builtins.str = ...,
         part: _builtins.float = ...,
+        bus_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus_id", b"bus_id", "device", b"device", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1324,6 +1330,7 @@ class Ready(_message.Message):
     THREADS_LASTING_FIELD_NUMBER: _builtins.int
     PARKED_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    MAPPED_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Bytes of weights, on all devices."""
     kv_bytes: _builtins.int
@@ -1358,6 +1365,8 @@ class Ready(_message.Message):
     """Whether the thread counts were measured on a quiet machine, so that they are worth remembering."""
     parked_bytes: _builtins.int
     """The most bytes of RAM that prefixes take beside kv_bytes."""
+    mapped_bytes: _builtins.int
+    """Of the bytes in main memory, those of mapped files: the kernel takes them back when memory is short."""
     @_builtins.property
     def device_bytes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceBytes]:
         """The same bytes by device, main memory first."""
@@ -1383,10 +1392,11 @@ class Ready(_message.Message):
         threads_lasting: _builtins.bool = ...,
         parked_bytes: _builtins.int = ...,
         device_bytes: _abc.Iterable[Global___DeviceBytes] | None = ...,
+        mapped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device_bytes", b"device_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device_bytes", b"device_bytes", "embedding_length", b"embedding_length", "generates", b"generates", "gpu_layers", b"gpu_layers", "has_template", b"has_template", "kv_bytes", b"kv_bytes", "mapped_bytes", b"mapped_bytes", "num_ctx", b"num_ctx", "num_thread", b"num_thread", "num_thread_batch", b"num_thread_batch", "parked_bytes", b"parked_bytes", "pooling", b"pooling", "shifts", b"shifts", "slots", b"slots", "threads_lasting", b"threads_lasting", "train_ctx", b"train_ctx", "vram_bytes", b"vram_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1412,6 +1422,8 @@ class LoadFailed(_message.Message):
         """Not enough memory."""
         KIND_TEMPLATE: LoadFailed._Kind.ValueType  # 3
         """The template does not compile."""
+        KIND_DEVICE_GONE: LoadFailed._Kind.ValueType  # 4
+        """The engine does not find a device that it should load on."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """The kind of failure."""
@@ -1424,6 +1436,8 @@ class LoadFailed(_message.Message):
     """Not enough memory."""
     KIND_TEMPLATE: LoadFailed.Kind.ValueType  # 3
     """The template does not compile."""
+    KIND_DEVICE_GONE: LoadFailed.Kind.ValueType  # 4
+    """The engine does not find a device that it should load on."""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmd.registry.digest import Digest
 from lmd.registry.errors import FileInvalid
-from lmd.registry.gguf import read_header
+from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.store.importing import open_regular
 
 if TYPE_CHECKING:
@@ -53,14 +53,17 @@ def shards_of(path: Path) -> tuple[Path, ...]:
     return shards
 
 
-def check_model_file(path: Path) -> None:
-    """Look at the header of a file before it is copied and hashed: what is no model need not take space first.
+def read_file_headers(paths: Sequence[Path]) -> list[GgufHeader]:
+    """Read the headers of files.
 
     Raises:
         FileInvalid, GgufInvalid.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
-        read_header(file, os.fstat(file.fileno()).st_size)
+    headers = []
+    for path in paths:
+        with os.fdopen(open_regular(path), "rb") as file:
+            headers.append(read_header(file, os.fstat(file.fileno()).st_size))
+    return headers
 
 
 def import_files(
@@ -76,8 +79,8 @@ def import_files(
     Raises:
         FileInvalid, GgufInvalid, FileChanged, DiskFull, StoreError, PullCancelled.
     """
-    for path in paths:
-        check_model_file(path)
+    # Before anything is copied and hashed: what is no model need not take space first.
+    read_file_headers(paths)
     imported = []
     for path in paths:
 

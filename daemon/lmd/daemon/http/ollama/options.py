@@ -13,7 +13,7 @@ _WITHOUT_EFFECT = {"num_keep": Kind.INT, "main_gpu": Kind.INT}
 #: What stands for everything below, where Ollama, or its engine, takes a number that is below our range.
 _LOWEST = {"num_predict": -1, "num_gpu": -1, "top_k": 0, "temperature": 0}
 
-_KINDS = {Kind.INT: "integer", Kind.FLOAT: "float32", Kind.BOOL: "boolean", Kind.TEXTS: "array"}
+_KINDS = {Kind.INT: "integer", Kind.FLOAT: "float32", Kind.BOOL: "boolean", Kind.TEXTS: "array", Kind.CHOICE: "string"}
 
 
 def parameters_of(options: Mapping[str, object] | None) -> dict[str, object]:
@@ -43,6 +43,8 @@ def _typed(name: str, value: object, kind: Kind) -> object:
     if kind is Kind.FLOAT and number:
         return value
     if kind is Kind.BOOL and isinstance(value, bool):
+        return value
+    if kind is Kind.CHOICE and isinstance(value, str):
         return value
     if kind is Kind.TEXTS and isinstance(value, list):
         if not all(isinstance(item, str) for item in value):

@@ -126,6 +126,8 @@ def _parameter_lines(parameters: Mapping[str, ParameterValue]) -> Iterator[tuple
         if isinstance(value, tuple):
             for text in value:
                 yield name, json.dumps(text, ensure_ascii=False)
+        elif isinstance(value, str):
+            yield name, value
         elif isinstance(value, bool):
             yield name, "true" if value else "false"
         else:

@@ -33,6 +33,7 @@ class Extras(Body):
     num_gpu: int | None = None
     num_thread: int | None = None
     use_mmap: bool | None = None
+    kv_type: str | None = None
     truncate: bool | None = None
 
 

@@ -1,0 +1,78 @@
+"""An event loop whose clock jumps: whoever sleeps is woken as soon as nobody has anything else to do."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
+
+
+class Stuck(AssertionError):
+    """Raised when everyone waits for something that nobody will ever do."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Runs code of minutes and hours at once, the same way each time.
+
+    Time passes only while nothing is ready. Threads do not exist: what is given to an executor is done on the spot.
+    There is no waiting for the world outside either; what is used with it must be in this process.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._stops_idle = False
+        super().__init__(_Jumping(self))
+
+    def time(self) -> float:
+        """Return the virtual time, in seconds since the loop was made."""
+        return self._now
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], Any], *args: *Ts) -> asyncio.Future[Any]:
+        """Call *func* now."""
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def settle(self) -> None:
+        """Run until nothing is ready; no time passes."""
+        self._stops_idle = True
+        try:
+            self.run_forever()
+        finally:
+            self._stops_idle = False
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass, and run until nothing is ready then."""
+        self.call_later(seconds, self.stop)
+        self.run_forever()
+        self.settle()
+
+    def idle(self, timeout_s: float | None) -> None:
+        """Nothing is ready before *timeout_s* are over, or ever: jump there."""
+        if self._stops_idle:
+            self.stop()
+        elif timeout_s is None:
+            raise Stuck("all tasks wait, and nothing is going to happen")
+        else:
+            self._now += timeout_s
+
+
+class _Jumping(selectors.DefaultSelector):
+    """Asks for events that are there; instead of waiting for others it makes the time pass."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if not events and timeout != 0:
+            self._loop.idle(timeout)
+        return events
