@@ -1,4 +1,4 @@
-"""Residency over real processes: who is loaded when, and what each request gets."""
+"""Residency over runners that are processes, and over tasks that play them: who is loaded when, what requests get."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from lmd.daemon.adapter_scales import AdapterFile
@@ -34,6 +34,7 @@ from lmd.registry.gguf import read_header
 from lmd.registry.memory import estimate
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.gguf_bytes import TinyModel
+from tests.support.in_process import Host
 from tests.support.leaks import nothing_left_in, until
 from tests.support.residents import SETTINGS, Model, World, collect, header
 
@@ -50,9 +51,10 @@ def no_leaks(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-async def world(tmp_path: Path, no_leaks: None) -> AsyncIterator[World]:
-    made = World(tmp_path)
+@pytest.fixture(params=["processes", "tasks"])
+async def world(tmp_path: Path, no_leaks: None, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A world with real processes, and one where a runner is a task of the same code."""
+    made = World(tmp_path, host=Host() if request.param == "tasks" else None)
     yield made
     await made.close()
 
@@ -214,6 +216,15 @@ async def test_smaller_context_reuses_and_larger_reloads_once(world: World) -> N
     sizes = [2048, 4096, 1500]
     await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=n)) for n in sizes))
     assert [line.split()[0] for line in world.loads()] == ["1024", "4096"]
+
+
+async def test_more_exact_keys_and_values_serve_and_less_exact_ones_reload_once(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x", LoadSettings(num_ctx=1024, kv_type="q4_0"))
+    kinds = ["q8_0", "f16", "q4_0"]
+    await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=512, kv_type=kind)) for kind in kinds))
+    await world.ask(model, "x", LoadSettings(num_ctx=512, kv_type="q8_0"))
+    assert world.loads() == ["1024 0 q4_0", "512 3"]
 
 
 async def test_reload_waits_for_running_answers_and_others_queue_behind_it(world: World) -> None:
@@ -585,10 +596,7 @@ async def test_request_after_an_idle_runner_died_is_served(world: World) -> None
     """llama.cpp #28698 B: a request joins a dying child."""
     model = world.model("a")
     await world.ask(model, "x")
-    status = world.status(model)
-    assert status is not None
-    process = psutil.Process(status.pid)
-    process.kill()
+    world.signal(model, signal.SIGKILL)
     await until(lambda: world.state(model) is RunnerState.FAILED)
     assert await world.ask(model, "y") == "y "
 

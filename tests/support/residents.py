@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, cast
 
+import psutil
+
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
@@ -22,6 +24,7 @@ from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_answer import Answer
+from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
@@ -31,6 +34,7 @@ from lmd.registry.parameters import ParameterValue
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
 from tests.support.gguf_bytes import TinyModel
+from tests.support.in_process import Host
 from tests.support.leaks import until
 
 P = ParamSpec("P")
@@ -118,6 +122,8 @@ class World:
     device_source: DeviceSource | None = None
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
+    #: Where runners are without processes; None for processes.
+    host: Host | None = None
     spare_runner: bool = False
     _residency: Residency | None = None
 
@@ -156,6 +162,7 @@ class World:
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,
+                start_runner=self.host.start if self.host is not None else RunnerProcess.start,
             )
             self._residency.on_released = self.released.append
         return self._residency
@@ -193,6 +200,15 @@ class World:
     def state(self, model: Model) -> RunnerState | None:
         status = self.status(model)
         return status.state if status is not None else None
+
+    def signal(self, model: Model, number: int) -> None:
+        """Send a signal to the model's runner."""
+        status = self.status(model)
+        assert status is not None
+        if self.host is not None:
+            self.host.alive[status.pid].send_signal(number)
+        else:
+            psutil.Process(status.pid).send_signal(number)
 
     async def ask(
         self,
