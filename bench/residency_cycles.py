@@ -15,6 +15,8 @@ from bench.residents import OurModels
 from tests.support.shared_models import STORIES
 
 RSS_LIMIT_MB = 2.0
+#: A pool makes its threads as they are needed; what leaks would have one for each cycle.
+THREADS_LIMIT = 2
 _MODEL = "stories"
 _WINDOW = 20
 
@@ -61,14 +63,14 @@ def cycles(count: int) -> tuple[list[Figure], dict[str, object]]:
             others,
         )
     ]
-    for name, title in (
-        ("descriptors", "its file descriptors"),
-        ("threads", "its threads"),
-        ("children", "its processes"),
-        ("files", "files in its home"),
+    for name, title, limit in (
+        ("descriptors", "its file descriptors", 0),
+        ("threads", "its threads", THREADS_LIMIT),
+        ("children", "its processes", 0),
+        ("files", "files in its home", 0),
     ):
         before, after = _medians(name, early, late)
-        figures.append(Figure("cycles", title, "", after, before, after - before, "<=", 0, others))
+        figures.append(Figure("cycles", title, "", after, before, after - before, "<=", limit, others))
     return figures, {"cycles": [asdict(weight) for weight in weights]}
 
 

@@ -122,7 +122,7 @@ def mixed(
     if with_router:
         with LlamaRouter(program, models, room=ROOM, num_ctx=num_ctx) as router:
             theirs = run_clients(router, duration_s)
-    return _figures(outcome, theirs), {
+    return _figures(outcome, theirs, steady=steady), {
         "mixed": {**facts, "ours": _told(outcome), "theirs": _told(theirs) if theirs else None}
     }
 
@@ -187,7 +187,7 @@ def _client(server: ModelServer, client: int, begin_s: float, duration_s: float,
         number += 1
 
 
-def _figures(ours: Outcome, theirs: Outcome | None) -> list[Figure]:
+def _figures(ours: Outcome, theirs: Outcome | None, *, steady: bool) -> list[Figure]:
     def figure(
         title: str, unit: str, of_ours: float, of_theirs: float | None, value: float, kind: str, limit: float
     ) -> Figure:
@@ -220,6 +220,9 @@ def _figures(ours: Outcome, theirs: Outcome | None) -> list[Figure]:
         ),
         figure("models ready at once", "", ours.most_ready, None, ours.most_ready, "<=", ROOM),
     ]
+    if not steady:
+        moved = ours.drift_bytes / 1e6
+        figures.append(figure("free memory that others took or gave back meanwhile", "MB", moved, None, moved, "", 0))
     if theirs is not None:
         rates = [len(outcome.requests) / outcome.elapsed_s for outcome in (ours, theirs)]
         figures += [
