@@ -38,8 +38,12 @@ async def bandwidth(device: str) -> int:
     return 300 if device == "cuda0" else 0
 
 
+async def look() -> None:
+    """There are no leases whose programs could be looked at."""
+
+
 async def listed(*devices: Device, tally: Tally | None = None, refresh: bool = False) -> list[pb.ComputeDevice]:
-    listing = DeviceListing(Inventory(list(devices)), tally or Tally(), Threads(), bandwidth)
+    listing = DeviceListing(Inventory(list(devices)), tally or Tally(), Threads(), bandwidth, look)
     return list((await listing.response(pb.ListDevicesRequest(refresh=refresh))).devices)
 
 
@@ -68,7 +72,7 @@ async def test_of_a_device_that_cannot_be_read_nothing_is_known_of_others() -> N
 
 async def test_only_who_asks_for_it_makes_the_inventory_look_again() -> None:
     inventory = Inventory([LOST])
-    listing = DeviceListing(inventory, Tally(), Threads(), bandwidth)
+    listing = DeviceListing(inventory, Tally(), Threads(), bandwidth, look)
     await listing.response(pb.ListDevicesRequest())
     assert inventory.refreshed == 0
     await listing.response(pb.ListDevicesRequest(refresh=True))
