@@ -18,7 +18,7 @@ from lmd.daemon.errors import DeviceMemoryShort, Draining, LeaseMemoryShort
 from lmd.daemon.process_memory import ProcessTree, used_bytes
 from lmd.daemon.residency.facts import Pool
 from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
-from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory
+from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Held
 from lmd.daemon.tasks import give_up
 from lmd.registry.errors import InvalidRequest, size_text
 
@@ -184,7 +184,11 @@ class Leases:
         while True:
             ended = self._ended
             try:
-                await self._ledger.admit(ask, timeout_s=MAX_WAIT_S, on_wait=lambda plan: lease.note_wait(plan.reason))
+                placed = await self._ledger.admit(
+                    ask, timeout_s=MAX_WAIT_S, on_wait=lambda plan: lease.note_wait(plan.reason)
+                )
+                # Unlike a model it does not load: what it has taken is known at any time.
+                self._ledger.settle(key, [Held(part.device, part.bytes, part.bytes) for part in placed.shares])
                 return
             except DeviceMemoryShort as error:
                 if ended.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 GPU_SETTLE_S = 3.0
 #: How the keys of leases begin; those of models are digests.
 LEASE_PREFIX = "lease "
+#: So does the kernel, of main memory; it is not refused for good before that is over.
+RELEASE_S = 2.0
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -125,9 +128,10 @@ class Ledger:
         yield_turn: Callable[[str, str], None],
         keep_turn: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers.
+        """Make a ledger of nothing.
 
-        *keep_turn* tells one that has not left yet that nobody waits for its memory any more.
+        *evict* tells an idle one why it has to leave. *yield_turn* tells a busy one to leave after its answers, and
+        *keep_turn* that it need not do so after all.
         """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
@@ -138,8 +142,10 @@ class Ledger:
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
-        self._yielding: set[str] = set()
+        #: Who gives up its turn, and for whom.
+        self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
+        self._released_at = -math.inf
         #: Those that load: what they have taken already, a reading shows as well.
         self._unsettled: set[str] = set()
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
@@ -216,9 +222,8 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
-            if not self._asking:
-                for key in list(self._yielding):
-                    self._keep_turn(key)
+            if ask.key not in self._holdings:
+                self._call_off_turns(ask.key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:
@@ -229,16 +234,17 @@ class Ledger:
 
     def keeps_turn(self, key: str) -> None:
         """Note that *key* goes on after all: the turn that it should have given up was called off."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self.changed()
 
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self._unsettled.discard(key)
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
+        self._released_at = asyncio.get_running_loop().time()
         late = tuple(replace(part, unseen_bytes=0) for part in resident.held if part.device != CPU)
         if late:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
@@ -311,7 +317,7 @@ class Ledger:
                 gone = " and ".join(ask.devices or ("every device",))
                 asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
-            settling = any(until > now for until, _ in self._settling)
+            settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
@@ -344,9 +350,14 @@ class Ledger:
                 self._evict(victim, f"makes room for `{ask.name}`")
         elif decided.action is Action.TURN:
             for busy in decided.others:
-                self._yielding.add(busy)
+                self._yielding[busy] = ask.key
                 self._yield_turn(busy, f"gives `{ask.name}` its turn when the running answers are done")
         asking.on_wait(decided)
+
+    def _call_off_turns(self, key: str) -> None:
+        """Let those go on that only left for *key*, which wants no memory any more."""
+        for busy in [busy for busy, asking in self._yielding.items() if asking == key]:
+            self._keep_turn(busy)
 
     def _residents(self, asking: str) -> list[Resident]:
         """Return everyone as the planner sees them; earlier asks that got a place count as loading already."""
