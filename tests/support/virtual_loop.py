@@ -22,9 +22,9 @@ class Stuck(AssertionError):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Runs code of minutes and hours at once, the same way each time.
 
-    Time passes only while nothing is ready, and a nanosecond with each round of the loop: as on every machine, nobody can
-    wait for so short a while that the clock shows the same. Threads do not exist: what is given to an executor is done on the spot.
-    There is no waiting for the world outside either; what is used with it must be in this process.
+    Time passes only while nothing is ready, and a nanosecond with each round of the loop: as on every machine, nobody
+    can wait for so short a while that the clock shows the same. Threads do not exist: what is given to an executor is
+    done on the spot. There is no waiting for the world outside either; what is used with it must be in this process.
     """
 
     def __init__(self) -> None:

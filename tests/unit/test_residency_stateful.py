@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import tempfile
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from lmd.daemon.errors import DeviceUnavailable, RunnerCrashed, RunnerHung, Runn
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import FOR_EVER, Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_spec import RunnerTimings
-from lmd.registry.errors import ModelNotFound
+from lmd.registry.digest import Digest
+from lmd.registry.errors import LmdError, ModelNotFound
+from tests.support.fake_runner import write_model
 from tests.support.residents import Memory, Model, World
 from tests.support.simulated_machine import CPU, FAULTS, GPUS, UNIT, Chip, SimulatedMachine, Size
 from tests.support.told_requests import Judge, Request, Requests
@@ -91,6 +94,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.estimates.start()
         self.residency: Residency = self.within(lambda: self.world.residency)
         self.requests = Requests(self.residency, self.loop, wait_s=LIMITS.wait_s, max_queue=LIMITS.max_queue)
+        self.versions = 0
         self.gates: list[tuple[Request, Path]] = []
         self.short = Shortness(self)
 
@@ -175,10 +179,36 @@ class ResidencyMachine(RuleBasedStateMachine):
         try:
             async for _ in self.residency.load(model, {"num_ctx": num_ctx}):
                 pass
-        except Exception as error:
-            if type(error).__module__.startswith("lmd"):
-                return
-            raise
+        except LmdError:
+            return
+
+    @rule(name=names, num_ctx=st.sampled_from([1024, 2048]))
+    def pin(self, name: str, num_ctx: int) -> None:
+        model = self.models[name]
+        self.within(lambda: self.residency.pin(model, {"num_ctx": num_ctx}))
+        self.short.kept.add(name)
+        self.loop.settle()
+
+    @rule(name=names)
+    def unpin(self, name: str) -> None:
+        self.within(lambda: self.residency.unpin(name))
+        self.loop.settle()
+
+    @rule(name=names)
+    def make_a_new_version(self, name: str) -> None:
+        """Whoever asks for the name from now on gets another model; the old one goes after its answers."""
+        self.versions += 1
+        weights = write_model(self.directory / f"version-{self.versions}")
+        old = self.models[name]
+        self.models[name] = replace(old, weights=(weights,), digest=Digest.of(weights.name.encode()))
+
+    @precondition(lambda self: not self.requests.draining)
+    @rule(sure=st.integers(0, 9))
+    def tell_the_daemon_to_stop(self, sure: int) -> None:
+        if sure == 0:
+            self.requests.draining = True
+            self.within(self.residency.drain)
+            self.loop.settle()
 
     # What happens to machines
 
@@ -338,7 +368,7 @@ class Shortness(Judge):
 
 TestResidencyMachine = ResidencyMachine.TestCase
 TestResidencyMachine.settings = settings(
-    max_examples=5,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

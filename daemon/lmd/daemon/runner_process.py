@@ -273,7 +273,7 @@ class RunnerProcess:
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self._watch()), group.create_task(self._follow_link())]
                 await process.wait()
-                with contextlib.suppress(ProcessLookupError):  # what it started goes with it, however it ended
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started goes with it
                     os.killpg(process.pid, signal.SIGKILL)
                 for helper in helpers:
                     helper.cancel()
