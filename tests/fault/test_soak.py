@@ -31,7 +31,7 @@ CLIENTS = 6
 #: What a request may take: a load in a storm of failures waits for pauses of up to half a minute.
 PATIENCE_S = 120.0
 #: What errors that are somebody's doing say, in the words of the daemon.
-REASONS = (
+REASONS = ("died", "too many requests", "does not fit", "was unloaded", "made no progress", "did not answer for")
     "died",
     "too many",
     "does not fit",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ from tests.support.virtual_loop import VirtualLoop
 
 SIZES = {"a:latest": Size(30, 10), "b:latest": Size(40, 5), "c:latest": Size(60, 10), "d:latest": Size(20, 20)}
 LIMITS = Limits(max_queue=8, slots=2, wait_s=120, drain_s=30)
-TIMINGS = RunnerTimings()
+TIMINGS = RunnerTimings(ping_interval_s=15)
 
 names = st.sampled_from(sorted(SIZES))
 callers = st.sampled_from(["uid:1", "uid:2", "uid:3"])
@@ -314,7 +315,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.machine.appear(device)
             self.machine.others_use(device, 0)
         # A frozen runner is found out, its successor waits for a pause and may wait for memory.
-        for _ in range(8):
+        for _ in range(6):
             self.loop.advance(LIMITS.wait_s)
             self.nothing_is_wrong()
         left = self.requests.open()
@@ -367,10 +368,14 @@ class Shortness(Judge):
         return max(before + during, default=0)
 
 
-TestResidencyMachine = ResidencyMachine.TestCase
+@pytest.mark.timeout(900)
+class TestResidencyMachine(ResidencyMachine.TestCase):  # type: ignore[misc, valid-type]
+    """Ten thousand steps."""
+
+
 TestResidencyMachine.settings = settings(
-    max_examples=200,
-    stateful_step_count=50,
+    max_examples=100,
+    stateful_step_count=100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
