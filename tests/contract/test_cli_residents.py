@@ -165,3 +165,46 @@ def test_stop_of_all_cuts_what_stops_already_only_by_force(daemon: FakeDaemon, c
     assert daemon.requests("UnloadModel") == []
     lm(capsys, "stop", "--all", "--force")
     assert [request.name for request in daemon.requests("UnloadModel")] == ["poet:latest"]
+
+
+# ps --plan
+
+
+def decision(name: str, action: pb.Decision.Action.ValueType, reason: str) -> pb.Decision:
+    made = pb.Decision(name=name, action=action, reason=reason, needed_bytes=5 * MIB, others=["poet:latest"])
+    made.shares.add(device="cuda0", bytes=5 * MIB)
+    made.waited.FromMilliseconds(2500)
+    made.time.FromSeconds(1_700_000_000)
+    return made
+
+
+def test_ps_plan_tells_what_waits_and_what_was_decided(daemon: FakeDaemon, capsys: Capture) -> None:
+    daemon.plan = pb.GetPlanResponse(
+        waiting=[decision("b:latest", pb.Decision.ACTION_WAIT, "waits for `poet:latest`")],
+        recent=[decision("b:latest", pb.Decision.ACTION_TURN, "`poet:latest` yields")],
+    )
+    shown = [line.split() for line in lm(capsys, "ps", "--plan").out.splitlines()]
+    assert shown[0] == ["WAITING", "FOR", "NEEDS", "REASON"]
+    assert shown[1] == ["b:latest", "2.5s", "5", "MiB", "waits", "for", "`poet:latest`"]
+    assert shown[3] == ["DECIDED", "NAME", "ACTION", "REASON"]
+    assert shown[4][-4:] == ["b:latest", "turn", "`poet:latest`", "yields"]
+    as_json = json.loads(lm(capsys, "ps", "--plan", "--json").out)
+    assert as_json["waiting"] == [
+        {
+            "name": "b:latest",
+            "action": "wait",
+            "shares": [{"device": "cuda0", "bytes": 5 * MIB}],
+            "others": ["poet:latest"],
+            "reason": "waits for `poet:latest`",
+            "time": "2023-11-14T22:13:20.000Z",
+            "needed_bytes": 5 * MIB,
+            "waited_seconds": 2.5,
+        }
+    ]
+    assert as_json["recent"][0]["action"] == "turn"
+
+
+def test_ps_plan_is_not_watched(daemon: FakeDaemon, capsys: Capture) -> None:
+    refused = lm(capsys, "ps", "--plan", "--watch")
+    assert refused.code == 2
+    assert "cannot be combined" in refused.err

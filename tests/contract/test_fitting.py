@@ -294,3 +294,13 @@ async def test_hanging_up_leaves_the_source(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert bench.shelf.left.is_set()
+
+
+async def test_a_machine_that_must_not_use_main_memory_and_has_nothing_else(bench: Bench) -> None:
+    bench.world.require_gpu = True
+    bench.add("large", large_header())
+    fit = await bench.fit("large")
+    assert not fit.fits
+    assert fit.total_bytes == fit.weights_bytes + fit.kv_bytes + fit.compute_bytes
+    assert "require_gpu" in fit.reason
+    assert (fit.shares, fit.largest_context_length) == ((), 0)

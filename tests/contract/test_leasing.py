@@ -92,7 +92,7 @@ async def test_a_model_falls_back_to_main_memory_while_the_accelerator_is_leased
 async def test_what_the_program_uses_counts_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     used_bytes = 700
     leases = world.residency.leases
-    monkeypatch.setattr(leases, "_measure", lambda tree, device: used_bytes)
+    monkeypatch.setattr(leases, "_measure", lambda *_: used_bytes)
     model = world.model("model")
     async with granted(leases.hold(2500, tree=TREE)):
         # The program takes 2,000, which the machine's figures show; 500 of the lease are still to come.

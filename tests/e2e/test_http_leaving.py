@@ -56,7 +56,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     make_tiny_llama(files / f"{MODEL}.gguf", n_layer=8, n_embd=512, n_ctx=4096, chat_template=CHATML)
     make_tiny_bert(files / f"{RANKER}.gguf", pooling=gguf.PoolingType.RANK, classifier=True)
     home = tmp_path_factory.mktemp("h")
-    with HubServer() as hub, installed(home, HF_ENDPOINT=hub.endpoint, LMD_RUNTIME_SLOTS="1") as made:
+    # Descriptors are counted, and a spare runner takes some at its own time.
+    settings = {"LMD_RUNTIME_SLOTS": "1", "LMD_RUNTIME_SPARE_RUNNER": "false"}
+    with HubServer() as hub, installed(home, HF_ENDPOINT=hub.endpoint, **settings) as made:
         hub.add_repo("test/stalls", {STORIES.name: STORIES})
         hub.fault("test/stalls", STORIES.name, Stall(10_000), times=-1)
         made.start()

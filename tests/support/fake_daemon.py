@@ -207,6 +207,7 @@ class FakeDaemon:
         #: The versions of models by their names, newest first.
         self.versions: dict[str, list[model_pb.Version]] = {}
         self.running_answers = 0
+        self.plan = runtime_pb.GetPlanResponse()
         #: What fits, by the name that is asked for.
         self.fits: dict[str, runtime_pb.FitModelResponse] = {}
         self.lease: LeaseScript = self._lease
@@ -451,6 +452,10 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
     @_unary
     def ListRunners(self, request: Any, context: Any) -> Any:
         return runtime_pb.ListRunnersResponse(runners=self.daemon.runners)
+
+    @_unary
+    def GetPlan(self, request: Any, context: Any) -> Any:
+        return self.daemon.plan
 
     @_unary
     def ListDevices(self, request: Any, context: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
+from lmd.registry.errors import ModelNotFound
 from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
@@ -179,7 +181,8 @@ class World:
         async with asyncio.timeout(30):
             for status in self.residency.list():
                 if status.state is not RunnerState.FAILED:
-                    await self.residency.unload(str(status.digest), force=True)
+                    with contextlib.suppress(ModelNotFound):  # it was about to go by itself
+                        await self.residency.unload(str(status.digest), force=True)
             await self.residency.stop()
         assert self.residency.resident_manifests() == set()
 

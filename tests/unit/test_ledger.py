@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -19,8 +20,9 @@ IDLE = Usage(busy=False, last_used=0, pinned=False, leaving=False)
 class Machine:
     """A GPU whose free memory a test sets; evicted models leave when the test says so."""
 
-    def __init__(self, free_bytes: int) -> None:
+    def __init__(self, free_bytes: int, device: str = "cuda0") -> None:
         self.free_bytes = free_bytes
+        self.device = device
         self.usages: dict[str, Usage] = {}
         self.evicted: list[str] = []
         self.yielded: list[str] = []
@@ -37,26 +39,27 @@ class Machine:
     async def read(self) -> Sequence[DeviceMemory]:
         await asyncio.sleep(0)
         self.readings += 1
-        return [DeviceMemory("cuda0", 200, self.free_bytes)]
+        return [DeviceMemory(self.device, 200, self.free_bytes)]
 
     async def admit(self, key: str, timeout_s: float = 20) -> str:
-        ask = Ask.of_bytes(key, key, 100, "cuda0")
+        ask = Ask.of_bytes(key, key, 100, self.device)
         placement = await self.ledger.admit(ask, timeout_s=timeout_s, on_wait=self.waits.append)
         return placement.device
 
     async def resident(self, key: str) -> None:
         await self.admit(key)
         self.free_bytes -= 100
-        self.ledger.settle(key, [Held("cuda0", 100)])
+        self.ledger.settle(key, [Held(self.device, 100)])
 
     async def until_waiting(self) -> None:
         await until(lambda: bool(self.waits))
 
 
-async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cuda0", "cpu"])
+async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """llama.cpp #23668: the driver still shows the memory of the child that just died, and the next load fails."""
     monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
-    machine = Machine(100)
+    machine = Machine(100, device)
     await machine.resident("a")
     load = asyncio.create_task(machine.admit("b"))
     await machine.until_waiting()
@@ -67,12 +70,13 @@ async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.Monkey
     assert not load.done()  # three late readings have neither refused it nor evicted more
     assert set(machine.evicted) == {"a"}
     machine.free_bytes = 100
-    assert await load == "cuda0"
+    assert await load == device
 
 
 async def test_what_the_driver_never_gives_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
     monkeypatch.setattr(ledger_module, "GPU_SETTLE_S", 0.05)
+    monkeypatch.setattr(ledger_module, "RELEASE_S", 0.05)
     machine = Machine(100)
     await machine.resident("a")
     machine.ledger.release("a")
@@ -132,3 +136,143 @@ async def test_the_wait_ends_with_numbers() -> None:
     assert caught.value.metadata["free_bytes"] == "0"
     assert machine.evicted == []
     assert (machine.waits[0].action, machine.waits[0].others) == (Action.WAIT, ("a",))
+
+
+BUSY = Usage(busy=True, last_used=0, pinned=False, leaving=False)
+
+
+async def leave(task: asyncio.Task[str]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_busy_model_yields_when_somebody_has_waited_long_enough() -> None:
+    """Ollama waits for busy models without end; llama-swap kills their answers."""
+    machine = Machine(100)
+    await machine.resident("a")
+    # Its turn is half a second, and patience with it a tenth.
+    machine.usages["a"] = replace(BUSY, loaded_at=asyncio.get_running_loop().time() - 60)
+    load = asyncio.create_task(machine.admit("b"))
+    await until(lambda: bool(machine.yielded))
+    assert machine.yielded[0] == "a"
+    assert machine.evicted == []
+    assert [decision.plan.action for decision in machine.ledger.recent()][:2] == [Action.TURN, Action.WAIT]
+    machine.free_bytes = 100
+    machine.ledger.release("a")
+    assert await load == "cuda0"
+
+
+async def test_memory_of_who_yields_is_not_taken_by_a_later_one() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = replace(BUSY, loaded_at=asyncio.get_running_loop().time() - 60)
+    first = asyncio.create_task(machine.admit("first"))
+    await until(lambda: bool(machine.yielded))
+    later = asyncio.create_task(machine.admit("later"))
+    await until(lambda: len(machine.ledger.waiting()) == 2)
+    machine.free_bytes = 100
+    machine.ledger.release("a")
+    assert await first == "cuda0"
+    assert not later.done()
+    await leave(later)
+
+
+async def test_the_higher_priority_is_served_first_and_then_who_came_first() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages = dict.fromkeys(("a", "late", "early", "urgent"), BUSY)
+    served: list[str] = []
+
+    async def load(key: str, priority: int = 0) -> None:
+        ask = Ask.of_bytes(key, key, 100, "cuda0", priority=priority)
+        await machine.ledger.admit(ask, timeout_s=20, on_wait=machine.waits.append)
+        served.append(key)
+        machine.ledger.settle(key, [])
+        machine.ledger.release(key)
+
+    tasks = []
+    for key, priority in (("early", 0), ("late", 0), ("urgent", 1)):
+        tasks.append(asyncio.create_task(load(key, priority)))
+        await until(lambda: len(machine.ledger.waiting()) == len(tasks))
+    assert [decision.name for decision in machine.ledger.waiting()] == ["urgent", "early", "late"]
+    machine.free_bytes = 100
+    machine.ledger.release("a")
+    await asyncio.gather(*tasks)
+    assert served == ["urgent", "early", "late"]
+
+
+async def test_what_waited_in_a_queue_counts() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = BUSY
+    ask = replace(Ask.of_bytes("b", "b", 100, "cuda0"), waited_s=300)
+    load = asyncio.create_task(machine.ledger.admit(ask, timeout_s=20, on_wait=machine.waits.append))
+    await machine.until_waiting()
+    assert machine.ledger.waiting()[0].waited_s >= 300
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+
+
+async def test_decisions_are_told_once_each_with_names_and_reasons() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = BUSY
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    seen = machine.readings
+    await until(lambda: machine.readings >= seen + 2)
+    (waiting,) = machine.ledger.waiting()
+    assert (waiting.name, waiting.plan.action, waiting.others) == ("b", Action.WAIT, ("a",))
+    assert waiting.plan.reason.startswith("waits for memory that `a` holds")
+    assert [decision.name for decision in machine.ledger.recent()] == ["b", "a"]
+    await leave(load)
+    assert machine.ledger.waiting() == []
+
+
+async def test_the_last_decisions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(200)
+    for number in range(ledger_module.REMEMBERED + 5):
+        await machine.admit(str(number))
+        machine.ledger.settle(str(number), [])
+        machine.ledger.release(str(number))
+    kept = machine.ledger.recent()
+    assert len(kept) == ledger_module.REMEMBERED
+    assert kept[0].name == str(ledger_module.REMEMBERED + 4)
+
+
+async def test_whoever_asks_is_told_when_the_machine_cannot_be_read() -> None:
+    machine = Machine(100)
+
+    async def fail() -> Sequence[DeviceMemory]:
+        raise OSError("the driver is gone")
+
+    machine.read = fail  # type: ignore[method-assign]
+    machine.ledger = Ledger(
+        read_devices=machine.read,
+        reserve_bytes=0,
+        usage=lambda key: IDLE,
+        evict=lambda key, reason: None,
+        yield_turn=lambda key, reason: None,
+    )
+    with pytest.raises(OSError, match="driver"):
+        await machine.admit("a")
+    assert machine.ledger.waiting() == []
+
+
+async def test_a_question_changes_nothing() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    asked = await machine.ledger.would(Ask.of_bytes("b", "b", 100, "cuda0"))
+    assert (asked.action, asked.others) == (Action.EVICT, ("a",))
+    assert machine.evicted == []
+    assert [decision.name for decision in machine.ledger.recent()] == ["a"]
+    assert machine.ledger.holding("b") is None
+
+
+async def test_nobody_asks_twice() -> None:
+    machine = Machine(200)
+    await machine.admit("a")
+    with pytest.raises(ValueError, match="has memory already"):
+        await machine.admit("a")

@@ -42,7 +42,11 @@ def facts() -> Facts:
 
 @pytest.fixture
 def speeds(facts: Facts) -> Speeds:
-    return Speeds(facts, Threads(), rated=lambda device: 0)
+    return Speeds(facts, Threads(), unrated)
+
+
+async def unrated(_device: str) -> int:
+    return 0
 
 
 async def ran(speeds: Speeds, digest: Digest, active_bytes: int, per_second: int, device: str = "cpu") -> None:
@@ -122,7 +126,7 @@ async def test_a_split_model_is_remembered_by_itself_only(speeds: Speeds) -> Non
 async def test_the_next_daemon_knows_it_too(speeds: Speeds, facts: Facts) -> None:
     await ran(speeds, A, GIB, 40)
     await speeds.stop()
-    again = Speeds(facts, Threads())
+    again = Speeds(facts, Threads(), unrated)
     assert (await again.expect(A, "cpu", [])).tokens_per_second == 40
     assert await again.bandwidth("cpu") == 40 * GIB
 
@@ -131,19 +135,19 @@ async def test_the_next_daemon_knows_it_too(speeds: Speeds, facts: Facts) -> Non
     "text", ["", "[]", "-7", "{", '{"cpu": 3}', '{"cpu": {"x": 1}}', '{"cpu": {"31": null}}', "nan"]
 )
 async def test_what_cannot_be_read_is_unknown(facts: Facts, text: str) -> None:
-    first = Speeds(facts, Threads())
+    first = Speeds(facts, Threads(), unrated)
     await ran(first, A, GIB, 40)
     await first.stop()
     facts.facts = dict.fromkeys(facts.facts, text)
-    assert await Speeds(facts, Threads()).expect(A, "cpu", [Part("cpu", GIB)]) == UNKNOWN
+    assert await Speeds(facts, Threads(), unrated).expect(A, "cpu", [Part("cpu", GIB)]) == UNKNOWN
 
 
 async def test_an_absurd_record_is_not_believed(facts: Facts) -> None:
-    first = Speeds(facts, Threads())
+    first = Speeds(facts, Threads(), unrated)
     await ran(first, A, GIB, 40)
     await first.stop()
     facts.facts = dict.fromkeys(facts.facts, json.dumps({"cpu": {"31": 1e300}}))
-    assert await Speeds(facts, Threads()).bandwidth("cpu") == 0
+    assert await Speeds(facts, Threads(), unrated).bandwidth("cpu") == 0
 
 
 async def test_a_store_that_fails_costs_the_memory_only(speeds: Speeds, facts: Facts) -> None:
@@ -154,7 +158,10 @@ async def test_a_store_that_fails_costs_the_memory_only(speeds: Speeds, facts: F
 
 
 async def test_a_device_that_says_what_it_is_rated_for_is_expected_to_reach_a_part_of_it(facts: Facts) -> None:
-    speeds = Speeds(facts, Threads(), rated=lambda device: 1000 * GIB if device == "cuda0" else 0)
+    async def rated(device: str) -> int:
+        return 1000 * GIB if device == "cuda0" else 0
+
+    speeds = Speeds(facts, Threads(), rated)
     expected = await speeds.expect(A, "cuda0", [Part("cuda0", 10 * GIB)])
     assert expected.tokens_per_second == pytest.approx(60.0)
     assert not expected.calibrated
@@ -179,10 +186,10 @@ class Driver:
     def nvmlShutdown(self) -> None:
         pass
 
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
-        if number:
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id: str) -> int:
+        if bus_id != "0000:c1:00.0":
             raise self.NVMLError("no such device")
-        return number
+        return 0
 
     def nvmlDeviceGetMemoryBusWidth(self, _handle: int) -> int:
         return 5120
@@ -193,8 +200,8 @@ class Driver:
 
 def test_what_a_gpu_is_rated_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Driver())
-    assert rated_bandwidth("cuda0") == pytest.approx(3.35e12, rel=0.01)
-    assert rated_bandwidth("cuda1") == rated_bandwidth("cpu") == rated_bandwidth("vulkan0") == 0
+    assert rated_bandwidth("0000:c1:00.0") == pytest.approx(3.35e12, rel=0.01)
+    assert rated_bandwidth("0000:c2:00.0") == rated_bandwidth("") == 0
 
 
 def test_a_place_is_called_by_its_layers() -> None:

@@ -31,8 +31,9 @@ from lmd.daemon.resident_metrics import Holdings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.daemon.server import AddServicer, adder
 from lmd.daemon.services.calls import InferenceCallsServicer
-from lmd.daemon.services.devices import DeviceListing, RuntimeDevicesServicer
+from lmd.daemon.services.devices import DeviceListing
 from lmd.daemon.services.models import ModelServiceServicer
+from lmd.daemon.services.plans import RuntimePlansServicer
 from lmd.daemon.services.store import StoreServiceServicer
 from lmd.daemon.services.system import engine_version
 from lmd.daemon.tokenizing import Tokenizing
@@ -194,7 +195,7 @@ class Application:
             adder(
                 "RuntimeService",
                 add_RuntimeServiceServicer_to_server,
-                RuntimeDevicesServicer(
+                RuntimePlansServicer(
                     catalog,
                     residency,
                     pins,

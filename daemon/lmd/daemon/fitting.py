@@ -16,6 +16,7 @@ from lmd.daemon.access import pull_ref
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
+from lmd.daemon.errors import DeviceUnavailable
 from lmd.daemon.residency.facts import MeasuredMemory
 from lmd.daemon.residency.ledger import Picture
 from lmd.daemon.residency.loading import Loader
@@ -149,7 +150,10 @@ class Fitting:
 
     async def _look(self, model: Loadable, settings: LoadSettings, *, stored: bool) -> Fit:
         loader = self._loader
-        ask = await loader.ask(model, settings, gpu_offload=True)
+        try:
+            ask = await loader.ask(model, settings, gpu_offload=True)
+        except DeviceUnavailable as error:
+            return self._nowhere(model, settings, error)
         picture = await loader.ledger.picture(ask.key)
         plan = picture.plan(ask)
         placement = plan.placement
@@ -183,6 +187,33 @@ class Fitting:
             stored=stored,
             download_bytes=0,
             reason=self._reason(model, settings, plan, ask),
+        )
+
+    def _nowhere(self, model: Loadable, settings: LoadSettings, error: DeviceUnavailable) -> Fit:
+        """Return what a model takes that may not be loaded on any device of this machine."""
+        whole = self._loader.estimate(model, settings)
+        return Fit(
+            total_bytes=whole.total_bytes,
+            weights_bytes=whole.weights_bytes,
+            kv_bytes=whole.kv_bytes,
+            compute_bytes=whole.compute_bytes,
+            beside_bytes=0,
+            fits=False,
+            measured=False,
+            shares=(),
+            gpu_layers=0,
+            layers=len(whole.layers) + 1,
+            evicted=(),
+            context_length=settings.num_ctx,
+            largest_context_length=0,
+            trained_context_length=model.header.context_length,
+            slots=self._loader.slots,
+            tokens_per_second=0.0,
+            active_bytes=whole.active_bytes,
+            calibrated=False,
+            stored=True,
+            download_bytes=0,
+            reason=error.message,
         )
 
     async def _measured(self, model: Loadable, settings: LoadSettings, placement: Placement) -> MeasuredMemory | None:

@@ -334,7 +334,7 @@ class ModelActor:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
         settings = self._target()
         self._loading = settings
-        self._show(RunnerState.LOADING, "", anew=True)
+        self._show(RunnerState.LOADING, "starts the runner", anew=True)
         self._load_started, self._load_s = time.time(), None
         started = self._loop.time()
         attempt = asyncio.create_task(self._bring_up(settings))
@@ -533,8 +533,9 @@ class ModelActor:
         self._wake.set()
 
     def _note_progress(self, fraction: float) -> None:
-        self._fraction = fraction
-        self._show(reason="")
+        # No event for each: while there is progress there is nothing to explain.
+        self._fraction, self.reason = fraction, ""
+        self._on_traffic()
 
     def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):

@@ -16,7 +16,7 @@ import structlog
 from lmd.daemon.errors import DeviceMemoryShort, Draining, LeaseMemoryShort
 from lmd.daemon.process_memory import ProcessTree, used_bytes
 from lmd.daemon.residency.facts import Pool
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
 from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Plan
 from lmd.daemon.tasks import give_up
 from lmd.registry.errors import InvalidRequest
@@ -51,6 +51,7 @@ class _Lease:
         self.device = device
         self.size_bytes = size_bytes
         self.tree = tree
+        self.bus_id = ""
         self.before_bytes = 0
         self.used_bytes = 0
         self.waits_for = ""
@@ -74,11 +75,13 @@ class Leases:
         ledger: Ledger,
         read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]],
         pool: Pool,
-        measure: Callable[[ProcessTree, str], int] = used_bytes,
+        bus_id_of: Callable[[str], Awaitable[str]],
+        measure: Callable[[ProcessTree, str, str], int] = used_bytes,
     ) -> None:
         self._ledger = ledger
         self._read_devices = read_devices
         self._pool = pool
+        self._bus_id_of = bus_id_of
         self._measure = measure
         self._leases: dict[str, _Lease] = {}
         self._numbers = itertools.count(1)
@@ -105,8 +108,9 @@ class Leases:
         name = " ".join(purpose.split())[:MAX_PURPOSE] or "a program"
         lease = _Lease(name, chosen, size_bytes, tree)
         if tree is not None:
-            lease.before_bytes = await self._pool.run(self._measure, tree, chosen)
-        key = f"lease {next(self._numbers)}"
+            lease.bus_id = await self._bus_id_of(chosen)
+            lease.before_bytes = await self._pool.run(self._measure, tree, chosen, lease.bus_id)
+        key = f"{LEASE_PREFIX}{next(self._numbers)}"
         self._leases[key] = lease
         admitted = asyncio.create_task(self._admit(key, lease), name=key)
         drained = asyncio.create_task(self._draining.wait())
@@ -144,7 +148,7 @@ class Leases:
         """Look at what the processes of leases use now; whoever reads the devices looks at the same time."""
         for lease in [lease for lease in self._leases.values() if lease.tree is not None]:
             assert lease.tree is not None
-            used = await self._pool.run(self._measure, lease.tree, lease.device)
+            used = await self._pool.run(self._measure, lease.tree, lease.device, lease.bus_id)
             lease.used_bytes = max(0, used - lease.before_bytes)
 
     def usage(self, key: str) -> Usage | None:

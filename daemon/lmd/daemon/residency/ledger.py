@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 GPU_SETTLE_S = 3.0
 #: How the keys of leases begin; those of models are digests.
 LEASE_PREFIX = "lease "
+#: So does the kernel, of main memory; it is not refused for good before that is over.
+RELEASE_S = 2.0
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -123,18 +126,24 @@ class Ledger:
         usage: Callable[[str], Usage],
         evict: Callable[[str, str], None],
         yield_turn: Callable[[str, str], None],
+        keep_turn: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
+        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers.
+
+        *keep_turn* tells one that has not left yet that nobody waits for its memory any more.
+        """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
         self._yield_turn = yield_turn
+        self._keep_turn = keep_turn
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
         self._yielding: set[str] = set()
         self._settling: list[tuple[float, Resident]] = []
+        self._released_at = -math.inf
         #: Those that load: what they have taken already, a reading shows as well.
         self._unsettled: set[str] = set()
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
@@ -211,6 +220,9 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
+            if not self._asking:
+                for key in list(self._yielding):
+                    self._keep_turn(key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:
@@ -231,6 +243,7 @@ class Ledger:
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
+        self._released_at = asyncio.get_running_loop().time()
         late = tuple(replace(part, unseen_bytes=0) for part in resident.held if part.device != CPU)
         if late:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
@@ -302,7 +315,7 @@ class Ledger:
                 gone = " and ".join(ask.devices or ("every device",))
                 asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
-            settling = any(until > now for until, _ in self._settling)
+            settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)

@@ -86,6 +86,10 @@ class Offload:
             return gpus
         return gpus if gpus and num_gpu > 0 else (*gpus, CPU)
 
+    async def bus_id(self, device: str) -> str:
+        """Return the PCI address of a device, "" when it has none."""
+        return next((found.bus_id for found in await self._usable() if found.id == device), "")
+
     async def parts(self, shares: Mapping[str, float]) -> list[frames.DevicePart]:
         """Return what a runner is told: each accelerator of *shares* with its part of the layers, and where it is."""
         places = {device.id: device.bus_id for device in await self._usable()}

@@ -16,10 +16,11 @@ from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, main_memory
 from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
+from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import Decision, Ledger, Usage
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
@@ -94,17 +95,21 @@ class Residency:
             await self.leases.look()
             return await offload.devices()
 
+        async def rated(device: str) -> int:
+            return await pool.run(rated_bandwidth, await offload.bus_id(device))
+
         self._ledger = Ledger(
             read_devices=read,
             reserve_bytes=runtime.memory_reserve_bytes,
             usage=self._usage,
             evict=self._evict,
             yield_turn=self._yield_turn,
+            keep_turn=self._keep_turn,
         )
         #: How fast answers come on this machine.
-        self.speeds = Speeds(store, pool)
+        self.speeds = Speeds(store, pool, rated)
         #: Memory that programs hold which are not ours.
-        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool)
+        self.leases = Leases(ledger=self._ledger, read_devices=read, pool=pool, bus_id_of=offload.bus_id)
         timings = timings or RunnerTimings(load_stall_s=load_s)
         self._spare = SpareRunner(
             SpareSettings(
@@ -183,6 +188,14 @@ class Residency:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show."""
         return self._ledger.tally(leases=leases)
 
+    def waiting_plans(self) -> Sequence[Decision]:
+        """Return what waits for memory now, in the order in which it is served."""
+        return self._ledger.waiting()
+
+    def recent_plans(self) -> Sequence[Decision]:
+        """Return what was decided last, latest first."""
+        return self._ledger.recent()
+
     def list(self) -> list[RunnerStatus]:
         """Return all runners, longest resident first."""
         listed = [self._with_fault(actor.status()) for actor in self._actors.values()]
@@ -208,7 +221,7 @@ class Residency:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive, caller, again=again)
+        return self._actor(model, again=again).enqueue(settings, keep_alive, caller, again=again)
 
     async def load(
         self,
@@ -289,7 +302,8 @@ class Residency:
         with contextlib.suppress(ModelNotFound):
             await self.unload(str(manifest), force=False, save_kv=False)
 
-    def _actor(self, model: Loadable) -> ModelActor:
+    def _actor(self, model: Loadable, *, again: bool = False) -> ModelActor:
+        """Return the actor of *model*; its name then means this version, unless it is asked for *again*."""
         if self._closing:
             raise Draining
         key = str(model.manifest_digest)
@@ -310,9 +324,13 @@ class Residency:
             task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
             self._tasks.add(task)
             task.add_done_callback(self._note_done)
-        for other in list(self._actors.values()):
-            if other is not actor and model.name in other.names:
-                self._supersede(other, model.name)
+        others = [other for other in self._actors.values() if other is not actor and model.name in other.names]
+        if others and again:
+            # It had its place under a version that has been replaced meanwhile.
+            actor.names.discard(model.name)
+            return actor
+        for other in others:
+            self._supersede(other, model.name)
         actor.names.add(model.name)
         if model.name in self._pins:
             actor.pin = self.settings(model, self._pins[model.name])
@@ -386,3 +404,8 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.yield_turn(reason)
+
+    def _keep_turn(self, key: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.keep_turn()

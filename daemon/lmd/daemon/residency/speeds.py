@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.facts import FactStore, Pool
 from lmd.daemon.residency.plans import Placement
 from lmd.daemon.tasks import TaskSet
@@ -76,7 +75,8 @@ class Speeds:
     A store that cannot remember costs what was learned, and nothing else.
     """
 
-    def __init__(self, store: FactStore, pool: Pool, rated: Callable[[str], int] = rated_bandwidth) -> None:
+    def __init__(self, store: FactStore, pool: Pool, rated: Callable[[str], Awaitable[int]]) -> None:
+        """*rated* tells the bytes a second that a device is rated for, or 0."""
         self._store = store
         self._pool = pool
         self._rated = rated
@@ -131,7 +131,7 @@ class Speeds:
             bandwidth = await self._near(part)
             if bandwidth <= 0:
                 calibrated = False
-                bandwidth = OF_RATED * await self._pool.run(self._rated, part.device)
+                bandwidth = OF_RATED * await self._rated(part.device)
             if bandwidth <= 0:
                 return UNKNOWN
             seconds += part.active_bytes / bandwidth

@@ -7,8 +7,7 @@ from contextlib import aclosing
 
 import grpc.aio
 
-from lmd.daemon.callers import Caller, caller_of
-from lmd.daemon.errors import PermissionDenied
+from lmd.daemon.callers import caller_of
 from lmd.daemon.fitting import Fit, Fitting
 from lmd.daemon.process_memory import ProcessTree
 from lmd.daemon.residency.leasing import LeaseGranted
@@ -16,7 +15,6 @@ from lmd.daemon.residency.pins import Pins
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.services.inference import requested
 from lmd.daemon.services.runtime import Models, RuntimeServiceServicer
-from lmd.registry.errors import InvalidRequest
 from lmd.v1 import runtime_service_pb2 as pb
 
 
@@ -43,7 +41,7 @@ class RuntimeMemoryServicer(RuntimeServiceServicer):
         context: grpc.aio.ServicerContext[pb.LeaseMemoryRequest, pb.LeaseMemoryResponse],
     ) -> AsyncIterator[pb.LeaseMemoryResponse]:
         """Hold memory until the caller hangs up."""
-        tree = _tree(request.pid, caller_of(context)) if request.pid else None
+        tree = ProcessTree.owned(request.pid, caller_of(context).uid) if request.pid else None
         events = self._leases.hold(request.bytes, device=request.device, purpose=request.purpose, tree=tree)
         async with aclosing(events):
             async for event in events:
@@ -79,20 +77,3 @@ def fit_message(fit: Fit) -> pb.FitModelResponse:
         download_bytes=fit.download_bytes,
         reason=fit.reason,
     )
-
-
-def _tree(pid: int, caller: Caller) -> ProcessTree:
-    """Return the processes whose memory counts as a part of the lease.
-
-    Raises:
-        InvalidRequest: there is no such process.
-        PermissionDenied: it is another user's, whose memory use would then be told by what the lease leaves free.
-    """
-    tree = ProcessTree.of(pid)
-    if tree is None:
-        raise InvalidRequest(
-            f"there is no process {pid} that the daemon can see", field="pid", hint="leave it out to count no process"
-        )
-    if caller.uid not in (0, tree.uid):
-        raise PermissionDenied(f"process {pid} belongs to another user", action="lease")
-    return tree
