@@ -32,15 +32,6 @@ CLIENTS = 6
 PATIENCE_S = 120.0
 #: What errors that are somebody's doing say, in the words of the daemon.
 REASONS = ("died", "too many requests", "does not fit", "was unloaded", "made no progress", "did not answer for")
-    "died",
-    "too many",
-    "does not fit",
-    "was unloaded",
-    "answered nothing",
-    "did not start",
-    "try again",
-    "stopped",
-)
 
 
 @pytest.fixture
