@@ -213,6 +213,10 @@ class World:
         else:
             psutil.Process(status.pid).send_signal(number)
 
+    def is_alive(self, pid: int) -> bool:
+        """Whether a runner is there."""
+        return pid in self.host.alive if self.host is not None else psutil.pid_exists(pid)
+
     async def ask(
         self,
         model: Model,
