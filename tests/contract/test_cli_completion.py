@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmd.cli.command_table import COMMANDS
+from lmd.v1 import runtime_service_pb2 as runtime_pb
 from lmd.v1.endpoint import home_socket
 from tests.support.cli import command, environment, lm_process
 from tests.support.fake_daemon import FakeDaemon
@@ -49,6 +50,13 @@ def test_options_of_a_command() -> None:
 def test_names_come_from_a_running_daemon(daemon: FakeDaemon) -> None:
     assert _completed("lm run ") == ["llama3:latest", "hf.co/a/b:q8_0"]
     assert _completed("lm rm hf") == ["hf.co/a/b:q8_0"]
+
+
+def test_what_is_in_memory_completes_what_can_leave_it(daemon: FakeDaemon) -> None:
+    daemon.runners = [runtime_pb.Runner(name="llama3:latest"), runtime_pb.Runner(name="poet:latest", pinned=True)]
+    assert _completed("lm stop ") == ["llama3:latest", "poet:latest"]
+    assert _completed("lm unpin ") == ["poet:latest"]
+    assert _completed("lm stop po") == ["poet:latest"]
 
 
 def test_without_a_daemon_there_are_no_names_and_none_is_started(lmd_home: Path) -> None:

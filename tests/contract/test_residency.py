@@ -1,4 +1,4 @@
-"""Residency over real processes: who is loaded when, and what each request gets."""
+"""Residency over runners that are processes, and over tasks that play them: who is loaded when, what requests get."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -35,6 +35,7 @@ from lmd.registry.gguf import read_header
 from lmd.registry.memory import estimate
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.gguf_bytes import TinyModel
+from tests.support.in_process import Host
 from tests.support.leaks import nothing_left_in, until
 from tests.support.residents import LIMITS, SETTINGS, Model, World, collect, header
 
@@ -51,9 +52,10 @@ def no_leaks(tmp_path: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-async def world(tmp_path: Path, no_leaks: None) -> AsyncIterator[World]:
-    made = World(tmp_path)
+@pytest.fixture(params=["processes", "tasks"])
+async def world(tmp_path: Path, no_leaks: None, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A world with real processes, and one where a runner is a task of the same code."""
+    made = World(tmp_path, host=Host() if request.param == "tasks" else None)
     yield made
     await made.close()
 
@@ -610,10 +612,7 @@ async def test_request_after_an_idle_runner_died_is_served(world: World) -> None
     """llama.cpp #28698 B: a request joins a dying child."""
     model = world.model("a")
     await world.ask(model, "x")
-    status = world.status(model)
-    assert status is not None
-    process = psutil.Process(status.pid)
-    process.kill()
+    world.signal(model, signal.SIGKILL)
     await until(lambda: world.state(model) is RunnerState.FAILED)
     assert await world.ask(model, "y") == "y "
 

@@ -125,6 +125,40 @@ async def test_a_turn_can_be_called_off(world: World) -> None:
         await running
 
 
+async def test_a_turn_is_called_off_when_who_wanted_it_leaves(world: World) -> None:
+    """Otherwise a client that hangs up costs those who use the model a load."""
+    world.free_bytes = 1000
+    a, b = world.model("a", journal=world.journal()), world.model("b")
+    running = await world.holding(a)
+    newcomer = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: world.state(a) is RunnerState.DRAINING)
+    newcomer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await newcomer
+    await until(lambda: world.state(a) is RunnerState.READY)
+    assert await world.ask(a, "small") == "small "
+    assert len(world.loads()) == 1
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_what_is_handed_back_does_not_bring_an_old_version_back(world: World) -> None:
+    old = world.model("v")
+    new = replace(world.model("w"), name=old.name, digest=Digest.of(b"new"))
+    await world.ask(old, "x")
+    await world.ask(new, "x")
+    with world.residency.enqueue(old, LoadSettings(num_ctx=64), again=True) as ticket:
+        assert await ticket.wait(20)
+        ticket.raise_refusal()
+    assert {status.digest for status in world.residency.list() if status.state is RunnerState.READY} == {
+        old.manifest_digest,
+        new.manifest_digest,
+    }
+    assert await world.residency.unload(new.name, force=False) == 0
+    assert world.status(new) is None
+
+
 async def test_a_model_that_is_always_asked_gives_others_their_turn(world: World) -> None:
     """llama.cpp #28443: of those who wait for one place one starved. Here three clients never leave a gap."""
     world.free_bytes = 1000

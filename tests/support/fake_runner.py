@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC110, ASYNC230, ASYNC240, ASYNC251 - a process of its own, where blocking harms nobody
+# ruff: noqa: ASYNC110, ASYNC240, ASYNC251 - a process of its own, where blocking harms nobody
 """A runner without an engine: it speaks the frames and does what a script says, misbehaviour included.
 
 It is started like the real one. Its script is the "model": `write_model` writes a JSON file, which the fake finds in
@@ -36,6 +36,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 from google.protobuf.json_format import MessageToJson
 
@@ -88,10 +89,18 @@ def write_model(path: Path, script: Script | None = None) -> Path:
     return path
 
 
+class Writer(Protocol):
+    """What a fake writes to."""
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
 class Fake:
     """One fake runner process."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, script: Script) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: Writer, script: Script) -> None:
         self.reader = reader
         self.writer = writer
         self.script = script
@@ -117,11 +126,54 @@ class Fake:
         (length,) = struct.unpack(">I", await self.reader.readexactly(4))
         return frames.DaemonFrame.FromString(await self.reader.readexactly(length))
 
+    # What concerns the whole process; a fake that shares its process with others does these in another way.
+
+    def exit(self, status: int) -> NoReturn:
+        sys.exit(status)
+
+    def die(self, number: signal.Signals) -> NoReturn:
+        os.kill(os.getpid(), number)
+        while True:
+            time.sleep(3600)
+
+    async def freeze(self) -> None:
+        time.sleep(3600)
+
+    def write_journal(self, line: str) -> None:
+        if self.script.journal:
+            with open(self.script.journal, "a") as journal:
+                journal.write(f"{line}\n")
+
+    async def until_exists(self, path: str) -> None:
+        """Wait for a file; polls, because the one who makes it is another process."""
+        while not await asyncio.to_thread(os.path.exists, path):
+            await asyncio.sleep(0.005)
+
+    def read_script(self) -> Script:
+        return script_in(Path())
+
+    def check_files(self) -> None:
+        """Read what the load names, as an engine does."""
+        for path in (
+            *self.load.model_paths,
+            *self.load.draft_paths,
+            *(adapter.path for adapter in self.load.adapters),
+        ):
+            Path(path).read_bytes()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
     async def run(self) -> None:
         """Live until the daemon hangs up, or drains and the running requests are done."""
         frames_read = asyncio.create_task(self.follow_frames())
         drained = asyncio.create_task(self.drained.wait())
-        done, _ = await asyncio.wait([frames_read, drained], return_when="FIRST_COMPLETED")
+        try:
+            done, _ = await asyncio.wait([frames_read, drained], return_when="FIRST_COMPLETED")
+        finally:
+            frames_read.cancel()
+            drained.cancel()
         if frames_read in done:
             frames_read.result()
 
@@ -130,7 +182,7 @@ class Fake:
             case "never":
                 await asyncio.Event().wait()
             case "exit":
-                sys.exit(7)
+                self.exit(7)
             case "garbage":
                 self.writer.write(struct.pack(">I", 4) + b"\xff\xff\xff\xff")
             case "huge":
@@ -138,7 +190,7 @@ class Fake:
             case _:
                 self.send(
                     frames.RunnerFrame(
-                        hello=frames.Hello(pid=os.getpid(), engine_version="fake", gpu_offload=self.script.gpu)
+                        hello=frames.Hello(pid=self.pid, engine_version="fake", gpu_offload=self.script.gpu)
                     )
                 )
         while True:
@@ -146,11 +198,11 @@ class Fake:
             match frame.WhichOneof("frame"):
                 case "load":
                     self.load = frame.load
-                    self.script = script_here()  # a spare learns only now what it is
+                    self.script = self.read_script()  # a spare learns only now what it is
                     await self.do_load()
                 case "submit":
                     if self.script.crash_on_submit:
-                        os.abort()
+                        self.die(signal.SIGABRT)
                     self.take_in(frame.submit)
                     self.fill_slots()
                 case "cancel":
@@ -169,17 +221,10 @@ class Fake:
                 self.drained.set()
 
     async def do_load(self) -> None:
-        if self.script.journal:
-            with open(self.script.journal, "a") as journal:
-                drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
-                kv_type = f" {self.load.kv_type}" if self.load.kv_type not in ("", "f16") else ""
-                journal.write(f"{self.load.num_ctx} {self.load.num_thread}{drafts}{kv_type}\n")
-        for path in (
-            *self.load.model_paths,
-            *self.load.draft_paths,
-            *(adapter.path for adapter in self.load.adapters),
-        ):
-            Path(path).read_bytes()
+        drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
+        kv_type = f" {self.load.kv_type}" if self.load.kv_type not in ("", "f16") else ""
+        self.write_journal(f"{self.load.num_ctx} {self.load.num_thread}{drafts}{kv_type}")
+        self.check_files()
         self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
         kinds = {
             "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
@@ -188,22 +233,27 @@ class Fake:
             "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
+        if load == "device gone" and not self.load.devices:
+            load = ""
         if self.script.oom_until and not Path(self.script.oom_until).exists():
             load = "oom"
         if load in kinds:
             self.send(frames.RunnerFrame(load_failed=frames.LoadFailed(kind=kinds[load], message="as scripted")))
             await self.writer.drain()
-            sys.exit(1)
+            self.exit(1)
         if load == "abort":
-            os.abort()
+            self.die(signal.SIGABRT)
         if load == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.die(signal.SIGKILL)
         if load == "hang":
             await asyncio.Event().wait()
         if self.script.gate:
-            await until_exists(self.script.gate)
+            await self.until_exists(self.script.gate)
+        self.send(frames.RunnerFrame(ready=self.ready()))
+
+    def ready(self) -> frames.Ready:
         num_ctx = min(self.load.num_ctx, self.script.num_ctx_max or self.load.num_ctx)
-        ready = frames.Ready(
+        return frames.Ready(
             weights_bytes=self.script.memory_bytes,
             vram_bytes=self.script.memory_bytes if self.on_gpu else 0,
             mapped_bytes=self.script.memory_bytes if self.load.use_mmap and not self.on_gpu else 0,
@@ -216,7 +266,6 @@ class Fake:
             threads_lasting=True,
             has_template=self.script.has_template,
         )
-        self.send(frames.RunnerFrame(ready=ready))
 
     def take_in(self, submit: frames.Submit) -> None:
         """Queue a request, before those that may wait for it."""
@@ -282,10 +331,8 @@ class Fake:
 
     async def save(self, save_ms: int) -> None:
         Path(self.load.kv_dir, "00.kv").write_bytes(bytes(100))
-        if self.script.journal:
-            with open(self.script.journal, "a") as journal:
-                journal.write(f"save {save_ms}\n")
-        await until_exists(self.script.saving_until)
+        self.write_journal(f"save {save_ms}")
+        await self.until_exists(self.script.saving_until)
 
     def fill_slots(self) -> None:
         while self.waiting and len(self.running) < self.load.slots:
@@ -349,7 +396,7 @@ class Fake:
         if verb in ("hold", "gate"):
             self.delta(submit, "x", 1)
             generated = 1
-            await (until_exists(argument) if verb == "gate" else asyncio.Event().wait())
+            await (self.until_exists(argument) if verb == "gate" else asyncio.Event().wait())
         elif verb == "count":
             for generated in range(1, int(argument) + 1):
                 self.delta(submit, "x" * int(more or 1), generated)
@@ -360,14 +407,12 @@ class Fake:
             generated = 1
             self.delta(submit, MessageToJson(submit if verb == "request" else self.load), generated)
         elif verb == "abort-at":
-            await until_exists(argument)
-            os.abort()
-        elif verb == "abort":
-            os.abort()
-        elif verb == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            await self.until_exists(argument)
+            self.die(signal.SIGABRT)
+        elif verb in ("abort", "kill"):
+            self.die(signal.SIGABRT if verb == "abort" else signal.SIGKILL)
         elif verb == "freeze":
-            time.sleep(3600)
+            await self.freeze()
         elif verb == "garbage":
             self.writer.write(struct.pack(">I", 2) + b"\xff\xff")
             await asyncio.Event().wait()
@@ -413,21 +458,15 @@ class Fake:
             self.send(frames.RunnerFrame(delta=delta))
 
 
-async def until_exists(path: str) -> None:
-    """Wait for a file; polls, because the one who makes it is another process."""
-    while not await asyncio.to_thread(os.path.exists, path):
-        await asyncio.sleep(0.005)
-
-
-def script_here() -> Script:
+def script_in(view: Path) -> Script:
     """Read the script that lies in the view; a spare has none yet, and behaves."""
-    found = min(Path().glob("model*"), default=None)
+    found = min(view.glob("model*"), default=None)
     return Script(**json.loads(found.read_text())) if found is not None else Script()
 
 
 async def amain(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = script_here()
+    script = script_in(Path())
     sys.stderr.write(script.stderr + "\n")
     sys.stderr.flush()
     if not script.obeys_term:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, cast
+
+import psutil
 
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.config import Config
@@ -22,15 +25,18 @@ from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, LoadSettings, RunnerState, RunnerStatus
 from lmd.daemon.runner_answer import Answer
+from lmd.daemon.runner_process import RunnerProcess
 from lmd.daemon.runner_spec import RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
+from lmd.registry.errors import ModelNotFound
 from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.lm_config import Message
 from lmd.registry.parameters import ParameterValue
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
 from tests.support.gguf_bytes import TinyModel
+from tests.support.in_process import Host
 from tests.support.leaks import until
 
 P = ParamSpec("P")
@@ -118,6 +124,8 @@ class World:
     device_source: DeviceSource | None = None
     released: list[Digest] = field(default_factory=list)
     saved_kv: SavedKv | None = None
+    #: Where runners are without processes; None for processes.
+    host: Host | None = None
     spare_runner: bool = False
     _residency: Residency | None = None
 
@@ -156,6 +164,7 @@ class World:
                 command=FAKE_COMMAND,
                 timings=self.timings,
                 limits=self.limits,
+                start_runner=self.host.start if self.host is not None else RunnerProcess.start,
             )
             self._residency.on_released = self.released.append
         return self._residency
@@ -172,7 +181,8 @@ class World:
         async with asyncio.timeout(30):
             for status in self.residency.list():
                 if status.state is not RunnerState.FAILED:
-                    await self.residency.unload(str(status.digest), force=True)
+                    with contextlib.suppress(ModelNotFound):  # it was about to go by itself
+                        await self.residency.unload(str(status.digest), force=True)
             await self.residency.stop()
         assert self.residency.resident_manifests() == set()
 
@@ -193,6 +203,15 @@ class World:
     def state(self, model: Model) -> RunnerState | None:
         status = self.status(model)
         return status.state if status is not None else None
+
+    def signal(self, model: Model, number: int) -> None:
+        """Send a signal to the model's runner."""
+        status = self.status(model)
+        assert status is not None
+        if self.host is not None:
+            self.host.alive[status.pid].send_signal(number)
+        else:
+            psutil.Process(status.pid).send_signal(number)
 
     async def ask(
         self,

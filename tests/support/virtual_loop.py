@@ -10,6 +10,9 @@ from typing import Any, TypeVarTuple
 
 Ts = TypeVarTuple("Ts")
 
+#: Rounds of the loop in one moment; more are a loop of tasks that wake each other.
+MAX_ROUNDS = 20_000
+
 
 class Stuck(AssertionError):
     """Raised when everyone waits for something that nobody will ever do."""
@@ -54,6 +57,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.run_forever()
         self.settle()
 
+    def dissolve(self) -> None:
+        """Cancel whatever is left, and close."""
+        self.set_exception_handler(lambda loop, context: None)
+        while tasks := asyncio.all_tasks(self):
+            for task in tasks:
+                task.cancel()
+            self.advance(3600)
+        self.close()
+
     def idle(self, timeout_s: float | None) -> None:
         """Nothing is ready before *timeout_s* are over, or ever: jump there."""
         if self._stops_idle:
@@ -70,8 +82,14 @@ class _Jumping(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._rounds = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._rounds = 0 if timeout != 0 else self._rounds + 1
+        if self._rounds > MAX_ROUNDS:
+            self._rounds = 0
+            busy = sorted(f"{task.get_name()}: {task.get_stack(limit=1)}" for task in asyncio.all_tasks(self._loop))
+            raise Stuck(f"no time passes, and somebody is always busy: {busy}")
         events: list[tuple[selectors.SelectorKey, int]] = super().select(0)
         if not events and timeout != 0:
             self._loop.idle(timeout)

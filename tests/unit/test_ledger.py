@@ -20,11 +20,13 @@ IDLE = Usage(busy=False, last_used=0, pinned=False, leaving=False)
 class Machine:
     """A GPU whose free memory a test sets; evicted models leave when the test says so."""
 
-    def __init__(self, free_bytes: int) -> None:
+    def __init__(self, free_bytes: int, device: str = "cuda0") -> None:
         self.free_bytes = free_bytes
+        self.device = device
         self.usages: dict[str, Usage] = {}
         self.evicted: list[str] = []
         self.yielded: list[str] = []
+        self.kept: list[str] = []
         self.waits: list[Plan] = []
         self.readings = 0
         self.ledger = Ledger(
@@ -33,31 +35,37 @@ class Machine:
             usage=lambda key: self.usages.get(key, IDLE),
             evict=lambda key, reason: self.evicted.append(key),
             yield_turn=lambda key, reason: self.yielded.append(key),
+            keep_turn=self.keep_turn,
         )
+
+    def keep_turn(self, key: str) -> None:
+        self.kept.append(key)
+        self.ledger.keeps_turn(key)
 
     async def read(self) -> Sequence[DeviceMemory]:
         await asyncio.sleep(0)
         self.readings += 1
-        return [DeviceMemory("cuda0", 200, self.free_bytes)]
+        return [DeviceMemory(self.device, 200, self.free_bytes)]
 
     async def admit(self, key: str, timeout_s: float = 20) -> str:
-        ask = Ask.of_bytes(key, key, 100, "cuda0")
+        ask = Ask.of_bytes(key, key, 100, self.device)
         placement = await self.ledger.admit(ask, timeout_s=timeout_s, on_wait=self.waits.append)
         return placement.device
 
     async def resident(self, key: str) -> None:
         await self.admit(key)
         self.free_bytes -= 100
-        self.ledger.settle(key, [Held("cuda0", 100)])
+        self.ledger.settle(key, [Held(self.device, 100)])
 
     async def until_waiting(self) -> None:
         await until(lambda: bool(self.waits))
 
 
-async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cuda0", "cpu"])
+async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """llama.cpp #23668: the driver still shows the memory of the child that just died, and the next load fails."""
     monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
-    machine = Machine(100)
+    machine = Machine(100, device)
     await machine.resident("a")
     load = asyncio.create_task(machine.admit("b"))
     await machine.until_waiting()
@@ -68,12 +76,13 @@ async def test_memory_of_a_dead_process_is_waited_for(monkeypatch: pytest.Monkey
     assert not load.done()  # three late readings have neither refused it nor evicted more
     assert set(machine.evicted) == {"a"}
     machine.free_bytes = 100
-    assert await load == "cuda0"
+    assert await load == device
 
 
 async def test_what_the_driver_never_gives_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
     monkeypatch.setattr(ledger_module, "GPU_SETTLE_S", 0.05)
+    monkeypatch.setattr(ledger_module, "RELEASE_S", 0.05)
     machine = Machine(100)
     await machine.resident("a")
     machine.ledger.release("a")
@@ -158,6 +167,20 @@ async def test_a_busy_model_yields_when_somebody_has_waited_long_enough() -> Non
     machine.free_bytes = 100
     machine.ledger.release("a")
     assert await load == "cuda0"
+
+
+async def test_a_turn_that_nobody_wants_any_more_is_called_off() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = replace(BUSY, loaded_at=asyncio.get_running_loop().time() - 60)
+    load = asyncio.create_task(machine.admit("b"))
+    await until(lambda: bool(machine.yielded))
+    await leave(load)
+    assert machine.kept == ["a"]
+    later = asyncio.create_task(machine.admit("c"))
+    await until(lambda: bool(machine.ledger.waiting()))
+    assert machine.ledger.waiting()[0].plan.action is Action.WAIT  # who comes now has patience again
+    await leave(later)
 
 
 async def test_memory_of_who_yields_is_not_taken_by_a_later_one() -> None:
@@ -252,6 +275,7 @@ async def test_whoever_asks_is_told_when_the_machine_cannot_be_read() -> None:
         usage=lambda key: IDLE,
         evict=lambda key, reason: None,
         yield_turn=lambda key, reason: None,
+        keep_turn=lambda key: None,
     )
     with pytest.raises(OSError, match="driver"):
         await machine.admit("a")

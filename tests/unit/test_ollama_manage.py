@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -142,6 +143,7 @@ def test_when_a_model_leaves(runner: RunnerStatus, leaves_at: datetime) -> None:
 
 def test_for_ever_is_a_date_far_away() -> None:
     assert expiry(status(RunnerState.READY, keep_forever=True), NOW, HOUR).year == 2319
+    assert expiry(replace(status(RunnerState.READY), pinned=True), NOW, HOUR).year == 2319
 
 
 def event(filename: str, digest: Digest | None, completed: int, state: PullState) -> PullEvent:

@@ -11,7 +11,11 @@ import click
 from lmd.cli.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click.shell_completion import CompletionItem
+
+    from lmd.cli.client import Client
 
 COMPLETION_TIMEOUT_S = 0.5
 
@@ -62,28 +66,49 @@ class ModelType(click.ParamType[str]):
         from lmd.cli.errors import ClientError
 
         try:
-            names = _stored_names(ctx.find_root().params.get("socket"), incomplete)
+            names = _from_daemon(ctx.find_root().params.get("socket"), lambda client: self._names(client, incomplete))
         except ClientError:
             return []
         return [CompletionItem(name) for name in names]
 
+    def _names(self, client: Client, prefix: str) -> list[str]:
+        from lmd.v1 import model_service_pb2 as pb
 
-def _stored_names(explicit: Path | None, prefix: str) -> list[str]:
+        request = pb.ListModelsRequest(prefix=prefix)
+        reply = client.call(lambda message: client.models.ListModels(message, timeout=COMPLETION_TIMEOUT_S), request)
+        return [model.name for model in reply.models]
+
+
+class ResidentType(ModelType):
+    """A model reference that completes to the names of what is in memory; *pinned* to those that are pinned."""
+
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
+
+    def _names(self, client: Client, prefix: str) -> list[str]:
+        from lmd.v1 import runtime_service_pb2 as pb
+
+        request = pb.ListRunnersRequest()
+        reply = client.call(lambda message: client.runtime.ListRunners(message, timeout=COMPLETION_TIMEOUT_S), request)
+        resident = [runner.name for runner in reply.runners if runner.pinned or not self._pinned]
+        return [name for name in resident if name.startswith(prefix.lower())]
+
+
+def _from_daemon(explicit: Path | None, names: Callable[[Client], list[str]]) -> list[str]:
     from lmd.cli.endpoints import find_daemon, place_from
 
     socket = find_daemon(place_from(os.environ, explicit))
     if socket is None:
         return []
     from lmd.cli.client import Client
-    from lmd.v1 import model_service_pb2 as pb
 
     with Client.connect(socket, timeout_s=COMPLETION_TIMEOUT_S) as client:
-        request = pb.ListModelsRequest(prefix=prefix)
-        reply = client.call(lambda message: client.models.ListModels(message, timeout=COMPLETION_TIMEOUT_S), request)
-    return [model.name for model in reply.models]
+        return names(client)
 
 
 MODEL = ModelType()
+RESIDENT = ResidentType()
+PINNED = ResidentType(pinned=True)
 DURATION = DurationType()
 SIZE = SizeType()
 

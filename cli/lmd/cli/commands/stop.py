@@ -9,14 +9,14 @@ import click
 
 from lmd.cli.context import App, announce, note, pass_app
 from lmd.cli.errors import BadUsage
-from lmd.cli.options import MODEL, json_option
+from lmd.cli.options import RESIDENT, json_option
 
 if TYPE_CHECKING:
     from lmd.v1.runtime_service_pb2 import Runner
 
 
 @click.command("stop", short_help="Unload models from memory")
-@click.argument("models", metavar="[MODEL]...", type=MODEL, nargs=-1)
+@click.argument("models", metavar="[MODEL]...", type=RESIDENT, nargs=-1)
 @click.option("-a", "--all", "stop_all", is_flag=True, help="Unload every model.")
 @click.option("-f", "--force", is_flag=True, help="Cut the answers that are running.")
 @json_option

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from lmd.cli.context import App, announce, pass_app
-from lmd.cli.options import MODEL, json_option
+from lmd.cli.options import PINNED, json_option
 
 
 @click.command("unpin", short_help="Let pinned models leave memory again")
-@click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", type=PINNED, nargs=-1, required=True)
 @json_option
 @pass_app
 def command(app: App, models: tuple[str, ...], as_json: bool) -> None:

@@ -72,6 +72,8 @@ class ModelActor:
         self._fraction: float | None = None
         self._patient = False
         self._preload: LoadSettings | None = None
+        #: What would have served all who wait does not fit, and nobody asked for just that: the first is tried alone.
+        self._narrow = False
         self._keep_alive = KeepAlive(keep_alive)
         self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
         self._failed_at = 0.0
@@ -332,7 +334,7 @@ class ModelActor:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
         settings = self._target()
         self._loading = settings
-        self._show(RunnerState.LOADING, "", anew=True)
+        self._show(RunnerState.LOADING, "starts the runner", anew=True)
         self._load_started, self._load_s = time.time(), None
         started = self._loop.time()
         attempt = asyncio.create_task(self._bring_up(settings))
@@ -355,6 +357,7 @@ class ModelActor:
         if (error := attempt.exception()) is not None:
             self._note_failure(error, settings)
             return
+        self._narrow = False
         self._loaded = attempt.result()
         self._runner = self._loaded.runner
         self._released = asyncio.Event()
@@ -478,6 +481,8 @@ class ModelActor:
     def _target(self) -> LoadSettings:
         """Return settings that serve as many of those who wait as possible, and the pin."""
         wanted = [ticket.settings for ticket in self._waiting]
+        if self._narrow and wanted:
+            return wanted[0]
         if self._preload is not None:
             wanted.append(self._preload)
         if self._pin is not None and self._pin_fits:
@@ -528,8 +533,9 @@ class ModelActor:
         self._wake.set()
 
     def _note_progress(self, fraction: float) -> None:
-        self._fraction = fraction
-        self._show(reason="")
+        # No event for each: while there is progress there is nothing to explain.
+        self._fraction, self.reason = fraction, ""
+        self._on_traffic()
 
     def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):
@@ -539,8 +545,10 @@ class ModelActor:
             self._pin_fits = settings.num_ctx > self._pin.num_ctx
             self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
-            # Those who wait for less may still get it.
-            self._refuse_waiting(error, keep=lambda ticket: ticket.settings.num_ctx < settings.num_ctx)
+            # Those who wait for less, or for another place, may still get it.
+            before = len(self._waiting)
+            self._refuse_waiting(error, keep=lambda ticket: ticket.settings.asks_less_than(settings))
+            self._narrow = 0 < before == len(self._waiting)
         else:
             self._refuse_waiting(error)
         self._forget()

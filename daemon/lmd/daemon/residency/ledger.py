@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
 from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 GPU_SETTLE_S = 3.0
 #: How the keys of leases begin; those of models are digests.
 LEASE_PREFIX = "lease "
+#: So does the kernel, of main memory; it is not refused for good before that is over.
+RELEASE_S = 2.0
 #: Memory that other programs give back does not notify us.
 RECHECK_S = 0.5
 #: Clocks are read a moment after a time is up, never a moment before.
@@ -123,18 +126,28 @@ class Ledger:
         usage: Callable[[str], Usage],
         evict: Callable[[str, str], None],
         yield_turn: Callable[[str, str], None],
+        keep_turn: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers."""
+        """Make a ledger of nothing.
+
+        *evict* tells an idle one why it has to leave. *yield_turn* tells a busy one to leave after its answers, and
+        *keep_turn* that it need not do so after all.
+        """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
         self._usage = usage
         self._evict = evict
         self._yield_turn = yield_turn
+        self._keep_turn = keep_turn
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
-        self._yielding: set[str] = set()
+        #: Who gives up its turn, and for whom.
+        self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
+        self._released_at = -math.inf
+        #: Those that load: what they have taken already, a reading shows as well.
+        self._unsettled: set[str] = set()
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
         self._version = 0
         self._changed = asyncio.Event()
@@ -209,24 +222,29 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
+            if ask.key not in self._holdings:
+                self._call_off_turns(ask.key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:
         """Replace the estimate by what was measured, now that *key* is loaded."""
         self._holdings[key] = replace(self._holdings[key], held=tuple(held))
+        self._unsettled.discard(key)
         self._note_change()
 
     def keeps_turn(self, key: str) -> None:
         """Note that *key* goes on after all: the turn that it should have given up was called off."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self.changed()
 
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
+        self._unsettled.discard(key)
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
+        self._released_at = asyncio.get_running_loop().time()
         late = tuple(replace(part, unseen_bytes=0) for part in resident.held if part.device != CPU)
         if late:
             until = asyncio.get_running_loop().time() + GPU_SETTLE_S
@@ -241,14 +259,15 @@ class Ledger:
     def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
 
-        Safe from any thread.
+        Of a lease it is what its program has taken, as was looked at last. What models hold is safe from any thread.
         """
         sums: dict[str, tuple[int, int]] = {}
         for key, resident in list(self._holdings.items()):
             if key.startswith(LEASE_PREFIX) == leases:
                 for part in resident.held:
                     held_bytes, seen_bytes = sums.get(part.device, (0, 0))
-                    seen_bytes += max(part.held_bytes - part.unseen_bytes, 0)
+                    grown_bytes = self._usage(key).grown_bytes if leases else 0
+                    seen_bytes += max(part.held_bytes - part.unseen_bytes, min(grown_bytes, part.held_bytes))
                     sums[part.device] = held_bytes + part.held_bytes, seen_bytes
         return sums
 
@@ -293,15 +312,17 @@ class Ledger:
             residents = self._residents(ask.key)
             try:
                 decided = plan(devices, residents, ask, reserve_bytes=self._reserve_bytes)
-            except ValueError as error:
-                asking.granted.set_exception(error)
+            except ValueError:
+                # They were there when it asked: a device has vanished.
+                gone = " and ".join(ask.devices or ("every device",))
+                asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
-            settling = any(until > now for until, _ in self._settling)
+            settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
                 asking.granted.set_result(decided.placement)
-            elif decided.action is Action.REFUSE and not settling:
+            elif decided.action is Action.REFUSE and not settling and not self._may_fit_later(decided):
                 asking.granted.set_exception(_short(ask, decided))
             elif now >= asking.deadline:
                 asking.granted.set_exception(self._waited_too_long(ask, decided, devices))
@@ -309,6 +330,16 @@ class Ledger:
                 self._follow(asking, decided)
                 wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
         return wake_s
+
+    def _may_fit_later(self, refused: Plan) -> bool:
+        """Tell whether what loads now may be why it does not fit: some of that may have been counted twice."""
+        twice_bytes = sum(
+            part.held_bytes
+            for key in self._unsettled
+            for part in self._holdings[key].held
+            if part.device == refused.device
+        )
+        return refused.needed_bytes <= refused.free_bytes + twice_bytes
 
     def _follow(self, asking: _Asking, decided: Plan) -> None:
         ask = asking.ask
@@ -319,9 +350,14 @@ class Ledger:
                 self._evict(victim, f"makes room for `{ask.name}`")
         elif decided.action is Action.TURN:
             for busy in decided.others:
-                self._yielding.add(busy)
+                self._yielding[busy] = ask.key
                 self._yield_turn(busy, f"gives `{ask.name}` its turn when the running answers are done")
         asking.on_wait(decided)
+
+    def _call_off_turns(self, key: str) -> None:
+        """Let those go on that only left for *key*, which wants no memory any more."""
+        for busy in [busy for busy, asking in self._yielding.items() if asking == key]:
+            self._keep_turn(busy)
 
     def _residents(self, asking: str) -> list[Resident]:
         """Return everyone as the planner sees them; earlier asks that got a place count as loading already."""
@@ -384,6 +420,7 @@ class Ledger:
 
     def _hold(self, ask: Ask, placement: Placement) -> None:
         self._holdings[ask.key] = _resident(ask, placement)
+        self._unsettled.add(ask.key)
         self._note_change()
 
     def _note_change(self) -> None:

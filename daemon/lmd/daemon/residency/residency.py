@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.residency.watching import RunnersSeen, Watchers
 from lmd.daemon.runner_process import RunnerProcess
-from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerTimings
+from lmd.daemon.runner_spec import RUNNER_COMMAND, RunnerSpec, RunnerTimings
 from lmd.daemon.saved_kv import SavedKv
 from lmd.registry.digest import Digest
 from lmd.registry.errors import ModelNotFound
@@ -65,6 +65,7 @@ class Residency:
         command: Sequence[str] = RUNNER_COMMAND,
         timings: RunnerTimings | None = None,
         limits: Limits | None = None,
+        start_runner: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start,
     ) -> None:
         runtime = config.runtime
         load_s = runtime.load_timeout.total_seconds()
@@ -103,6 +104,7 @@ class Residency:
             usage=self._usage,
             evict=self._evict,
             yield_turn=self._yield_turn,
+            keep_turn=self._keep_turn,
         )
         #: How fast answers come on this machine.
         self.speeds = Speeds(store, pool, rated)
@@ -118,6 +120,7 @@ class Residency:
                 reserve_bytes=runtime.memory_reserve_bytes,
             ),
             read,
+            start_runner,
         )
         #: What loads models, and tells what they take.
         self.loader = Loader(
@@ -133,7 +136,7 @@ class Residency:
             saved_kv=saved_kv,
             kv_ram_bytes=runtime.kv_ram_bytes,
             offload=offload,
-            start=self._spare.start if runtime.spare_runner else RunnerProcess.start,
+            start=self._spare.start if runtime.spare_runner else start_runner,
         )
 
     async def start(self) -> None:
@@ -218,7 +221,7 @@ class Residency:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model).enqueue(settings, keep_alive, caller, again=again)
+        return self._actor(model, again=again).enqueue(settings, keep_alive, caller, again=again)
 
     async def load(
         self,
@@ -299,7 +302,8 @@ class Residency:
         with contextlib.suppress(ModelNotFound):
             await self.unload(str(manifest), force=False, save_kv=False)
 
-    def _actor(self, model: Loadable) -> ModelActor:
+    def _actor(self, model: Loadable, *, again: bool = False) -> ModelActor:
+        """Return the actor of *model*; its name then means this version, unless it is asked for *again*."""
         if self._closing:
             raise Draining
         key = str(model.manifest_digest)
@@ -320,9 +324,13 @@ class Residency:
             task = asyncio.create_task(actor.run(), name=f"actor-{model.manifest_digest.short}")
             self._tasks.add(task)
             task.add_done_callback(self._note_done)
-        for other in list(self._actors.values()):
-            if other is not actor and model.name in other.names:
-                self._supersede(other, model.name)
+        others = [other for other in self._actors.values() if other is not actor and model.name in other.names]
+        if others and again:
+            # It had its place under a version that has been replaced meanwhile.
+            actor.names.discard(model.name)
+            return actor
+        for other in others:
+            self._supersede(other, model.name)
         actor.names.add(model.name)
         if model.name in self._pins:
             actor.pin = self.settings(model, self._pins[model.name])
@@ -396,3 +404,8 @@ class Residency:
         actor = self._actors.get(key)
         if actor is not None:
             actor.yield_turn(reason)
+
+    def _keep_turn(self, key: str) -> None:
+        actor = self._actors.get(key)
+        if actor is not None:
+            actor.keep_turn()

@@ -53,9 +53,15 @@ class SpareRunner:
     no memory in the ledger, and is not listed.
     """
 
-    def __init__(self, settings: SpareSettings, read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]]) -> None:
+    def __init__(
+        self,
+        settings: SpareSettings,
+        read_devices: Callable[[], Awaitable[Sequence[DeviceMemory]]],
+        start: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start,
+    ) -> None:
         self._settings = settings
         self._read_devices = read_devices
+        self._start = start
         self._spare: RunnerProcess | None = None
         self._starting: asyncio.Task[None] | None = None
         self._closing = False
@@ -67,7 +73,7 @@ class SpareRunner:
 
     async def start(self, spec: RunnerSpec) -> RunnerProcess:
         """Return a runner for *spec* that has said hello; as `RunnerProcess.start`."""
-        runner = await self._taken(spec) or await RunnerProcess.start(spec)
+        runner = await self._taken(spec) or await self._start(spec)
         runner.when_loaded(self._replace)
         return runner
 
@@ -111,7 +117,7 @@ class SpareRunner:
             log.info("spare_runner_skipped", free_bytes=free_bytes)
             return
         await self._drop()
-        self._spare = await RunnerProcess.start(self._settings.spec())
+        self._spare = await self._start(self._settings.spec())
 
     async def _drop(self) -> None:
         spare, self._spare = self._spare, None

@@ -108,6 +108,10 @@ class LoadSettings:
         exact = is_as_exact(loaded.kv_type, self.kv_type)
         return (has_ctx or does) and exact and self.num_gpu in (-1, loaded.num_gpu)
 
+    def asks_less_than(self, refused: LoadSettings) -> bool:
+        """Tell whether a request that asks for these may be served though there is no memory for *refused*."""
+        return self.num_ctx < refused.num_ctx or self.num_gpu != refused.num_gpu
+
     def with_kv_type_of(self, others: Iterable[LoadSettings]) -> LoadSettings:
         """Return these with keys and values as exact as any of *others* wants them."""
         return replace(self, kv_type=most_exact(self.kv_type, *(other.kv_type for other in others)))

@@ -92,7 +92,7 @@ def expiry(status: RunnerStatus, now: datetime, keep_alive: timedelta) -> dateti
     """Return when a model leaves: *now* when it is on its way out; as if it got idle now while it is busy or loads."""
     if status.state is RunnerState.DRAINING:
         return now
-    if status.keep_forever:
+    if status.keep_forever or status.pinned:
         return now + FOR_EVER
     return status.expires_at or now + keep_alive
 
