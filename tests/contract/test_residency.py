@@ -627,6 +627,22 @@ async def test_request_after_an_idle_runner_died_is_served(world: World) -> None
     assert await world.ask(model, "y") == "y "
 
 
+async def test_a_runner_that_dies_while_its_load_waits_fails_nobody(world: World) -> None:
+    """Its death was noticed when the memory came, and told to requests that were made long after it."""
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    gate = world.path / "gate"
+    busy = await world.holding(a, f"gate {gate}")
+    other = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
+    (waiting,) = world.unlisted()
+    world.kill(waiting)
+    await until(lambda: not world.is_alive(waiting))
+    gate.touch()
+    assert await busy == "x"
+    assert await other == "y "
+
+
 async def test_hung_runner_is_ended_and_told_apart(world: World) -> None:
     world.timings = RunnerTimings(ping_interval_s=0.05, hang_s=0.5, term_s=0.3)
     model = world.model("a")

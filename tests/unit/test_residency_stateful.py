@@ -96,6 +96,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.residency: Residency = self.within(lambda: self.world.residency)
         self.requests = Requests(self.residency, self.loop, wait_s=LIMITS.wait_s, max_queue=LIMITS.max_queue)
         self.versions = 0
+        self.moved: list[str] = []
         self.gates: list[tuple[Request, Path]] = []
         self.short = Shortness(self)
 
@@ -200,6 +201,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def make_a_new_version(self, name: str) -> None:
         """Whoever asks for the name from now on gets another model; the old one goes after its answers."""
         self.versions += 1
+        self.moved.append(name)
         weights = write_model(self.directory / f"version-{self.versions}")
         old = self.models[name]
         self.models[name] = replace(old, weights=(weights,), digest=Digest.of(weights.name.encode()))
@@ -354,7 +356,9 @@ class Shortness(Judge):
         """A model may be refused before its time when it fits nowhere, also with everyone gone who may be evicted."""
         chips = self._machine.machine.chips
         need = SIZES[request.model.name].estimate(request.settings.num_ctx)
-        kept = [SIZES[name].estimate(4096).total_bytes for name in self.kept - {request.model.name}]
+        others = [name for name in self.kept if name != request.model.name]
+        # Of a name that has moved, older versions may be there that answer still.
+        kept = [SIZES[name].estimate(4096).total_bytes for name in others + self._machine.moved]
         room = {id_: chips[id_].total_bytes - self._most_of_others(id_, request) - sum(kept) for id_ in chips}
         if request.settings.num_gpu != 99 or len(chips) == 1:
             return room[CPU] < need.total_bytes
