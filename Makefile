@@ -13,7 +13,7 @@ SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 # The product alone: what a user needs. Editable, so that a checkout runs its own code.
 $(VENV)/.product: pyproject.toml constraints.txt tools/preflight.sh

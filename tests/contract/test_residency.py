@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -483,6 +484,15 @@ async def test_waits_for_busy_models_instead_of_evicting(world: World) -> None:
     assert world.state(a) is None
 
 
+async def test_what_was_loaded_for_a_request_is_not_evicted_before_it_is_served(world: World) -> None:
+    """llama.cpp #28698 A: a model was evicted for another one after its load, before its first request arrived."""
+    world.free_bytes = 1000
+    models = [world.model(name, journal=world.journal()) for name in "abc"]
+    texts = await asyncio.gather(*(world.ask(model, model.name) for model in models))
+    assert texts == [f"{model.name} " for model in models]
+    assert len(world.loads()) == 3, "no load was for nothing"
+
+
 async def test_explicit_load_evicts_like_any_other(world: World) -> None:
     """LM Studio #2051: an explicit load bypassed eviction and ran out of memory."""
     world.free_bytes = 1000
@@ -617,6 +627,22 @@ async def test_request_after_an_idle_runner_died_is_served(world: World) -> None
     assert await world.ask(model, "y") == "y "
 
 
+async def test_a_runner_that_dies_while_its_load_waits_fails_nobody(world: World) -> None:
+    """Its death was noticed when the memory came, and told to requests that were made long after it."""
+    world.free_bytes = 1000
+    a, b = world.model("a"), world.model("b")
+    gate = world.path / "gate"
+    busy = await world.holding(a, f"gate {gate}")
+    other = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: (s := world.status(b)) is not None and "`a:latest`" in s.reason)
+    (waiting,) = world.unlisted()
+    world.kill(waiting)
+    await until(lambda: not world.is_alive(waiting))
+    gate.touch()
+    assert await busy == "x"
+    assert await other == "y "
+
+
 async def test_hung_runner_is_ended_and_told_apart(world: World) -> None:
     world.timings = RunnerTimings(ping_interval_s=0.05, hang_s=0.5, term_s=0.3)
     model = world.model("a")
@@ -696,6 +722,21 @@ async def test_unload_of_an_idle_model_is_done_when_it_returns(world: World) -> 
     assert world.residency.resident_manifests() == set()
     with pytest.raises(ModelNotFound):
         await world.residency.unload(model.name, force=False)
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_nothing_of_a_runner_survives_an_unload(world: World, force: bool) -> None:
+    """Docker model runner #7958: the process of an unloaded model went on, and kept its memory."""
+    model = world.model("a", child=True)
+    await world.ask(model, "x")
+    status = world.status(model)
+    assert status is not None
+    assert world.is_alive(status.pid)
+    family = [process.pid for process in psutil.Process().children(recursive=True)]
+    assert len(family) == (0 if world.host is not None else 2)
+    await world.residency.unload(model.name, force=force)
+    assert not world.is_alive(status.pid)
+    await until(lambda: not any(psutil.pid_exists(pid) for pid in family))
 
 
 async def test_a_new_version_of_a_name_takes_the_place_of_the_old_one(world: World) -> None:

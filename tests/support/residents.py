@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -212,6 +213,22 @@ class World:
             self.host.alive[status.pid].send_signal(number)
         else:
             psutil.Process(status.pid).send_signal(number)
+
+    def unlisted(self) -> set[int]:
+        """The processes of runners that are not ready yet."""
+        alive = self.host.alive if self.host is not None else [child.pid for child in psutil.Process().children()]
+        return set(alive) - {status.pid for status in self.residency.list()}
+
+    def kill(self, pid: int) -> None:
+        """End a runner at once."""
+        if self.host is not None:
+            self.host.alive[pid].send_signal(signal.SIGKILL)
+        else:
+            psutil.Process(pid).kill()
+
+    def is_alive(self, pid: int) -> bool:
+        """Whether a runner is there."""
+        return pid in self.host.alive if self.host is not None else psutil.pid_exists(pid)
 
     async def ask(
         self,

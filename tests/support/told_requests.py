@@ -109,7 +109,7 @@ class Requests:
         self._wait_s = wait_s
         self._max_queue = max_queue
         self._faults: dict[str, list[tuple[float, type[Exception]]]] = defaultdict(list)
-        self._judged = 0
+        self._asked_at: dict[str, list[float]] = defaultdict(list)
 
     def ask(
         self,
@@ -125,6 +125,7 @@ class Requests:
         request = Request(model, settings, keep_alive, caller, prompt, expected, self._loop.time())
         request.task = self._loop.create_task(request.run(self._residency))
         self.all.append(request)
+        self.note_asked(model.name)
         return request
 
     def note_fault(self, name: str, error: type[Exception]) -> None:
@@ -143,7 +144,6 @@ class Requests:
             if not request.over:
                 rest.append(request)
                 continue
-            self._judged += 1
             if (fault := self._fault_of(request, may_be_short)) is not None:
                 wrong.append(f"{request.model.name} {request.settings} of {request.caller}: {fault}")
         self.all = rest
@@ -170,13 +170,23 @@ class Requests:
                 beside = len(self._beside(request)) + self.explicit_loads[request.model.name]
                 return beside >= self._max_queue * 3 // 4
             case DeviceMemoryShort():
-                if waited_s >= self._wait_s or self._explained(MemoryError, request):
+                if self._waited(request) or self._explained(MemoryError, request):
                     return True
                 return may_be_short(request)
             case RunnerStartTimeout() if waited_s >= self._wait_s:
                 return True
             case _:
                 return self._explained(type(error), request)
+
+    def _waited(self, request: Request) -> bool:
+        """Tell whether it, or a load that it joined, has waited its time."""
+        assert request.ended_at is not None
+        latest = request.ended_at - self._wait_s
+        return any(latest - self._wait_s <= at <= latest for at in self._asked_at[request.model.name])
+
+    def note_asked(self, name: str) -> None:
+        """Note that somebody wants a model from now on."""
+        self._asked_at[name].append(self._loop.time())
 
     def _beside(self, request: Request) -> Sequence[Request]:
         # Judged soon after the end, so those that were there then are there still, or ended in the same step.

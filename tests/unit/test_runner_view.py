@@ -35,3 +35,14 @@ def test_a_view_has_the_model_and_its_draft_by_names_that_the_engine_understands
     with pytest.raises(BlobMissing):
         make_view(tmp_path / "views", blobs[:1], blobs[1:])
     assert list((tmp_path / "views").iterdir()) == [view]
+
+
+def test_a_view_links_to_the_weights_and_copies_nothing(tmp_path: Path) -> None:
+    """Docker model runner #1015: each start copied the model into a bundle of its own."""
+    blob = tmp_path / "blob"
+    blob.write_bytes(bytes(1 << 20))
+    view = make_view(tmp_path / "views", [blob])
+    (link,) = view.iterdir()
+    assert link.is_symlink()
+    assert link.samefile(blob)
+    assert sum(path.lstat().st_blocks for path in view.iterdir()) * 512 < 8192

@@ -278,6 +278,8 @@ class RunnerProcess:
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self._watch()), group.create_task(self._follow_link())]
                 await process.wait()
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started goes with it
+                    os.killpg(process.pid, signal.SIGKILL)
                 for helper in helpers:
                     helper.cancel()
             with contextlib.suppress(TimeoutError):  # a process that the runner left behind may hold the pipe

@@ -408,12 +408,16 @@ class Ledger:
         log.info("residency_plan", model=ask.name, action=decided.action.value, others=others, reason=decided.reason)
 
     def _waited_too_long(self, ask: Ask, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
-        free = {device.id: max(0, device.free_bytes - self._reserve_bytes) for device in devices}
+        free = {device.id: device.free_bytes - self._reserve_bytes for device in devices}
+        for resident in self._residents(ask.key):
+            for part in resident.held:
+                # A reading shows it as free, and it is not to be had.
+                free[part.device] = free.get(part.device, 0) - part.unseen_bytes
         share = max(decided.placement.shares, key=lambda share: share.bytes - free.get(share.device, 0))
         return DeviceMemoryShort(
             ask.name,
             needed_bytes=share.bytes,
-            free_bytes=free.get(share.device, 0),
+            free_bytes=max(0, free.get(share.device, 0)),
             device=share.device,
             hint="other models answer with that memory; try again when they are done, or stop one with `lm stop`",
         )

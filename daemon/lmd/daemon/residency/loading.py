@@ -139,6 +139,10 @@ class Loader:
             placement = await self.ledger.admit(
                 ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
             )
+            if runner.exit.done():
+                # It died while it waited, maybe minutes ago, and held nothing yet: that fails nobody's request.
+                await runner.gone()
+                runner = await self.start(self._spec(model))
             started += clock() - asked
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
