@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -13,14 +14,18 @@ from lmd.daemon.names import new_name
 from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
+from lmd.daemon.reporting import Finished, reports_of
 from lmd.daemon.template_check import check_template
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
+from lmd.registry.lm_config import LmConfig
+from lmd.registry.manifest import FileLayer
+from lmd.registry.merging import with_merged
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
 from lmd.registry.recipe_files import keys_of
 from lmd.registry.ref import FileRef, parse_ref
-from lmd.registry.store import TagRecord
+from lmd.registry.store import Lease, TagRecord
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +85,8 @@ async def make(
     token: str | None = None,
     edited: Digest | None = None,
 ) -> AsyncGenerator[Step]:
-    """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
+    """Make or replace the model *name*; yields what begins, progress of a pull, of merging or of quantizing, at the end
+    the tag.
 
     *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
     one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
@@ -113,22 +119,67 @@ async def make(
                         named[directive] = step
                     else:
                         yield step
-    wanted_type = quantization.quantize or recipe.quantize
-    if wanted_type:
+    models = [tag for tag in named.values() if tag is not None]
+    async with catalog.hold(f"create {target}", [*files.values(), *(tag.manifest for tag in models)]) as lease:
         parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
-        wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
-        async with aclosing(quantization.by.quantize(wanted)) as working:
+        given = set(files.values())
+        wanted_type = quantization.quantize or recipe.quantize
+        if wanted_type:
+            wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
+            making = _quantized(catalog, quantization.by, wanted, lease, given, edited)
+        else:
+            making = _published(catalog, target, parts, lm, lease, given, edited)
+        async with aclosing(making) as working:
             async for made in working:
-                if isinstance(made, Quantized):
-                    yield f"creating {target}"
-                    note = "create" if edited is None else "edit"
-                    tag = await catalog.publish(target, made.files, made.lm, note=note, expected=edited)
+                yield made
+    await catalog.let_go(files.values())
+
+
+async def _quantized(
+    catalog: Catalog,
+    quantizer: Quantizer,
+    wanted: Wanted,
+    lease: Lease,
+    given: Collection[Digest],
+    edited: Digest | None,
+) -> AsyncGenerator[Step]:
+    """Make the model of quantized weights; the shards of an original need no merging."""
+    async with aclosing(quantizer.quantize(wanted)) as working:
+        async for made in working:
+            if isinstance(made, Quantized):
+                # What is of the type already comes back as it was, in all its files.
+                publishing = _published(catalog, wanted.name, made.files, made.lm, lease, given, edited)
+                async with aclosing(publishing) as steps:
+                    async for step in steps:
+                        yield step
+            else:
+                yield made
+
+
+async def _published(
+    catalog: Catalog,
+    name: str,
+    parts: Sequence[FileLayer],
+    lm: LmConfig,
+    lease: Lease,
+    given: Collection[Digest],
+    edited: Digest | None,
+) -> AsyncGenerator[Step]:
+    """Point *name* at the model of these parts, once shards among the *given* files are one file."""
+    merged = []
+    for shards in await catalog.shard_sets(parts, given):
+        yield f"merging {len(shards.shards)} files into {shards.filename}"
+        work = partial(catalog.merge, shards, lease)
+        async with aclosing(reports_of(work, "merge")) as reports:
+            async for report in reports:
+                if isinstance(report, Finished):
+                    merged.append(report.result)
+                    yield WorkProgress(shards.filename, report.result.size_bytes, report.result.size_bytes)
                 else:
-                    yield made
-        await catalog.let_go(files.values())
-    else:
-        yield f"creating {target}"
-        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
+                    yield WorkProgress(shards.filename, *report)
+    yield f"creating {name}"
+    note = "create" if edited is None else "edit"
+    tag = await catalog.publish(name, with_merged(parts, merged), lm, note=note, expected=edited)
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
 

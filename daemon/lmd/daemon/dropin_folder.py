@@ -185,7 +185,16 @@ class DropInFolder:
         before = self._state.made.get(entry.key)
         self._state.put(entry.key, Made(name, "", {}, inode))
         try:
-            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft, note="folder")
+            return create_model(
+                self._store,
+                name,
+                recipe,
+                files=digests,
+                base=base,
+                draft=draft,
+                note="folder",
+                cancelled=cancelled,
+            )
         except LmdError:
             if before is None:
                 self._state.drop(entry.key)

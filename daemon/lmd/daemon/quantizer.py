@@ -18,7 +18,6 @@ from lmd.daemon.devices import devices
 from lmd.daemon.errors import DeviceMemoryShort, Draining, QuantizeFailed
 from lmd.daemon.quantize_process import QUANTIZE_COMMAND, QuantizeJob, run_job
 from lmd.daemon.tasks import to_the_end
-from lmd.registry.create import in_shard_order
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull
 from lmd.registry.gguf import GgufHeader, combine
@@ -28,6 +27,7 @@ from lmd.registry.lm_config import LmConfig
 from lmd.registry.manifest import FileLayer
 from lmd.registry.model_store import read_blob_header
 from lmd.registry.quantization import QuantizePlan, parse_quant_type, plan_quantization
+from lmd.registry.shards import in_shard_order
 from lmd.registry.store import Lease, Store
 
 log = structlog.get_logger(__name__)
