@@ -106,3 +106,15 @@ def test_a_modelfile_in_utf_16_means_the_same(product: Product, folder: Path) ->
     for name in ("narrow", "wide"):
         product.lm("create", name, "-f", str(folder / name))
     assert _digest(product, "narrow") == _digest(product, "wide")
+
+
+def test_shards_become_one_file_that_says_the_same(product: Product, folder: Path) -> None:
+    _create(product, folder, "merged", "FROM ./weights-00002-of-00002.gguf\n")
+    _create(product, folder, "whole", "FROM ./weights.gguf\n")
+    [file] = product.json("show", "merged")["files"]
+    assert file["filename"] == "weights.gguf"
+    answers = [
+        product.lm("run", name, "Once", "-o", "temperature=0", "-o", "num_predict=20").stdout
+        for name in ("merged", "whole")
+    ]
+    assert answers[0] == answers[1] != ""

@@ -208,12 +208,12 @@ def test_shards_in_any_order(store: MemoryStore) -> None:
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ([shard(0, 3), shard(1, 3)], "2 were given, but of the 3 files of the model number 3 is missing"),
+        ([shard(0, 3), shard(1, 3)], "2 were given, but of the 3 files of the model, number 3 is missing"),
         (
             [shard(0, 9), shard(8, 9)],
-            "2 were given, but of the 9 files of the model number 2, 3, 4, 5, 6, … is missing",
+            "2 were given, but of the 9 files of the model, numbers 2, 3, 4, 5, 6, … are missing",
         ),
-        ([shard(1, 2)], "`0.gguf` is file 2 of 2, but of the 2 files of the model number 1 is missing"),
+        ([shard(1, 2)], "`0.gguf` is file 2 of 2, but of the 2 files of the model, number 1 is missing"),
         ([shard(0, 2), shard(0, 2, fill=1)], "`0.gguf` and `1.gguf` are both file 1 of 2"),
         ([shard(0, 2), shard(2, 2)], "`1.gguf` says that it is file 3 of 2"),
         ([TINY, OTHER], "`0.gguf` and `1.gguf` are both a whole model"),

@@ -124,7 +124,7 @@ def test_shards_of_a_draft_in_any_order(store: MemoryStore) -> None:
     recipe = model_info(store, store.tags["mine:latest"]).modelfile
     assert create(store, recipe).digest == manifest.digest
     with pytest.raises(
-        GgufInvalid, match=r"`2\.gguf` is file 2 of 2, but of the 2 files of the model number 1 is missing"
+        GgufInvalid, match=r"`2\.gguf` is file 2 of 2, but of the 2 files of the model, number 1 is missing"
     ):
         create(store, "FROM ./t.gguf\nDRAFT ./2.gguf", {"./t.gguf": TARGET, "./2.gguf": parts[1]})
 

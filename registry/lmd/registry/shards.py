@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lmd.registry.errors import GgufInvalid
+from lmd.registry.errors import GgufInvalid, ShardsInvalid
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.manifest import FileLayer
 
@@ -49,7 +49,7 @@ def _check_numbers(pairs: Sequence[Paired]) -> None:
     if len(counts) > 1:
         one, header = pairs[0]
         other, other_header = next(pair for pair in pairs if pair[1].split_count != header.split_count)
-        raise GgufInvalid(
+        raise ShardsInvalid(
             f"`{one.filename}` is {_place(header)}, `{other.filename}` is {_place(other_header)}; "
             "they are not of one model"
         )
@@ -57,16 +57,17 @@ def _check_numbers(pairs: Sequence[Paired]) -> None:
     for file, header in pairs:
         before = by_number.setdefault(header.split_no, file)
         if before is not file:
-            raise GgufInvalid(f"`{before.filename}` and `{file.filename}` are both {_place(header)}")
+            raise ShardsInvalid(f"`{before.filename}` and `{file.filename}` are both {_place(header)}")
     (count,) = counts
     last, header = pairs[-1]
     if header.split_no >= count:
-        raise GgufInvalid(f"`{last.filename}` says that it is file {header.split_no + 1} of {count}")
+        raise ShardsInvalid(f"`{last.filename}` says that it is file {header.split_no + 1} of {count}")
     missing = [number + 1 for number in range(count) if number not in by_number]
     if missing:
         shown = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+        what = f"number {shown} is" if len(missing) == 1 else f"numbers {shown} are"
         given = f"`{pairs[0][0].filename}` is {_place(pairs[0][1])}" if len(pairs) == 1 else f"{len(pairs)} were given"
-        raise GgufInvalid(f"{given}, but of the {count} files of the model number {shown} is missing")
+        raise ShardsInvalid(f"{given}, but of the {count} files of the model, {what} missing")
 
 
 def _check_tensors(pairs: Sequence[Paired]) -> None:
@@ -75,12 +76,12 @@ def _check_tensors(pairs: Sequence[Paired]) -> None:
     held = sum(len(header.tensors) for _, header in pairs)
     for file, header in pairs:
         if "split.tensors.count" in header.metadata and header.number("split.tensors.count") != held:
-            raise GgufInvalid(
+            raise ShardsInvalid(
                 f"`{file.filename}` is of a model of {header.number('split.tensors.count')} tensors, but the "
                 f"{len(pairs)} files have {held}; they are not of one model"
             )
         if header.architecture not in ("", first.architecture):
-            raise GgufInvalid(
+            raise ShardsInvalid(
                 f"`{file.filename}` is of the architecture `{header.architecture}`, `{first_file.filename}` is of "
                 f"`{first.architecture}`; they are not of one model"
             )
@@ -90,7 +91,7 @@ def _check_tensors(pairs: Sequence[Paired]) -> None:
             before = holder.setdefault(tensor.name, file.filename)
             if before != file.filename:
                 shown = ascii(tensor.name)[1:-1]
-                raise GgufInvalid(f"`{before}` and `{file.filename}` both have the tensor `{shown}`")
+                raise ShardsInvalid(f"`{before}` and `{file.filename}` both have the tensor `{shown}`")
 
 
 def _place(header: GgufHeader) -> str:
