@@ -35,6 +35,7 @@ from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.merging import ShardSet, merge, shard_sets
 from lmd.registry.modelfile import Modelfile, parse_modelfile
 from lmd.registry.parameters import ParameterValue
+from lmd.registry.removed import removed_model
 from lmd.registry.store import Lease, Store, TagRecord
 
 log = structlog.get_logger(__name__)
@@ -217,6 +218,10 @@ class Catalog:
                 await self._pool.run(self._check_there, named)
         return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
 
+    async def lost_source(self, digest: Digest) -> str:
+        """Return where to pull what a removed model needs that is gone; "" when nothing is, or nobody knows where."""
+        return await self._pool.run(self._lost_source, digest)
+
     async def shard_sets(self, files: Sequence[FileLayer], given: Collection[Digest]) -> Sequence[ShardSet]:
         """Find what is to be merged among the *files* of a new model; see `lmd.registry.merging`.
 
@@ -292,6 +297,12 @@ class Catalog:
                 for layer in manifest.adapters
             ),
         )
+
+    def _lost_source(self, digest: Digest) -> str:
+        removed = None if self._store.has_blob(digest, None) else removed_model(self._store, digest)
+        if removed is None or removed.first_missing(self._store) is None:
+            return ""
+        return removed.source
 
     def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:
         tags = sorted(self._store.list_tags(prefix), key=_place)

@@ -24,7 +24,7 @@ from lmd.registry.merging import with_merged
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
 from lmd.registry.recipe_files import keys_of
-from lmd.registry.ref import FileRef, parse_ref
+from lmd.registry.ref import FileRef, ModelRef, parse_ref
 from lmd.registry.store import Lease, TagRecord
 
 log = structlog.get_logger(__name__)
@@ -108,7 +108,14 @@ async def make(
     named: dict[str, TagRecord | None] = {"FROM": None, "DRAFT": None}
     for directive, sources in (("FROM", recipe.from_), ("DRAFT", recipe.drafts or ())):
         for source in sources:
-            if keys_of(source.value, files) or source.digest is not None:
+            if keys_of(source.value, files):
+                continue
+            if source.digest is not None:
+                if lost := await catalog.lost_source(source.digest):
+                    async with aclosing(_pull(pulls, parse_ref(lost), lost, token)) as steps:
+                        async for step in steps:
+                            if not isinstance(step, TagRecord):
+                                yield step
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
@@ -129,10 +136,18 @@ async def make(
             making = _quantized(catalog, quantization.by, wanted, lease, given, edited)
         else:
             making = _published(catalog, target, parts, lm, lease, given, edited)
+        tag: TagRecord | None = None
         async with aclosing(making) as working:
             async for made in working:
-                yield made
+                if isinstance(made, TagRecord):
+                    tag = made
+                else:
+                    yield made
     await catalog.let_go(files.values())
+    # Only now: whoever has the model may remove it at once, and nothing of this must hold its bytes then.
+    assert tag is not None, "a model that is made ends with its tag"
+    log.info("model_created", name=tag.name, digest=str(tag.manifest))
+    yield tag
 
 
 async def _quantized(
@@ -179,9 +194,7 @@ async def _published(
                     yield WorkProgress(shards.filename, *report)
     yield f"creating {name}"
     note = "create" if edited is None else "edit"
-    tag = await catalog.publish(name, with_merged(parts, merged), lm, note=note, expected=edited)
-    log.info("model_created", name=tag.name, digest=str(tag.manifest))
-    yield tag
+    yield await catalog.publish(name, with_merged(parts, merged), lm, note=note, expected=edited)
 
 
 def _target(name: str, edited: Digest | None) -> str:
@@ -206,8 +219,17 @@ async def _find(
                 field=directive.lower(),
                 hint="name the model or the file to start from",
             ) from None
+    async with aclosing(_pull(pulls, ref, value, token)) as steps:
+        async for step in steps:
+            yield step
+
+
+async def _pull(
+    pulls: Pulls, ref: ModelRef, text: str, token: str | None
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
+    """Pull a model; the tag comes last."""
     yield f"pulling {ref.name}"
-    async with pulls.attach(ref, text=value, token=token) as watcher:
+    async with pulls.attach(ref, text=text, token=token) as watcher:
         async for event in watcher:
             yield event
         yield watcher.result()
