@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PYTHON ?= python3
 PROTO_FILES := $(shell find protos/lmd -name '*.proto' | sort)
+# One process for each core; a file's tests stay together, because they share fixtures.
+PARALLEL := -n logical --dist loadfile
 SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
 .PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean
@@ -36,10 +38,10 @@ demo: $(VENV)/.test ## a minute's tour on a private daemon that leaves nothing b
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/.test ## run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-slow: $(VENV)/.test ## run all tests, also those that take minutes
-	@$(BIN)/python -m pytest -q -m "not gpu and not network"
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not gpu and not network"
 
 check: lint types imports protos-check ## everything CI checks beside the tests
 

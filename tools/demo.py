@@ -60,24 +60,35 @@ def main() -> int:
         env.pop("HF_TOKEN", None)
         say(f"A private home ({home}) and a Hub server on loopback ({endpoint}).")
         try:
-            lm(env, "pull", "hf.co/demo/stories")
-            lm(env, "run", "hf.co/demo/stories", "Once upon a time", "-o", "temperature=0", "-o", "num_predict=60")
-            say("A chat model of our own, from a Modelfile:")
-            say(MODELFILE.rstrip())
-            (Path(home) / "Modelfile").write_text(MODELFILE)
-            lm(env, "create", "storyteller", "-f", str(Path(home) / "Modelfile"))
-            lm(env, "run", "storyteller", "there was a little dog")
-            lm(env, "ls")
-            lm(env, "ps")
-            lm(env, "rm", "storyteller", "hf.co/demo/stories")
-            lm(env, "gc", "--dry-run")
+            tour(env, Path(home))
         except subprocess.CalledProcessError as error:
             say(f"the tour stops here: `lm` ended with status {error.returncode}")
             return 1
         finally:
-            lm(env, "serve", "--stop")
+            stop(env)
     say("Done; nothing is left behind. Next: `pip install .` and `lm run llama3`.")
     return 0
+
+
+def tour(env: dict[str, str], home: Path) -> None:
+    """Go through the commands; raise at the first that fails."""
+    lm(env, "pull", "hf.co/demo/stories")
+    lm(env, "run", "hf.co/demo/stories", "Once upon a time", "-o", "temperature=0", "-o", "num_predict=60")
+    say("A chat model of our own, from a Modelfile:")
+    say(MODELFILE.rstrip())
+    (home / "Modelfile").write_text(MODELFILE)
+    lm(env, "create", "storyteller", "-f", str(home / "Modelfile"))
+    lm(env, "run", "storyteller", "there was a little dog")
+    lm(env, "ls")
+    lm(env, "ps")
+    lm(env, "rm", "storyteller", "hf.co/demo/stories")
+    lm(env, "gc", "--dry-run")
+
+
+def stop(env: dict[str, str]) -> None:
+    """End the daemon, if the tour came as far as starting one."""
+    say("$ lm serve --stop")
+    subprocess.run([LM, "serve", "--stop"], env=env, check=False)  # noqa: S603 - our own command
 
 
 if __name__ == "__main__":

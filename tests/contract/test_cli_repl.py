@@ -239,6 +239,14 @@ def test_load_goes_on_with_another_model_and_pulls_it(daemon: FakeDaemon, chat: 
     assert (request.model, _contents(request)) == ("hf.co/a/other:latest", [("user", "hi")])
 
 
+def test_load_refuses_what_only_embeds_and_goes_on(daemon: FakeDaemon, chat: Terminal) -> None:
+    del daemon.models["stories:latest"].model.capabilities[:]
+    daemon.models["stories:latest"].model.capabilities.append("embedding")
+    _say(chat, "/load stories", r"`stories:latest` does not generate text\s+hint: `lm embed stories:latest` uses it")
+    _say(chat, "hello", "You said: hello")
+    assert [request.name for request in daemon.requests("LoadModel")] == ["llama3:latest"]
+
+
 def test_a_model_without_a_chat_template_continues_text(daemon: FakeDaemon) -> None:
     with terminal("run", "stories") as screen:
         screen.expect("it continues what you type")

@@ -196,6 +196,7 @@ class FakeBackend:
         can_shift: bool = True,
         parked_bytes: int = 0,
         idle_tokens: int | None = None,
+        idle_rows: int = 0,
         mixes: bool = True,
     ) -> None:
         self.mixes = mixes
@@ -211,6 +212,7 @@ class FakeBackend:
         self.states: SequenceStates | None = FakeStates(self.memory) if plain and parked_bytes else None
         self.parked_bytes = parked_bytes
         self.idle_tokens = self.cells if idle_tokens is None else idle_tokens
+        self.idle_rows = idle_rows
         self.seen: dict[int, list[int]] = {}
         self.samplers: list[FakeSampler] = []
         self.decoded = 0

@@ -120,6 +120,13 @@ class Target:
         self._llama.llama_sampler_free(chain)
         return done
 
+    def contenders(self, prompt: Sequence[int], within: float) -> set[int]:
+        """Return the tokens whose scores after *prompt* are at most *within* below the best."""
+        self.decode(prompt, 1)
+        row = self._llama.llama_get_logits_ith(self._context, -1)
+        scores = row[: self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(self._model))]
+        return {token for token, score in enumerate(scores) if score >= max(scores) - within}
+
     def _step(self, tokens: array[int], position: int, *, all_rows: bool) -> int:
         self._batch.clear()
         if all_rows:

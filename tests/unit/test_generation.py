@@ -183,6 +183,7 @@ class EngineMachine(RuleBasedStateMachine):
         drafts=st.booleans(),
         parked=st.sampled_from([0, 400, 1500, 10**6]),
         idle=st.sampled_from([None, 0, 20]),
+        idle_rows=st.sampled_from([0, 15]),
         mixes=st.booleans(),
     )
     def make(
@@ -197,6 +198,7 @@ class EngineMachine(RuleBasedStateMachine):
         drafts: bool,
         parked: int,
         idle: int | None,
+        idle_rows: int,
         mixes: bool,
     ) -> None:
         self.rig = Rig(
@@ -210,6 +212,7 @@ class EngineMachine(RuleBasedStateMachine):
             drafts=drafts,
             parked_bytes=parked,
             idle_tokens=idle,
+            idle_rows=idle_rows,
             mixes=mixes,
         )
         self.rig.generation.slots.manifest = array("i", manifest)
@@ -504,6 +507,20 @@ def test_a_few_idle_tokens_may_stay_where_they_are() -> None:
     assert rig.generation.slots.parked_bytes == 0
     rig.submit(conversation(20, 50), limit=1)
     rig.run()
+    assert rig.generation.slots.parked_bytes == 50 * 8
+
+
+def test_what_lies_idle_for_a_few_rows_is_not_copied() -> None:
+    """Answers that end one soon after the other all stay; a prompt, or a long answer beside them, moves them out."""
+    rig = Rig(num_ctx=200, slots=2, capacity=200, parked_bytes=10**6, idle_tokens=0, idle_rows=20)
+    first = rig.submit(conversation(1, 50), limit=1)
+    rig.submit(conversation(10, 10), limit=60)
+    while first.request_id not in rig.told.ended:
+        rig.step()
+    for _ in range(20):
+        assert rig.generation.slots.parked_bytes == 0
+        rig.step()
+    rig.step()
     assert rig.generation.slots.parked_bytes == 50 * 8
 
 

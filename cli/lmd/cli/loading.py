@@ -34,6 +34,20 @@ def ensure_model(client: Client, ref: str) -> model_pb2.ModelInfo:
     return _info(client, pull(client, ref).name)
 
 
+def require_generating(info: model_pb2.ModelInfo) -> None:
+    """Refuse a model that only turns texts into vectors, before it is loaded for nothing.
+
+    Raises:
+        ClientError: CAPABILITY_MISSING.
+    """
+    if "completion" not in info.model.capabilities:
+        name = info.model.name
+        able = "rerank" if "rerank" in info.model.capabilities else "embed"
+        raise ClientError(
+            f"model `{name}` does not generate text", reason="CAPABILITY_MISSING", hint=f"`lm {able} {name}` uses it"
+        )
+
+
 def _info(client: Client, name: str) -> model_pb2.ModelInfo:
     return client.call(client.models.GetModel, model_service_pb.GetModelRequest(name=name)).info
 

@@ -114,6 +114,7 @@ class Generation:
             states=backend.states,
             parked_bytes=backend.parked_bytes,
             idle_tokens=backend.idle_tokens,
+            idle_rows=backend.idle_rows,
         )
         self._queue = FairQueue()
         self._reading: list[Job] = []
@@ -173,7 +174,8 @@ class Generation:
 
     def step(self) -> None:
         """Decode once for all jobs, and once for each that is to be alone."""
-        self.slots.clear_the_way()
+        unread = sum(job.unread for job in self._reading)
+        self.slots.clear_the_way(len(self._generating) + min(unread, self._backend.batch.capacity))
         for job in [job for job in self._jobs() if job.request.alone]:
             if job in self._reading:
                 self._decode_step([], [(job, min(job.unread, self._backend.batch.capacity))])

@@ -47,6 +47,7 @@ class Entry:
         shared_to: positions before this may lie in cells that other sequences use, too.
         pinned: whether it stays until nothing else is left to evict.
         used_at: when it was used last, in seconds since the epoch.
+        idle_since: how many rows had been decoded when it was left.
     """
 
     sequence: int
@@ -55,6 +56,7 @@ class Entry:
     shared_to: int = 0
     pinned: bool = False
     used_at: float = 0.0
+    idle_since: int = 0
 
 
 class PrefixCache(Generic[K]):

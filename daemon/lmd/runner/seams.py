@@ -107,6 +107,7 @@ class Backend(Protocol):
         rows: rows that can be sampled after one call.
         mixes: whether answers and prompts are decoded faster in one batch than one after the other.
         idle_tokens: tokens that nobody decodes and that may stay in memory without slowing others much.
+        idle_rows: rows of batches that more of them may see before they are moved: what that costs a copy costs, too.
         states: copies sequences out of memory and in; None where that is not possible, or not wanted.
         parked_bytes: what such copies of idle sequences may take.
     """
@@ -118,6 +119,7 @@ class Backend(Protocol):
     rows: int
     mixes: bool
     idle_tokens: int
+    idle_rows: int
     states: SequenceStates | None
     parked_bytes: int
 

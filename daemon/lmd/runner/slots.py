@@ -63,11 +63,13 @@ class Slots:
         states: SequenceStates | None = None,
         parked_bytes: int = 0,
         idle_tokens: int | None = None,
+        idle_rows: int = 0,
     ) -> None:
         """Share out *sequences*, of which *count* are decoded at once.
 
-        At most *budget_tokens* stay in memory, and at most *idle_tokens* of prefixes while others are decoded. With
-        *states* what has to go is parked in *parked_bytes* of RAM, which takes a sequence.
+        At most *budget_tokens* stay in memory, and at most *idle_tokens* of prefixes while others are decoded; each
+        may stay for *idle_rows* of them all the same. With *states* what has to go is parked in *parked_bytes* of RAM,
+        which takes a sequence.
         """
         self.manifest: array[int] = array("i")
         self._saved = saved
@@ -79,6 +81,8 @@ class Slots:
         if states is not None and parked_bytes and sequences > count:
             sequences -= 1
             self._parked = ParkedPrefixes(memory, states, scratch=sequences, budget_bytes=parked_bytes)
+        self._idle_rows = idle_rows
+        self._decoded_rows = 0
         self._free = list(range(sequences - 1, -1, -1))
         self._busy: list[Slot] = []
         self._cache: PrefixCache[Entry] = PrefixCache()
@@ -155,17 +159,22 @@ class Slots:
                 return
             for entry in self._cache.beginnings(slot.tokens, slot.scope):
                 self._forget_entry(entry)
-        self._cache.insert(Entry(slot.sequence, slot.tokens, slot.scope, slot.shared_to))
+        entry = Entry(slot.sequence, slot.tokens, slot.scope, slot.shared_to, idle_since=self._decoded_rows)
+        self._cache.insert(entry)
         while self._cache.tokens > self._budget_tokens and self._evict_oldest():
             pass
 
-    def clear_the_way(self) -> None:
-        """Park what lies in the memory for nobody, before something is decoded: all would have to look at it."""
+    def clear_the_way(self, rows: int) -> None:
+        """Park what lies in the memory for nobody, before *rows* are decoded: all would have to look at it."""
         if self._parked is None:
             return
+        self._decoded_rows += rows
         # What is private begins with the pinned tokens, too, and is counted with them: about right is good enough.
-        while self._cache.tokens - self._cache.pinned_tokens > self._idle_tokens and self._evict_oldest():
-            pass
+        while self._cache.tokens - self._cache.pinned_tokens > self._idle_tokens:
+            oldest = self._cache.oldest()
+            if oldest is None or self._decoded_rows - oldest.idle_since <= self._idle_rows:
+                return
+            self._evict(oldest)
 
     def pin_manifest(self, slot: Slot) -> None:
         """Keep the manifest's beginning of what *slot* holds, for everybody, unless it is kept already."""

@@ -11,7 +11,7 @@ from lmd.cli.answer import Request, body_for_stdout, receive
 from lmd.cli.client import Client
 from lmd.cli.context import note
 from lmd.cli.errors import ClientError, render_error
-from lmd.cli.loading import ensure_model, load
+from lmd.cli.loading import ensure_model, load, require_generating
 from lmd.cli.places import history_file
 from lmd.cli.repl.reader import Reader, StreamReader, read_message
 from lmd.cli.repl.slash import Slash
@@ -50,8 +50,9 @@ class Session:
         """Load the model, then take messages until the user leaves.
 
         Raises:
-            ClientError: the model cannot be loaded.
+            ClientError: the model cannot be loaded, or does not generate.
         """
+        require_generating(self.request.model)
         load(self.client, self.name, self.parameters, self.request.keep_alive)
         if not self.request.chats:
             note(f"{self.name} has no chat template: it continues what you type")
@@ -77,9 +78,11 @@ class Session:
         """Go on with another model and a new conversation; settings stay.
 
         Raises:
-            ClientError: there is no such model, or it cannot be loaded; the session goes on with the old one.
+            ClientError: there is no such model, it cannot be loaded, or does not generate; the session goes on with
+                the old one.
         """
         info = ensure_model(self.client, ref)
+        require_generating(info)
         load(self.client, info.model.name, self.parameters, self.request.keep_alive)
         self.request.model = info
         self.request.messages.clear()
