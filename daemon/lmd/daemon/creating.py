@@ -126,16 +126,17 @@ async def make(
                         named[directive] = step
                     else:
                         yield step
-    models = [tag for tag in named.values() if tag is not None]
-    async with catalog.hold(f"create {target}", [*files.values(), *(tag.manifest for tag in models)]) as lease:
+    models = [tag.manifest for tag in named.values() if tag is not None]
+    async with catalog.hold(f"create {target}", [*files.values(), *models]) as lease:
         parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
-        given = set(files.values())
+        note = "create" if edited is None else "edit"
+        publication = _Publication(catalog, target, set(files.values()), lease, note, edited)
         wanted_type = quantization.quantize or recipe.quantize
         if wanted_type:
             wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
-            making = _quantized(catalog, quantization.by, wanted, lease, given, edited)
+            making = publication.quantized(wanted, quantization.by)
         else:
-            making = _published(catalog, target, parts, lm, lease, given, edited)
+            making = publication.of(parts, lm)
         tag: TagRecord | None = None
         async with aclosing(making) as working:
             async for made in working:
@@ -150,51 +151,59 @@ async def make(
     yield tag
 
 
-async def _quantized(
-    catalog: Catalog,
-    quantizer: Quantizer,
-    wanted: Wanted,
-    lease: Lease,
-    given: Collection[Digest],
-    edited: Digest | None,
-) -> AsyncGenerator[Step]:
-    """Make the model of quantized weights; the shards of an original need no merging."""
-    async with aclosing(quantizer.quantize(wanted)) as working:
-        async for made in working:
-            if isinstance(made, Quantized):
+async def make_quantized(
+    catalog: Catalog, quantizer: Quantizer, wanted: Wanted, given: Collection[Digest], *, note: str
+) -> TagRecord:
+    """Make or replace the model that is *wanted* of files that are in the store, of which *given* were not before.
+
+    Raises: as `Quantizer.quantize`.
+    """
+    async with catalog.hold(f"create {wanted.name}", given) as lease:
+        publication = _Publication(catalog, wanted.name, given, lease, note, None)
+        async with aclosing(publication.quantized(wanted, quantizer)) as steps:
+            made = [step async for step in steps if isinstance(step, TagRecord)]
+    return made[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """Points *name* at a model; *given* are the files that were brought for it, and *lease* holds what is made."""
+
+    catalog: Catalog
+    name: str
+    given: Collection[Digest]
+    lease: Lease
+    note: str
+    expected: Digest | None
+
+    async def of(self, parts: Sequence[FileLayer], lm: LmConfig) -> AsyncGenerator[Step]:
+        """Publish a model of these parts, once shards among the given files are one file; the tag comes last."""
+        merged = []
+        for shards in await self.catalog.shard_sets(parts, self.given):
+            yield f"merging {len(shards.shards)} files into {shards.filename}"
+            work = partial(self.catalog.merge, shards, self.lease)
+            async with aclosing(reports_of(work, "merge")) as reports:
+                async for report in reports:
+                    if isinstance(report, Finished):
+                        merged.append(report.result)
+                        yield WorkProgress(shards.filename, report.result.size_bytes, report.result.size_bytes)
+                    else:
+                        yield WorkProgress(shards.filename, *report)
+        yield f"creating {self.name}"
+        files = with_merged(parts, merged)
+        yield await self.catalog.publish(self.name, files, lm, note=self.note, expected=self.expected)
+
+    async def quantized(self, wanted: Wanted, quantizer: Quantizer) -> AsyncGenerator[Step]:
+        """Publish a model of quantized weights; the shards of an original need no merging."""
+        async with aclosing(quantizer.quantize(wanted)) as working:
+            async for made in working:
+                if not isinstance(made, Quantized):
+                    yield made
+                    continue
                 # What is of the type already comes back as it was, in all its files.
-                publishing = _published(catalog, wanted.name, made.files, made.lm, lease, given, edited)
-                async with aclosing(publishing) as steps:
+                async with aclosing(self.of(made.files, made.lm)) as steps:
                     async for step in steps:
                         yield step
-            else:
-                yield made
-
-
-async def _published(
-    catalog: Catalog,
-    name: str,
-    parts: Sequence[FileLayer],
-    lm: LmConfig,
-    lease: Lease,
-    given: Collection[Digest],
-    edited: Digest | None,
-) -> AsyncGenerator[Step]:
-    """Point *name* at the model of these parts, once shards among the *given* files are one file."""
-    merged = []
-    for shards in await catalog.shard_sets(parts, given):
-        yield f"merging {len(shards.shards)} files into {shards.filename}"
-        work = partial(catalog.merge, shards, lease)
-        async with aclosing(reports_of(work, "merge")) as reports:
-            async for report in reports:
-                if isinstance(report, Finished):
-                    merged.append(report.result)
-                    yield WorkProgress(shards.filename, report.result.size_bytes, report.result.size_bytes)
-                else:
-                    yield WorkProgress(shards.filename, *report)
-    yield f"creating {name}"
-    note = "create" if edited is None else "edit"
-    yield await catalog.publish(name, with_merged(parts, merged), lm, note=note, expected=edited)
 
 
 def _target(name: str, edited: Digest | None) -> str:

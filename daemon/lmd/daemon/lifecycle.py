@@ -152,6 +152,7 @@ class Lifecycle:
                 pool=pool,
                 shut_down=self._admission.drain,
                 http=http,
+                obstacles=application.obstacles,
             )
             async with self._serving_rpc(application, system, listener, max_total):
                 yield
