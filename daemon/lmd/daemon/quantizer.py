@@ -17,7 +17,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.devices import devices
 from lmd.daemon.errors import DeviceMemoryShort, Draining, QuantizeFailed
 from lmd.daemon.quantize_process import QUANTIZE_COMMAND, QuantizeJob, run_job
-from lmd.daemon.tasks import to_the_end
+from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull
 from lmd.registry.gguf import GgufHeader, combine
@@ -225,6 +225,7 @@ class Quantizer:
             imatrix=None if wanted.imatrix is None else self._store.blob_path(wanted.imatrix),
             command=self._command,
         )
+        flushing: asyncio.Task[None] | None = None
         try:
             try:
                 sizes = {tensor.name: tensor.size_bytes for tensor in prepared.header.tensors}
@@ -236,18 +237,24 @@ class Quantizer:
                             begun.append(event["name"])
                             reservation.shrink(_size(staged) - (plan.output_bytes - reservation.size_bytes))
                         elif event["event"] == "checking":
+                            # All bytes are there by now. The check takes the processor, this the disk.
+                            flushing = asyncio.create_task(self._pool.run(self._store.flush, staged), name="flush")
                             yield WorkProgress(filename, plan.read_bytes, plan.read_bytes)
                             yield "checking the result"
             except QuantizeFailed:
                 await self._pool.run(self._check_space, plan, staged)
                 raise
             yield "writing to disk"
+            if flushing is not None:
+                await flushing
             cancelled = threading.Event()
             digest, size_bytes = await self._pool.run_cancellable(
                 cancelled, self._store.adopt, staged, cancelled=cancelled
             )
             await self._pool.run(lease.add, digest)
         finally:
+            if flushing is not None:
+                await give_up(flushing)
             staged.unlink(missing_ok=True)
             await to_the_end(self._pool.run(reservation.release))
         log.info("weights_quantized", model=wanted.name, quantize=plan.kind.name, size_bytes=size_bytes)

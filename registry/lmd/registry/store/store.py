@@ -226,6 +226,13 @@ class Store:
         """
         return self._layout.temporary()
 
+    def flush(self, staged: Path) -> None:
+        """Write the file at a *staging_path* to the disk, so that `adopt` need not wait for that; it may grow still.
+
+        A failure is final: what could not be written must not be adopted. Raises: DiskFull, StoreError.
+        """
+        self._importer.flush(staged)
+
     def adopt(
         self,
         staged: Path,
