@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import re
 import shutil
 import threading
@@ -38,6 +39,8 @@ WAITING = "waiting for another quantization"
 _MOST_BUFFER_BYTES = 8 << 30
 #: With less for its buffers a quantization would crawl.
 _LEAST_BUFFER_BYTES = 256 << 20
+
+_KIND = "quantized"
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LABELS = frozenset({kind.name.lower() for kind in FILE_TYPES.values()} | {"fp16", "fp32", "mxfp4_moe"})
@@ -136,6 +139,10 @@ class Quantizer:
             plan = prepared.plan
             for warning in plan.warnings:
                 yield f"warning: {warning}"
+            if (before := await self._pool.run(self._made_before, wanted, prepared, lease)) is not None:
+                yield f"quantized to {plan.kind.name} before"
+                yield _quantized(wanted, prepared, before)
+                return
             if self._turn.locked():
                 yield WAITING
             async with self._my_turn():
@@ -257,16 +264,21 @@ class Quantizer:
                 await give_up(flushing)
             staged.unlink(missing_ok=True)
             await to_the_end(self._pool.run(reservation.release))
+        await self._pool.run(self._store.remember, _KIND, _key(wanted, prepared), str(digest))
         log.info("weights_quantized", model=wanted.name, quantize=plan.kind.name, size_bytes=size_bytes)
-        others = (file for file in wanted.files if file.role != "weights")
-        origin = replace(
-            wanted.lm.origin,
-            quantize=plan.kind.name,
-            quantized_from=str(prepared.weights[0].digest),
-            imatrix="" if wanted.imatrix is None else str(wanted.imatrix),
-        )
-        files = (FileLayer(digest, size_bytes, filename), *others)
-        yield Quantized(files, replace(wanted.lm, origin=origin))
+        yield _quantized(wanted, prepared, FileLayer(digest, size_bytes, filename))
+
+    def _made_before(self, wanted: Wanted, prepared: _Prepared, lease: Lease) -> FileLayer | None:
+        """Find what the same weights became before; *lease* holds it. A changed prompt costs no second quantization."""
+        known = self._store.recall(_KIND, _key(wanted, prepared))
+        if known is None:
+            return None
+        digest = Digest.parse(known)
+        lease.add(digest)
+        if not self._store.has_blob(digest, None):
+            return None
+        filename = _filename(prepared.weights[0].filename, prepared.plan.kind.name)
+        return FileLayer(digest, self._store.blob_size(digest), filename)
 
     def _check_space(self, plan: QuantizePlan, staged: Path) -> None:
         """Say so when a full disk is why a quantization failed: the engine just says that it could not write."""
@@ -276,6 +288,31 @@ class Quantizer:
         except DiskFull as error:
             log.warning("quantize_without_space", needed_bytes=missing_bytes)
             raise error from None
+
+
+def _key(wanted: Wanted, prepared: _Prepared) -> str:
+    """Return what decides which bytes come out."""
+    plan = prepared.plan
+    return " ".join(
+        (
+            importlib.metadata.version("llama-cpp-python"),
+            f"{plan.kind.name}{' of quantized' if plan.requantizes else ''}",
+            str(wanted.imatrix or "-"),
+            *(file.digest.hex for file in prepared.weights),
+        )
+    )
+
+
+def _quantized(wanted: Wanted, prepared: _Prepared, weights: FileLayer) -> Quantized:
+    """Return the model that *weights* make in the place of those it had."""
+    others = (file for file in wanted.files if file.role != "weights")
+    origin = replace(
+        wanted.lm.origin,
+        quantize=prepared.plan.kind.name,
+        quantized_from=str(prepared.weights[0].digest),
+        imatrix="" if wanted.imatrix is None else str(wanted.imatrix),
+    )
+    return Quantized((weights, *others), replace(wanted.lm, origin=origin))
 
 
 def _buffer_bytes(name: str, plan: QuantizePlan) -> int:
