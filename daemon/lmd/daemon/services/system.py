@@ -114,9 +114,12 @@ def _timestamp(seconds: float) -> Timestamp:
 
 
 def _problem(obstacle: Obstacle) -> pb.DropinProblem:
+    message = obstacle.message
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = f"{message[: MAX_MESSAGE_CHARS - 1]}…"
     return pb.DropinProblem(
         file=obstacle.file,
-        message=obstacle.message[:MAX_MESSAGE_CHARS],
+        message=message,
         since_time=_timestamp(obstacle.since),
         waiting=obstacle.waiting,
     )
