@@ -128,7 +128,7 @@ def main() -> int:
             product.start()
             rounds = 1 if options.quick else options.rounds
             result = measure(product, source.absolute(), options.kind, rounds, folder)
-    print(f"{source.name} to {options.kind}, {os.cpu_count()} processors, {rounds} rounds: medians (and all)")
+    print(f"{source.name} to {options.kind}, {os.cpu_count()} processors; medians (and every round)")
     for label, runs in (("llama-quantize", result.peer), ("lm quantize", result.ours)):
         wall_s, cpu_s = median(run.wall_s for run in runs), median(run.cpu_s for run in runs)
         shown = " ".join(f"{run.wall_s:.2f}" for run in runs)

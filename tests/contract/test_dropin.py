@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lmd.daemon.catalog import Catalog
 from lmd.daemon.creating import make_quantized
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.dropin_state import DropInState, Made
+from lmd.daemon.errors import QuantizeFailed
 from lmd.daemon.names import Names
 from lmd.daemon.quantizer import Quantizer, Wanted
 from lmd.daemon.settling import Timing
@@ -575,3 +576,25 @@ async def test_obstacles_are_told_from_when_they_are_seen_until_they_are_gone(sc
         scene.put("slow/model.gguf")
         await until(lambda: not dropin.obstacles, "nothing is in the way any more")
         assert scene.is_model("slow:latest", 1)
+
+
+async def test_a_quantization_that_failed_is_not_tried_again_and_again(scene: Scene) -> None:
+    tries: list[str] = []
+
+    async def failing(wanted: Wanted, given: Collection[Digest]) -> TagRecord:
+        tries.append(wanted.quantize)
+        raise QuantizeFailed(wanted.name, "the engine cannot", log="")
+
+    dropin = DropIn(scene.store, scene.names, scene.pool, scene.folder, failing, timing=replace(TIMING, rescan_s=0.01))
+    await dropin.start()
+    try:
+        scene.put("a/model.gguf")
+        path = scene.write("a/Modelfile", "FROM ./model.gguf\nQUANTIZE Q8_0\n")
+        await until(lambda: "a/Modelfile" in dropin.problems, "it is told")
+        scene.put("b.gguf", 2)
+        await until(lambda: scene.is_model("b:latest", 2), "the folder was looked at again")
+        assert tries == ["Q8_0"]
+        path.write_text("FROM ./model.gguf\nQUANTIZE Q4_0\n")
+        await until(lambda: len(tries) == 2, "the change is tried")
+    finally:
+        await dropin.stop()

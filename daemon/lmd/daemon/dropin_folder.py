@@ -16,6 +16,7 @@ import structlog
 from lmd.daemon.dropin_files import RecipeFiles
 from lmd.daemon.dropin_scan import Entry, mark_of, scan
 from lmd.daemon.dropin_state import DropInState, Made, Marks
+from lmd.daemon.errors import QuantizeFailed
 from lmd.daemon.names import Names
 from lmd.daemon.quantizer import Wanted
 from lmd.daemon.settling import NotYet, Settling, Timing
@@ -176,7 +177,8 @@ class DropInFolder:
         except (PullCancelled, FileChanged):
             raise
         except LmdError as error:
-            lasting = isinstance(error, GgufInvalid | ModelfileSyntax)
+            # Quantizing takes minutes; what failed once fails again until a file changes.
+            lasting = isinstance(error, GgufInvalid | ModelfileSyntax | QuantizeFailed)
             self._report(entry, marks, _told(error), may_pass=not lasting)
             return
         except OSError as error:
