@@ -58,12 +58,8 @@ def benchmark_model() -> Path:
     print(f"making the benchmark model {path}", file=sys.stderr)
     plain, unfinished = path.with_suffix(".f16"), path.with_suffix(".partial")
     try:
-        # Each step in a process of its own: neither its memory nor the engine is left in the one that measures.
-        for step, *files in (("write", plain), ("quantize", plain, unfinished)):
-            command = [sys.executable, "-m", "bench.models", "--step", step, *map(str, files)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"cannot {step} the model\n{done.stderr[-2000:]}")
+        _step("write", plain)
+        _step("quantize", plain, unfinished)
         unfinished.rename(path)
     finally:
         plain.unlink(missing_ok=True)
@@ -93,6 +89,21 @@ def _renamed(original: Path, letter: str) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def plain_model(folder: Path) -> Path:
+    """Write the same model in F16 into *folder*, 0.8 GB, and return its file: something to quantize."""
+    path = folder / "noise-0.4B-F16.gguf"
+    _step("write", path)
+    return path
+
+
+def _step(name: str, *files: Path) -> None:
+    """Do a step in a process of its own: neither its memory nor the engine is left in the one that measures."""
+    command = [sys.executable, "-m", "bench.models", "--step", name, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"cannot {name} the model\n{done.stderr[-2000:]}")
 
 
 def _content_key() -> str:

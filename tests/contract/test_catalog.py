@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import pytest
+from gguf import GGUFReader
 
 from lmd.daemon import uploads as uploads_module
 from lmd.daemon.access import pull_ref
@@ -33,6 +34,7 @@ from lmd.registry.errors import (
     ModelfileSyntax,
     ModelNotFound,
 )
+from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent, PullState
 from lmd.registry.store import Store, TagRecord
 from tests.support.created_models import add_model, tiny_file
@@ -76,6 +78,21 @@ async def pulls(puller: FakePuller) -> AsyncIterator[Pulls]:
     pulls = Pulls(puller)
     yield pulls
     await pulls.stop()
+
+
+async def build(
+    catalog: Catalog,
+    name: str,
+    recipe: Modelfile,
+    *,
+    files: Mapping[str, Digest] | None = None,
+    base: TagRecord | None = None,
+) -> TagRecord:
+    """Make a model of what is in the store, as creating does once it has found its base."""
+    named = [base.manifest] if base is not None else []
+    async with catalog.hold("a test", [*(files or {}).values(), *named]):
+        parts, lm = await catalog.gather(recipe, files=files or {}, base=base)
+        return await catalog.publish(name, parts, lm, note="create")
 
 
 # Finding
@@ -154,7 +171,7 @@ async def test_a_resolved_model_has_what_a_runner_needs(catalog: Catalog, store:
     path = tiny_file(tmp_path, chat_template=CHATML)
     digest, size = store.import_file(path)
     recipe = await catalog.parse("FROM ./x.gguf\nSYSTEM Arr.\nPARAMETER temperature 0.5\nMESSAGE user Hi\n")
-    tag = await catalog.build("mine", recipe, files={"./x.gguf": digest}, base=None)
+    tag = await build(catalog, "mine:latest", recipe, files={"./x.gguf": digest})
     model = await catalog.resolve("mine")
     assert (model.name, model.manifest_digest) == ("mine:latest", tag.manifest)
     assert [file.read_bytes() for file in model.weights] == [path.read_bytes()]
@@ -327,13 +344,13 @@ async def test_a_base_that_is_removed_meanwhile(catalog: Catalog, store: Store, 
     recipe = await catalog.parse("FROM base\n")
     await catalog.delete("base")
     with pytest.raises(ModelNotFound, match="model `base:latest` not found") as caught:
-        await catalog.build("child:latest", recipe, files={}, base=base)
+        await build(catalog, "child:latest", recipe, base=base)
     assert caught.value.hint == "it was removed meanwhile; pull or create it again, then try once more"
     assert [tag.name for tag in store.list_tags()] == [kept.name]
     with store.lease("a running pull") as lease:
         lease.add(kept.manifest)
         await catalog.delete("kept")
-        await catalog.build("child:latest", recipe, files={}, base=kept)
+        await build(catalog, "child:latest", recipe, base=kept)
     assert (await catalog.info("child")).system == "Kept."
 
 
@@ -365,7 +382,12 @@ async def test_create_from_shards(catalog: Catalog, pulls: Pulls, store: Store, 
     shards = split_model(tiny_file(tmp_path), 2)
     files = {f"./{shard.name}": store.import_file(shard)[0] for shard in shards}
     await steps_of(catalog, pulls, "mine", "".join(f"FROM {value}\n" for value in files), files)
-    assert len((await catalog.resolve("mine")).weights) == 2
+    (weights,) = (await catalog.resolve("mine")).weights
+    merged = GGUFReader(weights)
+    whole = GGUFReader(tiny_file(tmp_path))
+    assert [(each.name, each.data.tobytes()) for each in merged.tensors] == [
+        (each.name, each.data.tobytes()) for each in whole.tensors
+    ]
     first = dict([next(iter(files.items()))])
     with pytest.raises(GgufInvalid):
         await steps_of(catalog, pulls, "half", f"FROM {next(iter(first))}\n", first)

@@ -116,6 +116,9 @@ def test_long_texts_take_several_calls(daemon: FakeDaemon) -> None:
         (("tokenize", "llama3", "", "--decode"), "no id"),
         (("tokenize", "llama3", "99999999999", "--decode"), "99999999999"),
         (("tokenize", "llama3", "x", "--system", "y"), "--chat"),
+        (("tokenize", "llama3", "x", "--tokens"), "--chat"),
+        (("tokenize", "llama3", "x", "--chat", "--tokens", "--ids"), "--ids"),
+        (("tokenize", "llama3", "x", "--chat", "--tokens", "--json"), "--json"),
         (("tokenize", "llama3", "x", "--json", "--ids"), "--ids"),
     ],
 )
@@ -226,6 +229,8 @@ def test_prompt_that_the_template_makes(daemon: FakeDaemon) -> None:
     result = lm_process("tokenize", "--chat", "llama3", "hello", "--system", "be brief")
     assert (result.out, result.err) == ("<system>be brief\n<user>hello\n", "2 tokens\n")
     assert lm_process("tokenize", "--chat", "--ids", "llama3", "hello").out == "12\n"
+    listed = lm_process("tokenize", "--chat", "--tokens", "llama3", "hello").out
+    assert listed == '<user>hello\n\nID  TEXT\n12  "<user>hello\\n"\n'
     found = data(lm_process("tokenize", "--chat", "--json", "llama3", "hello"))
     assert found["prompt"] == "<user>hello\n"
     assert found["tokens"] == [{"id": 12, "bytes": list(b"<user>hello\n"), "text": "<user>hello\n"}]

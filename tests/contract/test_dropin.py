@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from lmd.daemon.blocking import BlockingPool
+from lmd.daemon.catalog import Catalog
+from lmd.daemon.creating import make_quantized
 from lmd.daemon.dropin import DropIn
 from lmd.daemon.dropin_state import DropInState, Made
+from lmd.daemon.errors import QuantizeFailed
 from lmd.daemon.names import Names
+from lmd.daemon.quantizer import Quantizer, Wanted
 from lmd.daemon.settling import Timing
 from lmd.daemon.writers import has_writer
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
-from lmd.registry.store import Store
+from lmd.registry.model_store import read_blob_header
+from lmd.registry.store import Store, TagRecord
 from tests.support.tiny_models import make_tiny_llama, split_model
 
 DEADLINE_S = 30.0
@@ -83,12 +89,16 @@ class Scene:
 
     @asynccontextmanager
     async def running(self, timing: Timing = TIMING) -> AsyncIterator[DropIn]:
-        dropin = DropIn(self.store, self.names, self.pool, self.folder, timing=timing)
+        catalog = Catalog(self.store, AliasTable.load(), self.pool)
+        quantizer = Quantizer(self.store, self.pool, self.root / "views")
+        quantize = partial(make_quantized, catalog, quantizer, note="folder")
+        dropin = DropIn(self.store, self.names, self.pool, self.folder, quantize, timing=timing)
         await dropin.start()
         try:
             yield dropin
         finally:
             await dropin.stop()
+            await catalog.stop()
 
 
 @pytest.fixture
@@ -208,7 +218,7 @@ async def test_shards_wait_for_each_other(scene: Scene) -> None:
         await until(lambda: scene.weights("big:latest"), "the whole")
         tag = scene.store.get_tag("big:latest")
         assert tag is not None
-        assert len(scene.store.get_manifest(tag.manifest).weights) == 3
+        assert [layer.filename for layer in scene.store.get_manifest(tag.manifest).weights] == ["big.gguf"]
 
 
 async def test_a_modelfile_uses_the_files_beside_it(scene: Scene) -> None:
@@ -478,7 +488,7 @@ async def test_a_modelfile_names_shards_by_their_folder_or_one_of_them(scene: Sc
         await until(lambda: scene.weights("big:latest"), "the model of all three")
         tag = scene.store.get_tag("big:latest")
         assert tag is not None
-        assert len(scene.store.get_manifest(tag.manifest).weights) == 3
+        assert [layer.filename for layer in scene.store.get_manifest(tag.manifest).weights] == ["big.gguf"]
         assert dropin.problems == {}
 
 
@@ -490,3 +500,101 @@ async def test_an_adapter_is_a_file_of_the_folder_whatever_its_name(scene: Scene
         scene.write("a/Modelfile", "FROM ./weights.gguf\nADAPTER ../../lora\n")
         await until(lambda: "a/Modelfile" in dropin.problems, "it is refused")
         assert "outside of the drop-in folder" in dropin.problems["a/Modelfile"]
+
+
+# Quantizing
+
+
+async def test_a_modelfile_that_quantizes(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        make_tiny_llama(scene.root / "wide.gguf", n_embd=256, n_ff=256)
+        (scene.folder / "small").mkdir()
+        shutil.copy(scene.root / "wide.gguf", scene.folder / "small" / "wide.gguf")
+        scene.write("small/Modelfile", "FROM ./wide.gguf\nQUANTIZE Q8_0\nSYSTEM small\n")
+        await until(lambda: scene.weights("small:latest") or dropin.problems, "the quantized model")
+        assert dropin.problems == {}
+        tag = scene.store.get_tag("small:latest")
+        assert tag is not None
+        manifest = scene.store.get_manifest(tag.manifest)
+        assert (manifest.lm.system, manifest.lm.origin.quantize) == ("small", "Q8_0")
+        assert read_blob_header(scene.store, manifest.weights[0].digest).quantization == "Q8_0"
+        assert scene.store.tag_versions("small:latest")[-1].note == "folder"
+
+
+async def test_what_cannot_be_quantized_is_a_problem_of_its_file(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        scene.put("a/model.gguf")
+        scene.write("a/Modelfile", "FROM ./model.gguf\nQUANTIZE Q9_9\n")
+        await until(lambda: "a/Modelfile" in dropin.problems, "it is refused")
+        assert "Q9_9" in dropin.problems["a/Modelfile"]
+
+
+async def test_stopping_ends_a_quantization(scene: Scene) -> None:
+    """The thread that looks at the folder waits for it, and the daemon for the thread."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(wanted: Wanted, given: Collection[Digest]) -> TagRecord:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+            raise AssertionError("nobody sets it")
+        finally:
+            ended.set()
+
+    dropin = DropIn(scene.store, scene.names, scene.pool, scene.folder, endless, timing=TIMING)
+    await dropin.start()
+    scene.put("a/model.gguf")
+    scene.write("a/Modelfile", "FROM ./model.gguf\nQUANTIZE Q8_0\n")
+    await asyncio.wait_for(begun.wait(), DEADLINE_S)
+    await asyncio.wait_for(dropin.stop(), DEADLINE_S)
+    assert ended.is_set()
+    assert scene.store.get_tag("a:latest") is None
+
+
+# Telling
+
+
+async def test_obstacles_are_told_from_when_they_are_seen_until_they_are_gone(scene: Scene) -> None:
+    async with scene.running() as dropin:
+        before = time.time()
+        scene.write("bad.modelfile", "FROM nobody-has-this\n")
+        scene.write("slow/Modelfile", "FROM ./model.gguf\n")
+        await until(lambda: dropin.problems and "slow/Modelfile" in dropin.waiting, "both are told")
+        await until(lambda: "not there" in dropin.obstacles[-1].message, "both have settled")
+        bad, slow = dropin.obstacles
+        assert (bad.file, bad.message, bad.waiting) == ("bad.modelfile", "model `nobody-has-this` not found", False)
+        assert (slow.file, slow.message, slow.waiting) == ("slow/Modelfile", "./model.gguf is not there yet", True)
+        assert before <= bad.since <= time.time()
+        scene.write("other.modelfile", "FROM nobody-has-this-either\n")
+        await until(lambda: "other.modelfile" in dropin.problems, "the third is told")
+        assert dropin.obstacles[0] == bad, "the time stays that of the first sight"
+        scene.write("bad.modelfile", "FROM still-nobody-has-this\n")
+        await until(lambda: "still" in dropin.obstacles[0].message, "what is wrong changes")
+        assert dropin.obstacles[0].since > bad.since
+        (scene.folder / "bad.modelfile").unlink()
+        (scene.folder / "other.modelfile").unlink()
+        scene.put("slow/model.gguf")
+        await until(lambda: not dropin.obstacles, "nothing is in the way any more")
+        assert scene.is_model("slow:latest", 1)
+
+
+async def test_a_quantization_that_failed_is_not_tried_again_and_again(scene: Scene) -> None:
+    tries: list[str] = []
+
+    async def failing(wanted: Wanted, given: Collection[Digest]) -> TagRecord:
+        tries.append(wanted.quantize)
+        raise QuantizeFailed(wanted.name, "the engine cannot", log="")
+
+    dropin = DropIn(scene.store, scene.names, scene.pool, scene.folder, failing, timing=replace(TIMING, rescan_s=0.01))
+    await dropin.start()
+    try:
+        scene.put("a/model.gguf")
+        path = scene.write("a/Modelfile", "FROM ./model.gguf\nQUANTIZE Q8_0\n")
+        await until(lambda: "a/Modelfile" in dropin.problems, "it is told")
+        scene.put("b.gguf", 2)
+        await until(lambda: scene.is_model("b:latest", 2), "the folder was looked at again")
+        assert tries == ["Q8_0"]
+        path.write_text("FROM ./model.gguf\nQUANTIZE Q4_0\n")
+        await until(lambda: len(tries) == 2, "the change is tried")
+    finally:
+        await dropin.stop()

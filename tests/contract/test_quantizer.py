@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ async def quantizer(store: Store, pool: BlockingPool, tmp_path: Path) -> AsyncIt
 @pytest.fixture
 def wide(store: Store, tmp_path: Path) -> FileLayer:
     """A model whose rows suit every type."""
-    return stored(store, make_tiny_llama(tmp_path / "wide-F32.gguf", n_embd=256, n_ff=512))
+    return stored(store, make_wide(tmp_path))
+
+
+def make_wide(folder: Path) -> Path:
+    return make_tiny_llama(folder / "wide-F32.gguf", n_embd=256, n_ff=512)
 
 
 def stored(store: Store, path: Path) -> FileLayer:
@@ -137,9 +142,31 @@ async def test_everything_but_the_weights_stays(quantizer: Quantizer, store: Sto
     assert (await result_of(quantizer, wanted(wide, other))).files[1:] == (other,)
 
 
-async def test_the_same_gives_the_same_digest(quantizer: Quantizer, wide: FileLayer) -> None:
-    first, second = [await result_of(quantizer, wanted(wide)) for _ in range(2)]
-    assert first == second
+async def test_the_same_gives_the_same_digest(quantizer: Quantizer, store: Store, wide: FileLayer) -> None:
+    first = await result_of(quantizer, wanted(wide))
+    # What is there still would not be made again.
+    await asyncio.to_thread(lambda: [*store.collect(grace_s=0)])
+    again = stored(store, make_wide(store.root.parent))
+    assert again == wide
+    assert await result_of(quantizer, wanted(again)) == first
+
+
+async def test_what_was_quantized_before_is_not_quantized_again(
+    quantizer: Quantizer, store: Store, wide: FileLayer
+) -> None:
+    """A Modelfile that says QUANTIZE is created anew for each change of its prompt."""
+    first = await result_of(quantizer, wanted(wide))
+    changed = replace(wanted(wide), lm=LmConfig(system="Be long."))
+    steps = [step async for step in quantizer.quantize(changed)]
+    assert steps == ["quantized to Q4_K_M before", Quantized(first.files, replace(first.lm, system="Be long."))]
+    other = [step async for step in quantizer.quantize(wanted(wide, quantize="Q4_0"))]
+    assert isinstance(other[-1], Quantized)
+    assert other[-1].files != first.files
+    await asyncio.to_thread(lambda: [*store.collect(grace_s=0)])
+    assert not store.has_blob(first.files[0].digest, None)
+    again = stored(store, make_wide(store.root.parent))
+    assert (await result_of(quantizer, wanted(again))).files == first.files
+    assert store.has_blob(first.files[0].digest, None), "it was gone, so it is made again"
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q5_K_S", "Q3_K_L", "IQ4_XS", "TQ1_0", "MXFP4_MOE"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.hub import HubServer
+from tests.support.hub.content import HubFile
 from tests.support.product import Product, installed
 from tests.support.tiny_adapters import make_tiny_adapter
 from tests.support.tiny_models import CHATML, make_tiny_llama, split_model
@@ -99,6 +101,63 @@ def test_it_does_so_when_the_base_is_gone(product: Product, folder: Path) -> Non
     assert product.lm("show", "--system", "twin").stdout == "of the parent\n"
 
 
+def test_it_does_so_when_the_model_itself_is_gone(product: Product, folder: Path) -> None:
+    """Its weights are those of `base`, so nothing that cannot be made again went with it."""
+    make_tiny_adapter(folder / "own.gguf", folder / "weights.gguf", seed=9)
+    _create(product, folder, "passing", "FROM base\nSYSTEM on its way\nADAPTER ./own.gguf 0.5\n")
+    _create(product, folder, "adapting", "FROM base\nADAPTER ./own.gguf\n")
+    before = _digest(product, "passing")
+    modelfile = product.lm("show", "--modelfile", "passing").stdout
+    product.lm("rm", "passing")
+    product.lm("create", "passing", "-f", "-", stdin=modelfile)
+    assert _digest(product, "passing") == before
+    product.lm("rm", "passing")
+    product.lm("rm", "adapting")
+    refused = product.lm("create", "passing", "-f", "-", stdin=modelfile, code=1)
+    assert "error: ADAPTER sha256:" in refused.stderr
+    assert "is not in the store, or no longer" in refused.stderr
+    assert "hint: put the path of its GGUF file behind ADAPTER" in refused.stderr
+
+
+def test_weights_that_went_with_their_model_are_told(product: Product, folder: Path) -> None:
+    make_tiny_llama(folder / "lonely.gguf", seed=9)
+    _create(product, folder, "lonely", "FROM ./lonely.gguf\nSYSTEM a\n")
+    _create(product, folder, "lonely", "FROM lonely\nSYSTEM b\n")
+    before = _digest(product, "lonely")
+    modelfiles = [product.lm("show", "--modelfile", name).stdout for name in ("lonely@1", "lonely")]
+    product.lm("rm", "lonely")
+    for modelfile in modelfiles:
+        refused = product.lm("create", "lonely", "-f", "-", stdin=modelfile, code=1)
+        assert "error: `lonely.gguf`, which FROM needs, went with the last model that had it" in refused.stderr
+        assert "hint: put the path of its GGUF file behind FROM" in refused.stderr
+    _create(product, folder, "again", "FROM ./lonely.gguf\n")
+    product.lm("create", "lonely", "-f", "-", stdin=modelfiles[1])
+    assert _digest(product, "lonely") == before
+
+
+def test_weights_that_were_pulled_are_pulled_again(folder: Path, tmp_path: Path) -> None:
+    with HubServer() as hub, installed(tmp_path / "home", HF_ENDPOINT=hub.endpoint) as product:
+        repo = hub.add_repo("test/chat", {"chat.gguf": folder / "weights.gguf"})
+        product.home.mkdir()
+        product.start()
+        product.lm("pull", "hf.co/test/chat")
+        _create(product, tmp_path, "mine", "FROM hf.co/test/chat\nSYSTEM a\n")
+        before = _digest(product, "mine")
+        modelfile = product.lm("show", "--modelfile", "mine").stdout
+        for name in ("mine", "hf.co/test/chat"):
+            product.lm("rm", name)
+        made = product.lm("create", "mine", "-f", "-", stdin=modelfile)
+        assert "pulling hf.co/test/chat:" in made.stderr
+        assert _digest(product, "mine") == before
+
+        for name in ("mine", "hf.co/test/chat:chat.gguf"):
+            product.lm("rm", name)
+        repo.commit([HubFile.of("chat.gguf", folder / "small.gguf")])
+        refused = product.lm("create", "mine", "-f", "-", stdin=modelfile, code=1)
+        assert "error: `chat.gguf`, which FROM needs, went with the last model that had it" in refused.stderr
+        assert "hint: put `FROM hf.co/test/chat:chat.gguf` in its place" in refused.stderr
+
+
 def test_a_modelfile_in_utf_16_means_the_same(product: Product, folder: Path) -> None:
     recipe = 'FROM base\nSYSTEM """grün\n"""\n'
     (folder / "narrow").write_text(recipe)
@@ -106,3 +165,15 @@ def test_a_modelfile_in_utf_16_means_the_same(product: Product, folder: Path) ->
     for name in ("narrow", "wide"):
         product.lm("create", name, "-f", str(folder / name))
     assert _digest(product, "narrow") == _digest(product, "wide")
+
+
+def test_shards_become_one_file_that_says_the_same(product: Product, folder: Path) -> None:
+    _create(product, folder, "merged", "FROM ./weights-00002-of-00002.gguf\n")
+    _create(product, folder, "whole", "FROM ./weights.gguf\n")
+    [file] = product.json("show", "merged")["files"]
+    assert file["filename"] == "weights.gguf"
+    answers = [
+        product.lm("run", name, "Once", "-o", "temperature=0", "-o", "num_predict=20").stdout
+        for name in ("merged", "whole")
+    ]
+    assert answers[0] == answers[1] != ""

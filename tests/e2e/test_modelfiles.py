@@ -116,7 +116,7 @@ def test_shards(product: Product, folder: Path, argument: str) -> None:
     named = {"first": [f"./{shards[0]}"], "each": [f"./{shard}" for shard in reversed(shards)]}
     create(product, folder, "whole", "".join(f"FROM {value}\n" for value in named.get(argument, [argument])))
     files = product.json("show", "whole")["files"]
-    assert [file["filename"] for file in files] == [shard.name for shard in shards]
+    assert [file["filename"] for file in files] == ["model.gguf"]
     assert product.json("run", "whole", "the people", "-o", "num_predict=4", "-o", "num_ctx=256")["response"]
 
 
@@ -158,7 +158,7 @@ def test_every_mistake_is_shown(product: Product, folder: Path) -> None:
         ("FROM ./model.gguf\nADAPTER ./adapter.gguf\nADAPTER adapter.gguf", "two adapters are the same file"),
         ("FROM ./model.gguf\nPROJECTOR ./adapter.gguf", "`adapter.gguf` is of the kind `adapter`, not a projector"),
         ("FROM ./model.gguf\nREQUIRES 99.0", "the model requires Ollama 99.0, and this daemon answers as"),
-        ("FROM ./model.gguf\nFROM ./several/a.gguf", "is a whole model, but 2 were given"),
+        ("FROM ./model.gguf\nFROM ./several/a.gguf", "`model.gguf` and `a.gguf` are both a whole model"),
         ("FROM new", "FROM new is the model that is to be made, and there is none yet"),
         ("FROM ./model.gguf\nDRAFT ./adapter.gguf", "is of the kind `adapter`, not a model"),
         ('FROM ./model.gguf\nLICENSE """\n' + "MIT\n" * 2_600_000 + '"""', "must stay below 4 MiB"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from lmd.registry.digest import Digest
 from tests.support.hub import HubServer
 from tests.support.management import Managed, managed
 from tests.support.product import wait_until
-from tests.support.tiny_models import make_tiny_llama
+from tests.support.tiny_models import make_tiny_llama, split_model
 
 pytestmark = pytest.mark.e2e
 
@@ -115,3 +116,15 @@ def test_a_file_stays_until_a_model_is_made_of_it(daemon: Managed, tmp_path: Pat
     wait_until(
         lambda: not list(daemon.product.home.rglob(digest.removeprefix("sha256:"))), "its bytes went with the model"
     )
+
+
+def test_shards_become_one_file(daemon: Managed, tmp_path: Path) -> None:
+    shards = split_model(make_tiny_llama(tmp_path / "tiny.gguf"), 2)
+    files = {shard.name: daemon.upload(shard) for shard in shards}
+    answer = daemon.request("POST", "/api/create", {"model": "mine", "files": files})
+    told = [json.loads(line) for line in answer.text.splitlines()]
+    merging = [each for each in told if each["status"] == "merging 2 files into tiny.gguf"]
+    assert merging[-1]["completed"] == merging[-1]["total"] > 0
+    assert told[-1] == {"status": "success"}
+    [file] = daemon.product.json("show", "mine")["files"]
+    assert file["filename"] == "tiny.gguf"

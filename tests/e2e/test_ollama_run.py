@@ -179,6 +179,15 @@ def test_functions_and_their_results_reach_the_template(api: Gateway, client: ol
     assert refused.value.status_code == 400
 
 
+def test_a_format_holds_once_the_model_has_thought(client: ollama.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
+    options = {"num_predict": 300, "temperature": 0}
+    answer = client.chat("thinker", [{"role": "user", "content": "a"}], format=schema, options=options)
+    assert (answer.message.thinking, json.loads(answer.message.content or "")) == ("look", {"a": 1})
+    generated = client.generate("thinker", "a", format=schema, options=options)
+    assert (generated.thinking, json.loads(generated.response or "")) == ("look", {"a": 1})
+
+
 def test_thoughts_and_calls_have_fields_of_their_own(client: ollama.Client) -> None:
     add = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     turns = [{"role": "user", "content": "hi"}]

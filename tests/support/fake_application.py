@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device, main_memory
+from lmd.daemon.dropin_folder import Obstacle
 from lmd.daemon.main import launch
 from lmd.daemon.metrics import Metrics
 from lmd.daemon.server import AddServicer
@@ -64,6 +65,9 @@ class FakeApplication:
         lock.flush()
         self._lock = lock
         self._note("started")
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        return ()
 
     def http(self) -> HttpApplication:
         from lmd.daemon.http.gateway import HttpApplication

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing
 from lmd.registry.manifest import Manifest, lm_config_digest
+from lmd.registry.model_store import Progress
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class MemoryStore:
         self.notes: list[str] = []
         self.leases: list[MemoryLease] = []
         self.opened: list[Digest] = []
+        self.facts: dict[tuple[str, str], str] = {}
 
     def add(self, data: bytes) -> Digest:
         """Put a file in, as a pull or an upload would."""
@@ -65,6 +68,25 @@ class MemoryStore:
         assert any(digest in lease.held for lease in self.leases), "written without a lease"
         self.blobs[digest] = data
         return digest
+
+    def compose(
+        self,
+        pieces: Iterable[bytes | memoryview],
+        size_bytes: int,
+        what: str,
+        *,
+        on_progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Digest:
+        data = b"".join(bytes(piece) for piece in pieces)
+        assert len(data) == size_bytes, "another size than announced"
+        return self.add(data)
+
+    def recall(self, kind: str, key: str) -> str | None:
+        return self.facts.get((kind, key))
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        self.facts[kind, key] = value
 
     def put_manifest(self, manifest_bytes: bytes) -> Digest:
         lm = self._blob(lm_config_digest(manifest_bytes))

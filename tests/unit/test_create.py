@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import pytest
 
-from lmd.registry.create import build_from_files, create_model, gather_parts, in_shard_order
+from lmd.registry.create import build_from_files, create_model, gather_parts
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, GgufInvalid, InvalidRef, InvalidRequest
 from lmd.registry.lm_config import LmConfig, Message, Origin
 from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.model_store import read_blob_header
 from lmd.registry.modelfile import From, Modelfile, parse_modelfile
+from lmd.registry.shards import in_shard_order
 from tests.support.gguf_bytes import Tensor, TinyModel, Value, adapter, gguf
 from tests.support.memory_store import MemoryStore, MemoryTag
 
@@ -45,11 +47,18 @@ def pulled(
     return build_from_files(store, name, [layer], lm=lm or LmConfig(origin=Origin(name, "c" * 40)))
 
 
-def shard(number: int, count: int, *, fill: int = 0) -> bytes:
+def shard(
+    number: int, count: int, *, fill: int = 0, tensors: int = 0, tensor: str = "", architecture: str = ""
+) -> bytes:
+    """A file of a model that was split; *tensors* is what it says of the whole."""
     metadata: dict[str, Value] = {"split.no": number, "split.count": count}
     if number == 0:
         metadata |= {"general.architecture": "llama", "general.name": "Split"}
-    return gguf(metadata, [Tensor(f"t{number}", (4,))], fill=fill)
+    if architecture:
+        metadata["general.architecture"] = architecture
+    if tensors:
+        metadata["split.tensors.count"] = tensors
+    return gguf(metadata, [Tensor(tensor or f"t{number}", (4,))], fill=fill)
 
 
 def test_from_a_file(store: MemoryStore) -> None:
@@ -188,27 +197,44 @@ def test_from_something_unknown(store: MemoryStore) -> None:
 
 
 def test_shards_in_any_order(store: MemoryStore) -> None:
-    files = {f"m-{number + 1}.gguf": shard(number, 3) for number in (2, 0, 1)}
-    manifest = create(store, "\n".join(f"FROM {name}" for name in files), files=files)
+    parts = [shard(number, 3) for number in (2, 0, 1)]
+    layers = [
+        FileLayer(store.add(part), len(part), f"m-{number}.gguf") for number, part in zip((3, 1, 2), parts, strict=True)
+    ]
+    manifest = store.get_manifest(build_from_files(store, "hf.co/o/r:latest", layers).manifest)
     assert [layer.filename for layer in manifest.weights] == ["m-1.gguf", "m-2.gguf", "m-3.gguf"]
 
 
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ([shard(0, 3), shard(1, 3)], "is file 1 of 3, but 2 were given"),
-        ([shard(0, 2)], "is file 1 of 2, but 1 were given"),
-        ([shard(0, 2), shard(0, 2, fill=1)], "are the parts 1, 1 of 2"),
-        ([shard(0, 2), shard(2, 2)], "are the parts 1, 3 of 2"),
-        ([TINY, OTHER], "is a whole model, but 2 were given"),
-        ([shard(0, 2), TINY], "but 2 were given"),
+        ([shard(0, 3), shard(1, 3)], "2 were given, but of the 3 files of the model, number 3 is missing"),
+        (
+            [shard(0, 9), shard(8, 9)],
+            "2 were given, but of the 9 files of the model, numbers 2, 3, 4, 5, 6, … are missing",
+        ),
+        ([shard(1, 2)], "`0.gguf` is file 2 of 2, but of the 2 files of the model, number 1 is missing"),
+        ([shard(0, 2), shard(0, 2, fill=1)], "`0.gguf` and `1.gguf` are both file 1 of 2"),
+        ([shard(0, 2), shard(2, 2)], "`1.gguf` says that it is file 3 of 2"),
+        ([TINY, OTHER], "`0.gguf` and `1.gguf` are both a whole model"),
+        ([shard(0, 2), TINY], "`0.gguf` is file 1 of 2, `1.gguf` is a whole model; they are not of one model"),
+        ([shard(0, 2), shard(1, 3)], "`0.gguf` is file 1 of 2, `1.gguf` is file 2 of 3; they are not of one model"),
+        (
+            [shard(0, 2), shard(1, 2, tensors=7)],
+            "`1.gguf` is of a model of 7 tensors, but the 2 files have 2; they are not of one model",
+        ),
+        ([shard(0, 2), shard(1, 2, tensor="t0")], "`0.gguf` and `1.gguf` both have the tensor `t0`"),
+        (
+            [shard(0, 2), shard(1, 2, architecture="qwen2")],
+            "`1.gguf` is of the architecture `qwen2`, `0.gguf` is of `llama`; they are not of one model",
+        ),
         ([gguf({"general.architecture": "llama"})], "no tensors"),
         ([gguf({}, [Tensor("t", (4,))])], "architecture"),
     ],
 )
 def test_files_that_are_not_one_whole_model(store: MemoryStore, parts: Sequence[bytes], why: str) -> None:
     files = {f"{number}.gguf": data for number, data in enumerate(parts)}
-    with pytest.raises(GgufInvalid, match=why):
+    with pytest.raises(GgufInvalid, match=re.escape(why)):
         create(store, "\n".join(f"FROM {name}" for name in files), files=files)
     assert store.tags == {}
     assert store.leases == []

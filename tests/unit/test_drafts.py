@@ -15,6 +15,7 @@ from lmd.registry.errors import GgufInvalid, InvalidRequest
 from lmd.registry.gguf import iter_strings
 from lmd.registry.inspect import HeaderCache, model_info
 from lmd.registry.manifest import Manifest
+from lmd.registry.model_store import read_blob_header
 from lmd.registry.modelfile import parse_modelfile
 from tests.support.gguf_bytes import STRING, Tensor, TinyModel, Value, array, gguf
 from tests.support.memory_store import MemoryStore, MemoryTag
@@ -117,10 +118,14 @@ def test_shards_of_a_draft_in_any_order(store: MemoryStore) -> None:
         parts.append(TinyModel(extra=extra, tensors=[Tensor(f"t{number}", (4,))]).to_bytes())
     text = "FROM ./t.gguf\nDRAFT ./2.gguf\nDRAFT ./1.gguf"
     manifest = create(store, text, {"./t.gguf": TARGET, "./1.gguf": parts[0], "./2.gguf": parts[1]})
-    assert [layer.filename for layer in manifest.drafts] == ["1.gguf", "2.gguf"]
+    (draft,) = manifest.drafts
+    assert draft.filename == "1.gguf"
+    assert [tensor.name for tensor in read_blob_header(store, draft.digest).tensors] == ["t0", "t1"]
     recipe = model_info(store, store.tags["mine:latest"]).modelfile
     assert create(store, recipe).digest == manifest.digest
-    with pytest.raises(GgufInvalid, match="is file 2 of 2, but 1 were given"):
+    with pytest.raises(
+        GgufInvalid, match=r"`2\.gguf` is file 2 of 2, but of the 2 files of the model, number 1 is missing"
+    ):
         create(store, "FROM ./t.gguf\nDRAFT ./2.gguf", {"./t.gguf": TARGET, "./2.gguf": parts[1]})
 
 

@@ -98,8 +98,6 @@ def test_models_that_think_do_so_unless_told_not_to() -> None:
     assert effective_think(thinker, None) == Think.ON
     assert effective_think(thinker, Think.OFF) == Think.OFF
     assert effective_think(thinker, Think.HIGH) == Think.HIGH
-    assert effective_think(thinker, None, Format(FormatKind.JSON_OBJECT)) == Think.OFF
-    assert effective_think(thinker, Think.ON, Format(FormatKind.JSON_OBJECT)) == Think.ON
     assert effective_think(plain, None) is None
     assert effective_think(plain, Think.OFF) is None
     with pytest.raises(CapabilityMissing):

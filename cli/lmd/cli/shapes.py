@@ -222,6 +222,16 @@ def status_json(status: system_service_pb2.GetStatusResponse) -> Json:
         "store": status.store,
         "config_file": status.config_file,
         "dropin": status.dropin,
+        "dropin_problems": [
+            {
+                "file": problem.file,
+                "message": problem.message,
+                "since": time_text(problem.since_time),
+                "waiting": problem.waiting,
+            }
+            for problem in status.dropin_problems
+        ],
+        "dropin_problem_count": status.dropin_problem_count,
         "started_at": time_text(status.start_time),
         "engine_version": status.engine_version,
         "rss_bytes": status.rss_bytes,

@@ -71,11 +71,15 @@ def print_tokens(model: str, tokens: Sequence[pb.Token], *, prompt: str | None, 
     if ids_only:
         click.echo(" ".join(str(token.id) for token in tokens))
     elif prompt is not None:
-        # Programs get the prompt as it is.
-        click.echo(printable(prompt) if is_terminal(sys.stdout) else prompt, nl=is_terminal(sys.stdout))
+        print_prompt(prompt)
     else:
         print_table(["ID", "TEXT"], [[str(token.id), quoted(token.piece)] for token in tokens], right=("ID",))
     note("1 token" if len(tokens) == 1 else f"{len(tokens)} tokens")
+
+
+def print_prompt(prompt: str) -> None:
+    """Print a prompt; programs get it as it is."""
+    click.echo(printable(prompt) if is_terminal(sys.stdout) else prompt, nl=is_terminal(sys.stdout))
 
 
 def print_text(model: str, text: str, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,8 +16,10 @@ import structlog
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.catalog import Catalog
 from lmd.daemon.config import Config
+from lmd.daemon.creating import make_quantized
 from lmd.daemon.devices import Device, Inventory
 from lmd.daemon.dropin import DropIn
+from lmd.daemon.dropin_folder import Obstacle
 from lmd.daemon.embedding import Embedding
 from lmd.daemon.fitting import Fitting
 from lmd.daemon.http.services import Services
@@ -75,10 +78,15 @@ class Application:
         self._draining = AsyncExitStack()
         self._make_http: Callable[[], HttpApplication] | None = None
         self._cut: Callable[[], None] = lambda: None
+        self._dropin: DropIn | None = None
 
     def make_inventory(self) -> Inventory:
         """Return what knows the machine's devices; tests have machines of their own."""
         return Inventory()
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        """Return what is in the way of files in the drop-in folder."""
+        return self._dropin.obstacles if self._dropin is not None else ()
 
     @property
     def servicers(self) -> Sequence[AddServicer]:
@@ -177,8 +185,10 @@ class Application:
             # Imports take as long as the files are large; they get a thread of their own.
             dropin_pool = BlockingPool(1, "dropin")
             self._draining.callback(dropin_pool.close)
-            dropin = DropIn(store, catalog.names, dropin_pool, config.dropin.path)
+            quantize = partial(make_quantized, catalog, quantizer, note="folder")
+            dropin = DropIn(store, catalog.names, dropin_pool, config.dropin.path, quantize)
             await dropin.start()
+            self._dropin = dropin
             self._draining.push_async_callback(dropin.stop)
 
         await pins.start()

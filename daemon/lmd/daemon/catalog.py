@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +18,25 @@ from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.footprints import Footprints
 from lmd.daemon.names import Names, Removal, new_name
+from lmd.daemon.reporting import Progress
 from lmd.daemon.summaries import ListedModel, Summaries
-from lmd.daemon.tasks import TaskSet
+from lmd.daemon.tasks import TaskSet, to_the_end
 from lmd.daemon.uploads import Uploads
 from lmd.daemon.versions import Versions
 from lmd.registry.aliases import AliasTable
 from lmd.registry.capabilities import capabilities
-from lmd.registry.create import build_from_files, create_model, gather_parts
+from lmd.registry.create import build_from_files, gather_parts
 from lmd.registry.digest import Digest
 from lmd.registry.errors import BlobMissing, InvalidRequest, LmdError, ModelNotFound
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.inspect import HeaderCache, ModelFacts, effective_template, model_info, read_whole_header
 from lmd.registry.lm_config import FileRole, LmConfig, Message
 from lmd.registry.manifest import FileLayer, Manifest
+from lmd.registry.merging import ShardSet, merge, shard_sets
 from lmd.registry.modelfile import Modelfile, parse_modelfile
 from lmd.registry.parameters import ParameterValue
-from lmd.registry.store import Store, TagRecord
+from lmd.registry.removed import removed_model
+from lmd.registry.store import Lease, Store, TagRecord
 
 log = structlog.get_logger(__name__)
 
@@ -184,23 +189,15 @@ class Catalog:
         """Parse a Modelfile. Raises: ModelfileSyntax with every mistake."""
         return await self._pool.run(parse_modelfile, modelfile)
 
-    async def build(
-        self,
-        name: str,
-        recipe: Modelfile,
-        *,
-        files: Mapping[str, Digest],
-        base: TagRecord | None,
-        draft: TagRecord | None = None,
-        edited: Digest | None = None,
-    ) -> TagRecord:
-        """Make or replace the model *name*, all of whose parts are in the store; see `create_model`.
-
-        *edited* is the manifest that an edit began with; the name has to be there still.
-
-        Raises: InvalidRequest, GgufInvalid, BlobMissing, TagChanged, StoreError.
-        """
-        return await self._pool.run(self._build, name, recipe, files, base, draft, edited)
+    @asynccontextmanager
+    async def hold(self, owner: str, digests: Iterable[Digest]) -> AsyncGenerator[Lease]:
+        """Keep blobs and manifests, with all they refer to, for the time of a with block. Raises: StoreError."""
+        lease = await self._pool.run(self._store.lease, owner)
+        try:
+            await self._pool.run(lease.add, *digests)
+            yield lease
+        finally:
+            await to_the_end(self._pool.run(lease.release))
 
     async def gather(
         self,
@@ -212,12 +209,32 @@ class Catalog:
     ) -> tuple[Sequence[FileLayer], LmConfig]:
         """Return the files and settings that a Modelfile adds up to, all of which are in the store; see `publish`.
 
+        The files and models should be held by then.
+
         Raises: InvalidRequest, GgufInvalid, BlobMissing, ModelNotFound.
         """
         for named in (base, draft):
             if named is not None:
                 await self._pool.run(self._check_there, named)
         return await self._pool.run(gather_parts, self._store, recipe, files=files, base=base, draft=draft)
+
+    async def lost_source(self, digest: Digest) -> str:
+        """Return where to pull what a removed model needs that is gone; "" when nothing is, or nobody knows where."""
+        return await self._pool.run(self._lost_source, digest)
+
+    async def shard_sets(self, files: Sequence[FileLayer], given: Collection[Digest]) -> Sequence[ShardSet]:
+        """Find what is to be merged among the *files* of a new model; see `lmd.registry.merging`.
+
+        Raises: GgufInvalid, BlobMissing.
+        """
+        return await self._pool.run(shard_sets, self._store, files, given)
+
+    async def merge(self, shards: ShardSet, lease: Lease, on_progress: Progress) -> FileLayer:
+        """Make one file of shards, which *lease* holds. Raises: GgufInvalid, BlobMissing, DiskFull, StoreError."""
+        cancelled = threading.Event()
+        return await self._pool.run_cancellable(
+            cancelled, merge, self._store, shards, lease, on_progress=on_progress, cancelled=cancelled
+        )
 
     async def publish(
         self, name: str, files: Sequence[FileLayer], lm: LmConfig, *, note: str, expected: Digest | None = None
@@ -281,33 +298,18 @@ class Catalog:
             ),
         )
 
+    def _lost_source(self, digest: Digest) -> str:
+        removed = None if self._store.has_blob(digest, None) else removed_model(self._store, digest)
+        if removed is None or removed.first_missing(self._store) is None:
+            return ""
+        return removed.source
+
     def _page(self, prefix: str, size: int, after: tuple[float, str] | None) -> Page:
         tags = sorted(self._store.list_tags(prefix), key=_place)
         if after is not None:
             tags = [tag for tag in tags if _place(tag) > after]
         models = tuple(self._summaries.of(tag) for tag in tags[:size])
         return Page(models, _token(tags[size - 1]) if len(tags) > size else "")
-
-    def _build(
-        self,
-        name: str,
-        recipe: Modelfile,
-        files: Mapping[str, Digest],
-        base: TagRecord | None,
-        draft: TagRecord | None,
-        edited: Digest | None,
-    ) -> TagRecord:
-        note = "create" if edited is None else "edit"
-        with self._store.lease(f"create {name}") as lease:
-            models = [named for named in (base, draft) if named is not None]
-            lease.add(*files.values(), *(named.manifest for named in models))
-            for named in models:
-                self._check_there(named)
-            tag = create_model(
-                self._store, name, recipe, files=files, base=base, draft=draft, note=note, expected=edited
-            )
-        self.uploads.release(files.values())
-        return tag
 
     def _check_there(self, tag: TagRecord) -> None:
         """Make sure, once a lease holds it, that a model was not removed after it was found. Raises: ModelNotFound."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -13,14 +14,18 @@ from lmd.daemon.names import new_name
 from lmd.daemon.ollama_level import check_required
 from lmd.daemon.pulls import Pulls
 from lmd.daemon.quantizer import Quantized, Quantizer, Wanted, WorkProgress
+from lmd.daemon.reporting import Finished, reports_of
 from lmd.daemon.template_check import check_template
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, ModelNotFound
+from lmd.registry.lm_config import LmConfig
+from lmd.registry.manifest import FileLayer
+from lmd.registry.merging import with_merged
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.pull import PullEvent
 from lmd.registry.recipe_files import keys_of
-from lmd.registry.ref import FileRef, parse_ref
-from lmd.registry.store import TagRecord
+from lmd.registry.ref import FileRef, ModelRef, parse_ref
+from lmd.registry.store import Lease, TagRecord
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +85,8 @@ async def make(
     token: str | None = None,
     edited: Digest | None = None,
 ) -> AsyncGenerator[Step]:
-    """Make or replace the model *name*; yields what begins, progress of a pull or of quantizing, at the end the tag.
+    """Make or replace the model *name*; yields what begins, progress of a pull, of merging or of quantizing, at the end
+    the tag.
 
     *files* holds, for each argument that is a file, the argument as written and the blob that was stored for it; for
     one that is a folder or pattern, ``ARGUMENT/NAME`` for each of its files. A model that is not here is pulled;
@@ -102,7 +108,14 @@ async def make(
     named: dict[str, TagRecord | None] = {"FROM": None, "DRAFT": None}
     for directive, sources in (("FROM", recipe.from_), ("DRAFT", recipe.drafts or ())):
         for source in sources:
-            if keys_of(source.value, files) or source.digest is not None:
+            if keys_of(source.value, files):
+                continue
+            if source.digest is not None:
+                if lost := await catalog.lost_source(source.digest):
+                    async with aclosing(_pull(pulls, parse_ref(lost), lost, token)) as steps:
+                        async for step in steps:
+                            if not isinstance(step, TagRecord):
+                                yield step
                 continue
             if directive == "DRAFT" and named[directive] is not None:
                 raise InvalidRequest("a model has one draft at most", field="draft", hint="leave all but one DRAFT out")
@@ -113,24 +126,84 @@ async def make(
                         named[directive] = step
                     else:
                         yield step
-    wanted_type = quantization.quantize or recipe.quantize
-    if wanted_type:
+    models = [tag.manifest for tag in named.values() if tag is not None]
+    async with catalog.hold(f"create {target}", [*files.values(), *models]) as lease:
         parts, lm = await catalog.gather(recipe, files=files, base=named["FROM"], draft=named["DRAFT"])
-        wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
-        async with aclosing(quantization.by.quantize(wanted)) as working:
+        note = "create" if edited is None else "edit"
+        publication = _Publication(catalog, target, set(files.values()), lease, note, edited)
+        wanted_type = quantization.quantize or recipe.quantize
+        if wanted_type:
+            wanted = Wanted(target, parts, lm, wanted_type, requantize=quantization.requantize, may_be=True)
+            making = publication.quantized(wanted, quantization.by)
+        else:
+            making = publication.of(parts, lm)
+        tag: TagRecord | None = None
+        async with aclosing(making) as working:
             async for made in working:
-                if isinstance(made, Quantized):
-                    yield f"creating {target}"
-                    note = "create" if edited is None else "edit"
-                    tag = await catalog.publish(target, made.files, made.lm, note=note, expected=edited)
+                if isinstance(made, TagRecord):
+                    tag = made
                 else:
                     yield made
-        await catalog.let_go(files.values())
-    else:
-        yield f"creating {target}"
-        tag = await catalog.build(target, recipe, files=files, base=named["FROM"], draft=named["DRAFT"], edited=edited)
+    await catalog.let_go(files.values())
+    # Only now: whoever has the model may remove it at once, and nothing of this must hold its bytes then.
+    assert tag is not None, "a model that is made ends with its tag"
     log.info("model_created", name=tag.name, digest=str(tag.manifest))
     yield tag
+
+
+async def make_quantized(
+    catalog: Catalog, quantizer: Quantizer, wanted: Wanted, given: Collection[Digest], *, note: str
+) -> TagRecord:
+    """Make or replace the model that is *wanted* of files that are in the store, of which *given* were not before.
+
+    Raises: as `Quantizer.quantize`.
+    """
+    async with catalog.hold(f"create {wanted.name}", given) as lease:
+        publication = _Publication(catalog, wanted.name, given, lease, note, None)
+        async with aclosing(publication.quantized(wanted, quantizer)) as steps:
+            made = [step async for step in steps if isinstance(step, TagRecord)]
+    return made[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """Points *name* at a model; *given* are the files that were brought for it, and *lease* holds what is made."""
+
+    catalog: Catalog
+    name: str
+    given: Collection[Digest]
+    lease: Lease
+    note: str
+    expected: Digest | None
+
+    async def of(self, parts: Sequence[FileLayer], lm: LmConfig) -> AsyncGenerator[Step]:
+        """Publish a model of these parts, once shards among the given files are one file; the tag comes last."""
+        merged = []
+        for shards in await self.catalog.shard_sets(parts, self.given):
+            yield f"merging {len(shards.shards)} files into {shards.filename}"
+            work = partial(self.catalog.merge, shards, self.lease)
+            async with aclosing(reports_of(work, "merge")) as reports:
+                async for report in reports:
+                    if isinstance(report, Finished):
+                        merged.append(report.result)
+                        yield WorkProgress(shards.filename, report.result.size_bytes, report.result.size_bytes)
+                    else:
+                        yield WorkProgress(shards.filename, *report)
+        yield f"creating {self.name}"
+        files = with_merged(parts, merged)
+        yield await self.catalog.publish(self.name, files, lm, note=self.note, expected=self.expected)
+
+    async def quantized(self, wanted: Wanted, quantizer: Quantizer) -> AsyncGenerator[Step]:
+        """Publish a model of quantized weights; the shards of an original need no merging."""
+        async with aclosing(quantizer.quantize(wanted)) as working:
+            async for made in working:
+                if not isinstance(made, Quantized):
+                    yield made
+                    continue
+                # What is of the type already comes back as it was, in all its files.
+                async with aclosing(self.of(made.files, made.lm)) as steps:
+                    async for step in steps:
+                        yield step
 
 
 def _target(name: str, edited: Digest | None) -> str:
@@ -155,8 +228,17 @@ async def _find(
                 field=directive.lower(),
                 hint="name the model or the file to start from",
             ) from None
+    async with aclosing(_pull(pulls, ref, value, token)) as steps:
+        async for step in steps:
+            yield step
+
+
+async def _pull(
+    pulls: Pulls, ref: ModelRef, text: str, token: str | None
+) -> AsyncGenerator[str | PullEvent | TagRecord]:
+    """Pull a model; the tag comes last."""
     yield f"pulling {ref.name}"
-    async with pulls.attach(ref, text=value, token=token) as watcher:
+    async with pulls.attach(ref, text=text, token=token) as watcher:
         async for event in watcher:
             yield event
         yield watcher.result()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from typing import Any
 
 import structlog
 from watchdog.events import (
@@ -23,12 +25,14 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from lmd.daemon.blocking import BlockingPool
-from lmd.daemon.dropin_folder import DropInFolder
+from lmd.daemon.dropin_folder import DropInFolder, Obstacle
 from lmd.daemon.names import Names
+from lmd.daemon.quantizer import Wanted
 from lmd.daemon.settling import Timing
 from lmd.daemon.tasks import give_up, to_the_end
-from lmd.registry.errors import LmdError
-from lmd.registry.store import Store
+from lmd.registry.digest import Digest
+from lmd.registry.errors import LmdError, PullCancelled
+from lmd.registry.store import Store, TagRecord
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +61,7 @@ class DropIn:
         names: Names,
         pool: BlockingPool,
         folder: Path,
+        quantize: Callable[[Wanted, Collection[Digest]], Coroutine[Any, Any, TagRecord]],
         *,
         timing: Timing | None = None,
         folder_mode: int = 0o700,
@@ -65,7 +70,10 @@ class DropIn:
         self._folder = folder
         self._folder_mode = folder_mode
         self._timing = timing or Timing()
-        self._models = DropInFolder(store, names, folder, self._timing)
+        self._quantize = quantize
+        self._models = DropInFolder(store, names, folder, self._timing, self._quantized)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._quantizing: Future[TagRecord] | None = None
         self._cancelled = threading.Event()
         self._wake = asyncio.Event()
         self._observer: BaseObserver | None = None
@@ -82,14 +90,22 @@ class DropIn:
         """What files in the folder wait for, by their path below it."""
         return self._models.waiting
 
+    @property
+    def obstacles(self) -> Sequence[Obstacle]:
+        """Both of them, in the order of the files."""
+        return self._models.obstacles
+
     async def start(self) -> None:
         """Make the folder if there is none, and begin with what lies in it."""
+        self._loop = asyncio.get_running_loop()
         await self._pool.run(self._folder.mkdir, mode=self._folder_mode, parents=True, exist_ok=True)
         self._task = asyncio.create_task(self._run(), name="dropin")
 
     async def stop(self) -> None:
         """Stop watching; an import under way is given up and begins anew at the next start."""
         self._cancelled.set()
+        if (quantizing := self._quantizing) is not None:
+            quantizing.cancel()
         if self._task is not None:
             await give_up(self._task)
         await to_the_end(self._pool.run(self._unwatch))
@@ -112,6 +128,19 @@ class DropIn:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _quantized(self, wanted: Wanted, given: Collection[Digest]) -> TagRecord:
+        """Have a model quantized, for the folder's thread. Raises: PullCancelled, and as `Quantizer.quantize`."""
+        assert self._loop is not None, "the folder is looked at after start() only"
+        self._quantizing = working = asyncio.run_coroutine_threadsafe(self._quantize(wanted, given), self._loop)
+        if self._cancelled.is_set():
+            working.cancel()  # stop() may have looked before there was anything to cancel
+        try:
+            return working.result()
+        except CancelledError:
+            raise PullCancelled("the daemon stops") from None
+        finally:
+            self._quantizing = None
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch the folder, anew when it is another directory than before."""

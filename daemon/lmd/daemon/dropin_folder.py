@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,12 @@ import structlog
 from lmd.daemon.dropin_files import RecipeFiles
 from lmd.daemon.dropin_scan import Entry, mark_of, scan
 from lmd.daemon.dropin_state import DropInState, Made, Marks
+from lmd.daemon.errors import QuantizeFailed
 from lmd.daemon.names import Names
+from lmd.daemon.quantizer import Wanted
 from lmd.daemon.settling import NotYet, Settling, Timing
 from lmd.daemon.template_check import check_template
-from lmd.registry.create import create_model
+from lmd.registry.create import create_model, gather_parts
 from lmd.registry.digest import Digest
 from lmd.registry.errors import (
     FileChanged,
@@ -48,6 +50,23 @@ class Problem:
     retry_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What is in the way of a file in the folder, told to people.
+
+    *since* is when that was first seen, in seconds since the epoch. One that is *waiting* goes on by itself.
+    """
+
+    file: str
+    message: str
+    since: float
+    waiting: bool
+
+
+#: Quantizes and publishes a model; called in the folder's thread. Raises PullCancelled when it has to stop.
+Quantize = Callable[[Wanted, Collection[Digest]], TagRecord]
+
+
 class DropInFolder:
     """The folder, its models, and what stands in the way of the others.
 
@@ -60,8 +79,10 @@ class DropInFolder:
         names: Names,
         folder: Path,
         timing: Timing,
+        quantize: Quantize,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._quantize = quantize
         self._store = store
         self._names = names
         self._folder = folder
@@ -76,6 +97,7 @@ class DropInFolder:
         #: at the end of a look, so any thread may read them.
         self.problems: Mapping[str, str] = {}
         self.waiting: Mapping[str, str] = {}
+        self.obstacles: Sequence[Obstacle] = ()
 
     def reconcile(self, cancelled: threading.Event) -> float:
         """Make, replace and remove models; return after how many seconds to look again.
@@ -102,9 +124,22 @@ class DropInFolder:
         keys = {entry.key for entry in entries}
         wait_s = min([wait_s, *self._remove_gone(keys, inode)])
         self._forget_all_but(keys)
+        self._tell(waiting)
+        return wait_s
+
+    def _tell(self, waiting: Mapping[str, str]) -> None:
+        """Make public what is in the way of which entries."""
         self.waiting = waiting
         self.problems = {key: problem.message for key, problem in self._problems.items()}
-        return wait_s
+        known = {(obstacle.file, obstacle.message): obstacle.since for obstacle in self.obstacles}
+        now = time.time()
+        # An entry that waits is looked at anew, so what was wrong with it before does not count any more.
+        told = {key: (message, False) for key, message in self.problems.items()}
+        told |= {key: (message, True) for key, message in waiting.items()}
+        self.obstacles = [
+            Obstacle(key, message, known.get((key, message), now), waits)
+            for key, (message, waits) in sorted(told.items())
+        ]
 
     def _look_at(self, entry: Entry, inode: int, makers: dict[str, str], cancelled: threading.Event) -> None:
         if entry.problem:
@@ -142,7 +177,8 @@ class DropInFolder:
         except (PullCancelled, FileChanged):
             raise
         except LmdError as error:
-            lasting = isinstance(error, GgufInvalid | ModelfileSyntax)
+            # Quantizing takes minutes; what failed once fails again until a file changes.
+            lasting = isinstance(error, GgufInvalid | ModelfileSyntax | QuantizeFailed)
             self._report(entry, marks, _told(error), may_pass=not lasting)
             return
         except OSError as error:
@@ -185,7 +221,20 @@ class DropInFolder:
         before = self._state.made.get(entry.key)
         self._state.put(entry.key, Made(name, "", {}, inode))
         try:
-            return create_model(self._store, name, recipe, files=digests, base=base, draft=draft, note="folder")
+            if recipe.quantize:
+                parts, lm = gather_parts(self._store, recipe, files=digests, base=base, draft=draft)
+                wanted = Wanted(name, parts, lm, recipe.quantize, may_be=True)
+                return self._quantize(wanted, set(digests.values()))
+            return create_model(
+                self._store,
+                name,
+                recipe,
+                files=digests,
+                base=base,
+                draft=draft,
+                note="folder",
+                cancelled=cancelled,
+            )
         except LmdError:
             if before is None:
                 self._state.drop(entry.key)

@@ -28,6 +28,7 @@ from lmd.daemon.admission import Admission
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
+from lmd.daemon.dropin_folder import Obstacle
 from lmd.daemon.front import Front
 from lmd.daemon.http.listening import open_sockets, url_of
 from lmd.daemon.http.users import SocketUsers
@@ -81,6 +82,10 @@ class Application(Protocol):
 
     def http(self) -> HttpApplication:
         """Return what the HTTP gateway serves; asked after `start`, and only when there is a gateway."""
+        ...
+
+    def obstacles(self) -> Sequence[Obstacle]:
+        """Return what is in the way of files in the drop-in folder."""
         ...
 
     async def drain(self) -> None:
@@ -164,6 +169,7 @@ class Lifecycle:
                 shut_down=self._admission.drain,
                 devices=application.devices,
                 http=http,
+                obstacles=application.obstacles,
             )
             async with self._serving_rpc(application, system, listener, max_total):
                 yield

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from lmd.registry.aliases import AliasTable
 from lmd.registry.digest import Digest
-from lmd.registry.errors import BlobCorrupt, BlobMissing, InvalidRequest, ModelNotFound
+from lmd.registry.errors import BlobCorrupt, BlobMissing, DiskFull, InvalidRequest, ModelNotFound, StoreError
 from lmd.registry.ref import FileRef, ModelRef, NameRef, parse_ref
+from lmd.registry.removed import remember_removed
 from lmd.registry.store import Store, TagRecord
 
 log = structlog.get_logger(__name__)
@@ -45,6 +48,7 @@ class Names:
     def __init__(self, store: Store, aliases: AliasTable) -> None:
         self._store = store
         self._aliases = aliases
+        self._remembering = threading.Lock()  # protects what is noted of removed models
 
     def find(self, text: str) -> TagRecord:
         """Return the tag that *text* means: the name itself, or the repository it is an alias of.
@@ -89,10 +93,23 @@ class Names:
 
         Raises: ModelNotFound when the name has gone meanwhile.
         """
+        self._remember(tag)
         if self._store.delete_tag(tag.name) is None:
             raise ModelNotFound(tag.name)
         self._store.sweep_condemned()
         return any(other.manifest == tag.manifest for other in self._store.list_tags())
+
+    def _remember(self, tag: TagRecord) -> None:
+        """Note what the model and its versions were made of; a convenience that must not stand in the way."""
+        manifests = []
+        for digest in {tag.manifest, *(version.manifest for version in self._store.tag_versions(tag.name))}:
+            with suppress(BlobMissing, BlobCorrupt, StoreError):
+                manifests.append(self._store.get_manifest(digest))
+        try:
+            with self._remembering:
+                remember_removed(self._store, manifests)
+        except (DiskFull, StoreError) as error:
+            log.info("removed_model_not_remembered", name=tag.name, error=error.message)
 
     def removal(self, blobs: Mapping[Digest, int]) -> Removal:
         """Return how much of *blobs*, as `exclusive_blobs` had them, is free by now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import re
 import shutil
 import threading
@@ -17,8 +18,7 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.devices import main_memory
 from lmd.daemon.errors import DeviceMemoryShort, Draining, QuantizeFailed
 from lmd.daemon.quantize_process import QUANTIZE_COMMAND, QuantizeJob, run_job
-from lmd.daemon.tasks import to_the_end
-from lmd.registry.create import in_shard_order
+from lmd.daemon.tasks import give_up, to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull
 from lmd.registry.gguf import GgufHeader, combine
@@ -28,6 +28,7 @@ from lmd.registry.lm_config import LmConfig
 from lmd.registry.manifest import FileLayer
 from lmd.registry.model_store import read_blob_header
 from lmd.registry.quantization import QuantizePlan, parse_quant_type, plan_quantization
+from lmd.registry.shards import in_shard_order
 from lmd.registry.store import Lease, Store
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,8 @@ WAITING = "waiting for another quantization"
 _MOST_BUFFER_BYTES = 8 << 30
 #: With less for its buffers a quantization would crawl.
 _LEAST_BUFFER_BYTES = 256 << 20
+
+_KIND = "quantized"
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LABELS = frozenset({kind.name.lower() for kind in FILE_TYPES.values()} | {"fp16", "fp32", "mxfp4_moe"})
@@ -136,6 +139,10 @@ class Quantizer:
             plan = prepared.plan
             for warning in plan.warnings:
                 yield f"warning: {warning}"
+            if (before := await self._pool.run(self._made_before, wanted, prepared, lease)) is not None:
+                yield f"quantized to {plan.kind.name} before"
+                yield _quantized(wanted, prepared, before)
+                return
             if self._turn.locked():
                 yield WAITING
             async with self._my_turn():
@@ -225,6 +232,7 @@ class Quantizer:
             imatrix=None if wanted.imatrix is None else self._store.blob_path(wanted.imatrix),
             command=self._command,
         )
+        flushing: asyncio.Task[None] | None = None
         try:
             try:
                 sizes = {tensor.name: tensor.size_bytes for tensor in prepared.header.tensors}
@@ -236,30 +244,41 @@ class Quantizer:
                             begun.append(event["name"])
                             reservation.shrink(_size(staged) - (plan.output_bytes - reservation.size_bytes))
                         elif event["event"] == "checking":
+                            # All bytes are there by now. The check takes the processor, this the disk.
+                            flushing = asyncio.create_task(self._pool.run(self._store.flush, staged), name="flush")
                             yield WorkProgress(filename, plan.read_bytes, plan.read_bytes)
                             yield "checking the result"
             except QuantizeFailed:
                 await self._pool.run(self._check_space, plan, staged)
                 raise
             yield "writing to disk"
+            if flushing is not None:
+                await flushing
             cancelled = threading.Event()
             digest, size_bytes = await self._pool.run_cancellable(
                 cancelled, self._store.adopt, staged, cancelled=cancelled
             )
             await self._pool.run(lease.add, digest)
         finally:
+            if flushing is not None:
+                await give_up(flushing)
             staged.unlink(missing_ok=True)
             await to_the_end(self._pool.run(reservation.release))
+        await self._pool.run(self._store.remember, _KIND, _key(wanted, prepared), str(digest))
         log.info("weights_quantized", model=wanted.name, quantize=plan.kind.name, size_bytes=size_bytes)
-        others = (file for file in wanted.files if file.role != "weights")
-        origin = replace(
-            wanted.lm.origin,
-            quantize=plan.kind.name,
-            quantized_from=str(prepared.weights[0].digest),
-            imatrix="" if wanted.imatrix is None else str(wanted.imatrix),
-        )
-        files = (FileLayer(digest, size_bytes, filename), *others)
-        yield Quantized(files, replace(wanted.lm, origin=origin))
+        yield _quantized(wanted, prepared, FileLayer(digest, size_bytes, filename))
+
+    def _made_before(self, wanted: Wanted, prepared: _Prepared, lease: Lease) -> FileLayer | None:
+        """Find what the same weights became before; *lease* holds it. A changed prompt costs no second quantization."""
+        known = self._store.recall(_KIND, _key(wanted, prepared))
+        if known is None:
+            return None
+        digest = Digest.parse(known)
+        lease.add(digest)
+        if not self._store.has_blob(digest, None):
+            return None
+        filename = _filename(prepared.weights[0].filename, prepared.plan.kind.name)
+        return FileLayer(digest, self._store.blob_size(digest), filename)
 
     def _check_space(self, plan: QuantizePlan, staged: Path) -> None:
         """Say so when a full disk is why a quantization failed: the engine just says that it could not write."""
@@ -269,6 +288,31 @@ class Quantizer:
         except DiskFull as error:
             log.warning("quantize_without_space", needed_bytes=missing_bytes)
             raise error from None
+
+
+def _key(wanted: Wanted, prepared: _Prepared) -> str:
+    """Return what decides which bytes come out."""
+    plan = prepared.plan
+    return " ".join(
+        (
+            importlib.metadata.version("llama-cpp-python"),
+            f"{plan.kind.name}{' of quantized' if plan.requantizes else ''}",
+            str(wanted.imatrix or "-"),
+            *(file.digest.hex for file in prepared.weights),
+        )
+    )
+
+
+def _quantized(wanted: Wanted, prepared: _Prepared, weights: FileLayer) -> Quantized:
+    """Return the model that *weights* make in the place of those it had."""
+    others = (file for file in wanted.files if file.role != "weights")
+    origin = replace(
+        wanted.lm.origin,
+        quantize=prepared.plan.kind.name,
+        quantized_from=str(prepared.weights[0].digest),
+        imatrix="" if wanted.imatrix is None else str(wanted.imatrix),
+    )
+    return Quantized((weights, *others), replace(wanted.lm, origin=origin))
 
 
 def _buffer_bytes(name: str, plan: QuantizePlan) -> int:

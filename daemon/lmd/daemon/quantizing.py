@@ -15,7 +15,6 @@ from lmd.daemon.quantizer import Measured, Quantized, Quantizer, Wanted, WorkPro
 from lmd.daemon.sample_text import SAMPLE_TEXT
 from lmd.registry.digest import Digest
 from lmd.registry.errors import InvalidRequest, size_text
-from lmd.registry.manifest import FileLayer
 from lmd.registry.quantization import QuantType, parse_quant_type
 from lmd.registry.ref import DEFAULT_TAG, NameRef, parse_ref
 from lmd.registry.store import TagRecord
@@ -79,17 +78,7 @@ class Quantizing:
         target = new_name(request.new_name or default_name(source.name, kind), "new_name")
         wanted = Wanted(
             name=source.name,
-            files=[
-                FileLayer(
-                    layer.digest,
-                    layer.size_bytes,
-                    layer.filename or f"{layer.digest.short}.gguf",
-                    layer.role,
-                    layer.scale,
-                )
-                for layer in source.manifest.files
-                if layer.role
-            ],
+            files=source.manifest.file_layers,
             lm=source.manifest.lm,
             quantize=kind.name,
             requantize=request.requantize,

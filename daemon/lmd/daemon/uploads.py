@@ -16,8 +16,8 @@ import structlog
 from lmd.daemon.access import check_may_open
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
-from lmd.daemon.latest import Latest
-from lmd.daemon.tasks import give_up, to_the_end
+from lmd.daemon.reporting import Finished, Progress, reports_of
+from lmd.daemon.tasks import to_the_end
 from lmd.registry.digest import Digest
 from lmd.registry.errors import DigestMismatch, InvalidRequest
 from lmd.registry.pull import PullEvent, PullState
@@ -122,20 +122,9 @@ class Uploads:
         """
         check_may_open(path, caller, "path")
         await self._pool.run(read_file_headers, (path,))
-        wake = asyncio.Event()
-        news: list[PullEvent] = []
-
-        def deliver(_key: str, event: PullEvent) -> None:
-            news[:] = [event]
-            wake.set()
-
-        latest: Latest[PullEvent] = Latest(deliver, urgent=lambda before, after: False)
         event = PullEvent("", path.name, 0, 0, PullState.DOWNLOADING, 0, "")
 
-        def on_progress(completed_bytes: int, total_bytes: int) -> None:
-            latest.put("", replace(event, completed_bytes=completed_bytes, total_bytes=total_bytes))
-
-        async def work() -> StoredBlob:
+        async def work(on_progress: Progress) -> StoredBlob:
             cancelled = threading.Event()
             async with self._importing:
                 digest, size_bytes = await self._pool.run_cancellable(
@@ -144,18 +133,13 @@ class Uploads:
                 await to_the_end(self._hold(digest))
             return StoredBlob(digest, size_bytes)
 
-        task = asyncio.create_task(work(), name="import")
-        task.add_done_callback(lambda _: wake.set())
-        try:
-            yield event
-            while not task.done():
-                await wake.wait()
-                wake.clear()
-                while news:
-                    yield news.pop()
-            blob = task.result()
-        finally:
-            await give_up(task)
+        yield event
+        async with aclosing(reports_of(work, "import")) as reports:
+            async for report in reports:
+                if isinstance(report, Finished):
+                    blob = report.result
+                else:
+                    yield replace(event, completed_bytes=report[0], total_bytes=report[1])
         yield PullEvent(str(blob.digest), path.name, blob.size_bytes, blob.size_bytes, PullState.DONE, 0, "")
         yield blob
 

@@ -21,10 +21,13 @@ def load_weights(
     use_mmap: bool,
     on_progress: Callable[[float], bool],
     placement: Placement = MAIN_MEMORY,
+    rearrange: bool = True,
 ) -> Any:
     """Return the engine's model of the files at *paths*, all shards in order; nothing when the engine refuses them.
 
     *num_gpu* layers, the last ones, go where *placement* says; all with -1. *on_progress* gets a fraction now and then.
+    The engine copies weights into the order that suits the processor best when *rearrange* is set, which pays
+    after some tokens.
 
     Raises:
         LoadAborted: *on_progress* returned false.
@@ -41,6 +44,7 @@ def load_weights(
     params.n_gpu_layers = num_gpu
     kept = placement.fill(llama, params)
     params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap else llama.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = rearrange
     params.progress_callback = callback
     names = [path.encode() for path in paths]
     if len(names) == 1:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blmd/v1/system_service.proto\x12\x06lmd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xc8\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03uid\x18\x04 \x01(\x05\x12\x0e\n\x06socket\x18\x05 \x01(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12\x13\n\x0bhttp_detail\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x12\x13\n\x0b\x63onfig_file\x18\t \x01(\t\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12\x1f\n\x07\x64\x65vices\x18\x0c \x03(\x0b\x32\x0e.lmd.v1.Device\x12\x11\n\trss_bytes\x18\r \x01(\x03\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x0e\n\x06\x64ropin\x18\x0f \x01(\t\"b\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse2\x90\x01\n\rSystemService\x12@\n\tGetStatus\x12\x18.lmd.v1.GetStatusRequest\x1a\x19.lmd.v1.GetStatusResponse\x12=\n\x08Shutdown\x12\x17.lmd.v1.ShutdownRequest\x1a\x18.lmd.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blmd/v1/system_service.proto\x12\x06lmd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x96\x03\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03uid\x18\x04 \x01(\x05\x12\x0e\n\x06socket\x18\x05 \x01(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12\x13\n\x0bhttp_detail\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x12\x13\n\x0b\x63onfig_file\x18\t \x01(\t\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65ngine_version\x18\x0b \x01(\t\x12\x1f\n\x07\x64\x65vices\x18\x0c \x03(\x0b\x32\x0e.lmd.v1.Device\x12\x11\n\trss_bytes\x18\r \x01(\x03\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x0e\n\x06\x64ropin\x18\x0f \x01(\t\x12.\n\x0f\x64ropin_problems\x18\x10 \x03(\x0b\x32\x15.lmd.v1.DropinProblem\x12\x1c\n\x14\x64ropin_problem_count\x18\x11 \x01(\x05\"o\n\rDropinProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\nsince_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x04 \x01(\x08\"b\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse2\x90\x01\n\rSystemService\x12@\n\tGetStatus\x12\x18.lmd.v1.GetStatusRequest\x1a\x19.lmd.v1.GetStatusResponse\x12=\n\x08Shutdown\x12\x17.lmd.v1.ShutdownRequest\x1a\x18.lmd.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=72
   _globals['_GETSTATUSREQUEST']._serialized_end=90
   _globals['_GETSTATUSRESPONSE']._serialized_start=93
-  _globals['_GETSTATUSRESPONSE']._serialized_end=421
-  _globals['_DEVICE']._serialized_start=423
-  _globals['_DEVICE']._serialized_end=521
-  _globals['_SHUTDOWNREQUEST']._serialized_start=523
-  _globals['_SHUTDOWNREQUEST']._serialized_end=540
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=542
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=560
-  _globals['_SYSTEMSERVICE']._serialized_start=563
-  _globals['_SYSTEMSERVICE']._serialized_end=707
+  _globals['_GETSTATUSRESPONSE']._serialized_end=499
+  _globals['_DROPINPROBLEM']._serialized_start=501
+  _globals['_DROPINPROBLEM']._serialized_end=612
+  _globals['_DEVICE']._serialized_start=614
+  _globals['_DEVICE']._serialized_end=712
+  _globals['_SHUTDOWNREQUEST']._serialized_start=714
+  _globals['_SHUTDOWNREQUEST']._serialized_end=731
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=733
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=751
+  _globals['_SYSTEMSERVICE']._serialized_start=754
+  _globals['_SYSTEMSERVICE']._serialized_end=898
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,8 @@ class GetStatusResponse(_message.Message):
     RSS_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     DROPIN_FIELD_NUMBER: _builtins.int
+    DROPIN_PROBLEMS_FIELD_NUMBER: _builtins.int
+    DROPIN_PROBLEM_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version."""
     api_version: _builtins.int
@@ -83,6 +85,8 @@ class GetStatusResponse(_message.Message):
     """Whether it is shutting down."""
     dropin: _builtins.str
     """The folder whose files become models; empty when it is off."""
+    dropin_problem_count: _builtins.int
+    """How many there are in all."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -90,6 +94,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """The devices models can be loaded on."""
+
+    @_builtins.property
+    def dropin_problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___DropinProblem]:
+        """The files in that folder that are no models, in the order of their names; the first 50."""
 
     def __init__(
         self,
@@ -109,14 +117,52 @@ class GetStatusResponse(_message.Message):
         rss_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
         dropin: _builtins.str = ...,
+        dropin_problems: _abc.Iterable[Global___DropinProblem] | None = ...,
+        dropin_problem_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "config_file", b"config_file", "devices", b"devices", "draining", b"draining", "dropin", b"dropin", "engine_version", b"engine_version", "http", b"http", "http_detail", b"http_detail", "pid", b"pid", "rss_bytes", b"rss_bytes", "socket", b"socket", "start_time", b"start_time", "store", b"store", "uid", b"uid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_version", b"api_version", "config_file", b"config_file", "devices", b"devices", "draining", b"draining", "dropin", b"dropin", "dropin_problem_count", b"dropin_problem_count", "dropin_problems", b"dropin_problems", "engine_version", b"engine_version", "http", b"http", "http_detail", b"http_detail", "pid", b"pid", "rss_bytes", b"rss_bytes", "socket", b"socket", "start_time", b"start_time", "store", b"store", "uid", b"uid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DropinProblem(_message.Message):
+    """A file in the drop-in folder that is no model, or not the model it describes by now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Its path below the folder."""
+    message: _builtins.str
+    """What is wrong, or what it waits for."""
+    waiting: _builtins.bool
+    """Whether it waits for something, such as another file, and goes on by itself."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when that is known."""
+
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        message: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "message", b"message", "since_time", b"since_time", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropinProblem: _TypeAlias = DropinProblem  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,10 +14,12 @@ from lmd.registry.errors import GgufInvalid, InvalidRequest
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.lm_config import LmConfig
 from lmd.registry.manifest import BuiltManifest, FileLayer, build_manifest
+from lmd.registry.merging import merge, shard_sets, with_merged
 from lmd.registry.model_store import ModelStore, Tag, TagT, read_blob_header
 from lmd.registry.modelfile import Modelfile
 from lmd.registry.recipe_files import gather
 from lmd.registry.ref import NameRef, parse_ref
+from lmd.registry.shards import in_shard_order
 from lmd.registry.strict_json import MAX_BYTES
 
 _NOT_PLAIN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -32,10 +35,12 @@ def create_model(
     draft: Tag | None = None,
     note: str = "create",
     expected: Digest | None = None,
+    cancelled: threading.Event | None = None,
 ) -> TagT:
     """Create or replace the model *name* from a Modelfile; see `gather_parts` for its parts.
 
-    With *expected*, the name must point to that manifest until then; it may be one that a pull gave, too.
+    Shards among *files* become one file. With *expected*, the name must point to that manifest until then; it may be
+    one that a pull gave, too.
 
     The same Modelfile and files always give the same manifest. On failure the name is as it was.
 
@@ -45,6 +50,8 @@ def create_model(
         GgufInvalid: when a file is no GGUF, is of a kind that cannot be a model, or shards are missing.
         BlobMissing: when a blob is not in the store.
         TagChanged: when the name points to another manifest than *expected*.
+        PullCancelled: when *cancelled* was set while shards were merged.
+        DiskFull: when there is no room for the file that they make.
     """
     target = parse_ref(name)
     if target.digest is not None or not (isinstance(target, NameRef) or expected is not None):
@@ -60,7 +67,11 @@ def create_model(
             hint="use `lm create`, or name weights that are quantized already",
         )
     parts, lm = gather_parts(store, modelfile, files=files, base=base, draft=draft)
-    return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
+    with store.lease(f"merge {name}") as lease:
+        sets = shard_sets(store, parts, set((files or {}).values()))
+        merged = [merge(store, shards, lease, cancelled=cancelled) for shards in sets]
+        parts = with_merged(parts, merged)
+        return build_from_files(store, target.name, parts, lm=lm, note=note, expected=expected)
 
 
 def gather_parts(
@@ -128,31 +139,6 @@ def build_from_files(
         )
         lease.add(built.digest, *built.manifest.blob_digests())
         return _publish(store, name, built, note, expected)
-
-
-def in_shard_order(weights: Sequence[FileLayer], headers: Sequence[GgufHeader]) -> list[tuple[FileLayer, GgufHeader]]:
-    """Pair the weights with their headers in the order of the shards, and make sure that they are one whole model.
-
-    Raises:
-        GgufInvalid: naming the file that is too many, missing, or of another kind.
-    """
-    if not weights:
-        raise GgufInvalid("no file has a model's weights")
-    pairs = sorted(zip(weights, headers, strict=True), key=lambda pair: pair[1].split_no)
-    for file, header in pairs:
-        if header.kind != "model":
-            raise GgufInvalid(f"`{file.filename}` is of the kind `{ascii(header.kind[:40])[1:-1]}`, not a model")
-        if header.split_count != len(pairs):
-            what = f"file {header.split_no + 1} of {header.split_count}" if header.split_count > 1 else "a whole model"
-            raise GgufInvalid(f"`{file.filename}` is {what}, but {len(pairs)} were given")
-    numbers = [header.split_no for _, header in pairs]
-    if numbers != list(range(len(pairs))):
-        raise GgufInvalid(f"the files are the parts {', '.join(str(n + 1) for n in numbers)} of {len(pairs)}")
-    if not pairs[0][1].architecture:
-        raise GgufInvalid("it does not say its architecture")
-    if not any(header.tensors for _, header in pairs):
-        raise GgufInvalid("it has no tensors, only metadata")
-    return pairs
 
 
 def _check_others(store: ModelStore[Tag], others: Sequence[FileLayer], weights: Sequence[GgufHeader]) -> None:

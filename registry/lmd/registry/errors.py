@@ -22,6 +22,7 @@
     │   └── StoreLocked             another daemon owns the store
     ├── DiskFull                  not enough free space
     ├── GgufInvalid               a file is not a well-formed GGUF
+    │   └── ShardsInvalid           files are not all those of one model, each once
     ├── FileInvalid               a path is not a regular file that can be imported
     └── FileChanged               a file changed while it was read
 
@@ -271,13 +272,20 @@ class GgufInvalid(LmdError):
     """Raised when a file is not a well-formed GGUF, or exceeds a bound of the parser."""
 
     reason = "GGUF_INVALID"
+    what: ClassVar[str] = "not a valid GGUF file"
+    next_step: ClassVar[str] = (
+        "get the file again; if it stays so, use another one of the model and tell whoever made this one"
+    )
 
     def __init__(self, detail: str) -> None:
-        super().__init__(
-            f"not a valid GGUF file: {detail}",
-            hint="get the file again; if it stays so, use another one of the model and tell whoever made this one",
-            metadata={"detail": detail},
-        )
+        super().__init__(f"{self.what}: {detail}", hint=self.next_step, metadata={"detail": detail})
+
+
+class ShardsInvalid(GgufInvalid):
+    """Raised when files that are to be one model are not all of one model, each once."""
+
+    what = "the files are not one whole model"
+    next_step = "name every file of one model, each once: their folder, a pattern, or the first of them"
 
 
 class FileInvalid(LmdError):

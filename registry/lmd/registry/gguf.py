@@ -359,6 +359,25 @@ def iter_strings(file: BinaryIO, file_size: int, key: str, limits: Limits = DEFA
         return
 
 
+def metadata_spans(file: BinaryIO, file_size: int, limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, int, int]]:
+    """Return the key of each entry of the metadata, and where its bytes begin and end in *file*.
+
+    Raises:
+        GgufInvalid: as `read_header`.
+    """
+    cursor = Cursor(file, file_size, limits)
+    _read_preamble(cursor, file_size)
+    cursor.count(_U64, "the tensor count")
+    entry_count = cursor.count(_U64, "the metadata count")
+    spans = []
+    for number in range(1, entry_count + 1):
+        start = cursor.offset
+        key = _read_name(cursor, limits.max_key_bytes, f"key {number} of {entry_count}")
+        _read_value(cursor, limits, key)
+        spans.append((key, start, cursor.offset))
+    return spans
+
+
 def _read_preamble(cursor: Cursor, file_size: int) -> int:
     if file_size < 24:
         raise GgufInvalid(f"{file_size} bytes are too few for a header")

@@ -94,6 +94,17 @@ class Manifest:
         return tuple(layer for layer in self.layers if layer.role)
 
     @property
+    def file_layers(self) -> list[FileLayer]:
+        """The files of the model for another manifest; one without a name is called by its digest."""
+        return [
+            FileLayer(
+                layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", layer.role, layer.scale
+            )
+            for layer in self.files
+            if layer.role
+        ]
+
+    @property
     def weights(self) -> tuple[Layer, ...]:
         """The GGUF of the model: all shards in order."""
         return tuple(layer for layer in self.layers if layer.role == "weights")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -34,6 +36,10 @@ TagT = TypeVar("TagT", bound=Tag)
 TagT_co = TypeVar("TagT_co", bound=Tag, covariant=True)
 
 
+#: Gets the bytes done and in all.
+Progress = Callable[[int, int], None]
+
+
 class HeldBlobs(Protocol):
     """A lease that is held: what is added to it is not collected."""
 
@@ -52,6 +58,23 @@ class ModelStore(Protocol[TagT_co]):
 
     def put_bytes(self, data: bytes) -> Digest:
         """Store a small blob."""
+
+    def compose(
+        self,
+        pieces: Iterable[bytes | memoryview],
+        size_bytes: int,
+        what: str,
+        *,
+        on_progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Digest:
+        """Store what *pieces* add up to, *size_bytes*. Raises PullCancelled, DiskFull, and what *pieces* raises."""
+
+    def recall(self, kind: str, key: str) -> str | None:
+        """Find what was remembered."""
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        """Keep a small measured fact."""
 
     def put_manifest(self, manifest_bytes: bytes) -> Digest:
         """Store a manifest all of whose blobs are there. Raises BlobMissing."""

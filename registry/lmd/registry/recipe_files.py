@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmd.registry.digest import Digest
-from lmd.registry.errors import GgufInvalid, InvalidRequest
+from lmd.registry.errors import BlobMissing, GgufInvalid, InvalidRequest
 from lmd.registry.filenames import plain_basename
 from lmd.registry.lm_config import FileRole, LmConfig
 from lmd.registry.manifest import FileLayer, Manifest
 from lmd.registry.model_store import ModelStore, Tag, read_blob_header
 from lmd.registry.modelfile import Adapter, From, Modelfile
+from lmd.registry.removed import FilesGone, removed_model
 
 _ROLES: dict[str, FileRole] = {"model": "weights", "mmproj": "projector"}
 
@@ -64,7 +65,8 @@ def gather(
       given in any order, and a projector;
     - the folder of several keys of *files* (see `keys_of`);
     - ``sha256:…`` of a GGUF blob of the store: the same, without a name;
-    - ``sha256:…`` of a manifest of the store: its files and origin, and nothing else of it;
+    - ``sha256:…`` of a manifest of the store, or of one that was removed while its files are here: its files and
+      origin, and nothing else of it;
     - anything else names a stored model, which the caller has resolved to *base*.
 
     The arguments of DRAFT are read in the same way, a name standing for *draft*, and give weights only. Those of
@@ -106,10 +108,18 @@ def _add_from(
         if base is None:
             raise _unknown("FROM", source.value)
         manifest = store.get_manifest(base.manifest)
-        _add_model(gathered, manifest, manifest.lm)
+        _add_model(gathered, manifest.file_layers, manifest.lm)
+    elif not _has(store, digest):
+        removed = removed_model(store, digest)
+        if removed is None:
+            raise _gone("FROM", digest)
+        if (missing := removed.first_missing(store)) is not None:
+            raise removed.gone(missing)
+        _add_model(gathered, removed.files, LmConfig(origin=removed.origin))
+        gathered.bare = True
     elif _is_manifest(store, digest):
         manifest = store.get_manifest(digest)
-        _add_model(gathered, manifest, LmConfig(origin=manifest.lm.origin))
+        _add_model(gathered, manifest.file_layers, LmConfig(origin=manifest.lm.origin))
         gathered.bare = True
     else:
         _add_file(store, gathered, digest, f"{digest.short}.gguf")
@@ -130,16 +140,10 @@ def _add_file(store: ModelStore[Tag], gathered: Gathered, digest: Digest, filena
     gathered.own.append(FileLayer(digest, store.blob_size(digest), filename, role))
 
 
-def _add_model(gathered: Gathered, manifest: Manifest, inherited: LmConfig) -> None:
+def _add_model(gathered: Gathered, files: Sequence[FileLayer], inherited: LmConfig) -> None:
     if gathered.base_files:
         raise InvalidRequest("a model is made of one other model at most", field="from", hint="leave one FROM out")
-    gathered.base_files = [
-        FileLayer(
-            layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", layer.role, layer.scale
-        )
-        for layer in manifest.files
-        if layer.role
-    ]
+    gathered.base_files = list(files)
     gathered.inherited = inherited
 
 
@@ -174,6 +178,8 @@ def _named_draft(
         return _weights_of(store.get_manifest(named.manifest))
     if digest in known:
         return [known[digest]]
+    if not _has(store, digest):
+        raise _gone("DRAFT", digest)
     if _is_manifest(store, digest):
         return _weights_of(store.get_manifest(digest))
     return [FileLayer(digest, store.blob_size(digest), f"{digest.short}.gguf", "draft")]
@@ -187,7 +193,7 @@ def _add_adapters(
     if adapters is not None or gathered.bare:
         gathered.drop("adapter")
     for adapter in adapters or ():
-        digest, filename = _one_file("ADAPTER", adapter.source, files)
+        digest, filename = _one_file(store, "ADAPTER", adapter.source, files)
         kept = known.get(digest)
         name = kept.filename if kept is not None else filename
         gathered.own.append(FileLayer(digest, store.blob_size(digest), name, "adapter", adapter.scale))
@@ -200,11 +206,11 @@ def _add_projectors(
     if projectors is not None:
         gathered.drop("projector")
     for source in projectors or ():
-        digest, filename = _one_file("PROJECTOR", source, files)
+        digest, filename = _one_file(store, "PROJECTOR", source, files)
         gathered.own.append(known.get(digest) or FileLayer(digest, store.blob_size(digest), filename, "projector"))
 
 
-def _one_file(directive: str, source: From, files: Mapping[str, Digest]) -> tuple[Digest, str]:
+def _one_file(store: ModelStore[Tag], directive: str, source: From, files: Mapping[str, Digest]) -> tuple[Digest, str]:
     if source.value in files:
         return files[source.value], plain_basename(source.value)
     if source.digest is None:
@@ -213,6 +219,8 @@ def _one_file(directive: str, source: From, files: Mapping[str, Digest]) -> tupl
             field=directive.lower(),
             hint="give the path of a GGUF file",
         )
+    if not _has(store, source.digest):
+        raise _gone(directive, source.digest)
     return source.digest, f"{source.digest.short}.gguf"
 
 
@@ -222,6 +230,23 @@ def _weights_of(manifest: Manifest) -> list[FileLayer]:
         FileLayer(layer.digest, layer.size_bytes, layer.filename or f"{layer.digest.short}.gguf", "draft")
         for layer in manifest.weights
     ]
+
+
+def _has(store: ModelStore[Tag], digest: Digest) -> bool:
+    try:
+        store.blob_size(digest)
+    except BlobMissing:
+        return False
+    return True
+
+
+def _gone(directive: str, digest: Digest) -> FilesGone:
+    """Return the failure that a digest is which the store knows nothing of (any more)."""
+    return FilesGone(
+        digest,
+        f"{directive} {digest} is not in the store, or no longer",
+        f"put {'a model or ' if directive in ('FROM', 'DRAFT') else ''}the path of its GGUF file behind {directive}",
+    )
 
 
 def _is_manifest(store: ModelStore[Tag], digest: Digest) -> bool:

@@ -38,6 +38,9 @@ _HUB_PAGE = re.compile(
     r"(?:/?|/tree/main/?|/(?:resolve|blob)/main/([^?#]+)(?:[?#].*)?)",
     re.IGNORECASE | re.ASCII,
 )
+_OLLAMA_REGISTRY = re.compile(
+    r"(?:https?://)?(?:registry\.ollama\.ai|(?:www\.)?ollama\.com)/", re.IGNORECASE | re.ASCII
+)
 _URL_PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DIGEST_SUFFIX = re.compile(r"@sha256:([0-9a-f]{64})$")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
@@ -130,6 +133,10 @@ def parse_ref(text: str) -> ModelRef:
         return _parse_file(where, body, digest)
     # Before any change of case: some letters outside of ASCII have a lower case inside of it.
     where.check_ascii(body)
+    if registry := _OLLAMA_REGISTRY.match(body):
+        name = body[registry.end() :].removeprefix("library/")
+        hint = f"`{name}` alone may stand for a repository of the Hub" if re.fullmatch(r"[\w.:-]+", name) else ""
+        where.fail(0, "nothing can be pulled from Ollama's registry", hint or "name a repository of the Hub: `hf.co/…`")
     if hub := _HUB_PREFIX.match(body):
         return _parse_hub(where, body, hub.end(), digest)
     if url := _URL_PREFIX.match(body):

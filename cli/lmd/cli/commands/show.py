@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
@@ -21,22 +20,19 @@ _PARTS = ("modelfile", "template", "system", "parameters", "license")
 @click.option("--system", is_flag=True, help="Print the system prompt.")
 @click.option("--parameters", is_flag=True, help="Print the parameters the model sets.")
 @click.option("--license", is_flag=True, help="Print the licences in full.")
-@click.option(
-    "--render", metavar="TEXT", help="Print the prompt that the template makes of the message TEXT, and its tokens."
-)
 @json_option
 @pass_app
-def command(app: App, /, model: str, render: str | None, as_json: bool, **parts: bool) -> None:
+def command(app: App, /, model: str, as_json: bool, **parts: bool) -> None:
     """Show what a model is: its architecture, size, source, settings, and what it can do.
 
-    NAME@NUMBER is a version of a model, as `lm history` lists them.
+    NAME@NUMBER is a version of a model, as `lm history` lists them. `lm tokenize --chat` shows what the template makes
+    of a message.
 
     \b
     Examples:
       lm show llama3.2
       lm show --modelfile llama3.2 > Modelfile
       lm show --system llama3.2@1
-      lm show --render "Why is the sky blue?" llama3.2
       lm show --json llama3.2 | jq .metadata
     """
     from lmd.cli.describe import facts, part_text
@@ -47,11 +43,6 @@ def command(app: App, /, model: str, render: str | None, as_json: bool, **parts:
     wanted = [part for part in _PARTS if parts[part]]
     if len(wanted) + as_json > 1:
         raise BadUsage(f"{', '.join(f'`--{part}`' for part in _PARTS)} and `--json` exclude each other")
-    if render is not None and wanted:
-        raise BadUsage(f"`--render` and `--{wanted[0]}` exclude each other")
-    if render is not None:
-        _render(app, model, render, as_json=as_json)
-        return
     with app.daemon() as client:
         info = get_info(client, model)
     if as_json:
@@ -62,22 +53,3 @@ def command(app: App, /, model: str, render: str | None, as_json: bool, **parts:
             click.echo(text)
     else:
         print_facts(facts(info, time.time()))
-
-
-def _render(app: App, model: str, text: str, *, as_json: bool) -> None:
-    from lmd.cli.embedding import make_ready
-    from lmd.cli.terminal import is_terminal, printable
-    from lmd.cli.tokens import apply_template, print_tokens
-    from lmd.cli.versions import split_version
-
-    if split_version(model)[1]:
-        raise BadUsage("`--render` loads the model, and only the current version can be loaded")
-    with app.daemon() as client:
-        name = make_ready(client, model)
-        applied = apply_template(client, name, text, None)
-    if as_json:
-        print_tokens(name, applied.tokens, prompt=applied.prompt, ids_only=False, as_json=True)
-        return
-    click.echo(printable(applied.prompt) if is_terminal(sys.stdout) else applied.prompt)
-    click.echo()
-    print_tokens(name, applied.tokens, prompt=None, ids_only=False, as_json=False)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from lmd.cli.context import App, pass_app, warn
 from lmd.cli.options import json_option
+
+if TYPE_CHECKING:
+    from lmd.v1 import system_service_pb2
 
 
 @click.command("status", short_help="Show the daemon and its devices")
@@ -16,6 +20,8 @@ from lmd.cli.options import json_option
 def command(app: App, as_json: bool) -> None:
     """Show the daemon: where it listens, where it keeps models, and which devices it can use.
 
+    Files in the drop-in folder that are no models are listed with what is wrong, until they are mended or gone.
+
     Without a running daemon `lm --no-start status` fails with exit status 3.
 
     \b
@@ -23,6 +29,7 @@ def command(app: App, as_json: bool) -> None:
       lm status
       lm --no-start status
       lm status --json | jq -r .store
+      lm status --json | jq -r '.dropin_problems[].file'
     """
     from lmd.cli.output import print_facts, print_json
     from lmd.cli.shapes import status_json, unix_time, usage_json
@@ -72,6 +79,7 @@ def command(app: App, as_json: bool) -> None:
                     ("waste", ", ".join(waste)),
                 ],
             ),
+            ("Drop-in folder", _dropin(status)),
             (
                 "Devices",
                 [
@@ -87,3 +95,20 @@ def command(app: App, as_json: bool) -> None:
             ),
         ]
     )
+
+
+def _dropin(status: system_service_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+    """Return the files of the folder that are no models, and why."""
+    from lmd.cli.shapes import unix_time
+    from lmd.cli.terminal import one_line
+    from lmd.cli.units import format_span
+
+    now = time.time()
+    facts = []
+    for problem in status.dropin_problems:
+        span = format_span(max(now - unix_time(problem.since_time), 0))
+        since = f"waiting for {span}" if problem.waiting else f"for {span}"
+        facts.append((one_line(problem.file), f"{one_line(problem.message)} ({since})"))
+    if more := status.dropin_problem_count - len(facts):
+        facts.append(("", f"and {more} more"))
+    return facts

@@ -13,6 +13,7 @@ from lmd.cli.options import MODEL, json_option
 @click.argument("model", type=MODEL)
 @click.argument("text", required=False)
 @click.option("--chat", is_flag=True, help="Take TEXT as a message, and show the prompt that the template makes of it.")
+@click.option("--tokens", is_flag=True, help="List the tokens below the prompt, with --chat.")
 @click.option("--system", help="Replace the model's system prompt, with --chat; empty for none.")
 @click.option("--decode", is_flag=True, help="Take TEXT as the ids of tokens, and print their text.")
 @click.option("--special", is_flag=True, help="Add the tokens that the model wants around a prompt.")
@@ -26,6 +27,7 @@ def command(
     model: str,
     text: str | None,
     chat: bool,
+    tokens: bool,
     system: str | None,
     decode: bool,
     special: bool,
@@ -39,7 +41,7 @@ def command(
     whole character are written \\xNN. How many there are is said on stderr.
 
     With --chat prints the prompt of a chat as the model gets it, its system prompt and special tokens included, which
-    shows what a template does. Nothing is generated.
+    shows what a template does; with --tokens its tokens follow. Nothing is generated.
 
     \b
     Examples:
@@ -47,11 +49,12 @@ def command(
       lm tokenize --ids llama3.2 < prompt.txt
       lm tokenize --decode llama3.2 "9906, 11, 1917"
       lm tokenize --chat llama3.2 "Why is the sky blue?"
+      lm tokenize --chat --tokens llama3.2 "Hello"
       lm tokenize --chat --json llama3.2 "Hello" | jq '.tokens | length'
     """
     from lmd.cli.embedding import make_ready
     from lmd.cli.texts import stdin_text
-    from lmd.cli.tokens import apply_template, parse_ids, print_text, print_tokens
+    from lmd.cli.tokens import apply_template, parse_ids, print_prompt, print_text, print_tokens
     from lmd.v1 import inference_service_pb2 as pb
 
     if decode and (chat or special or plain or ids):
@@ -60,6 +63,10 @@ def command(
         raise BadUsage("`--chat` takes neither `--special` nor `--plain`: the template decides")
     if system is not None and not chat:
         raise BadUsage("`--system` needs `--chat`")
+    if tokens and not chat:
+        raise BadUsage("`--tokens` needs `--chat`; without it the tokens are all there is")
+    if tokens and (ids or as_json):
+        raise BadUsage(f"`--tokens` and `{'--ids' if ids else '--json'}` exclude each other")
     if ids and as_json:
         raise BadUsage("`--ids` and `--json` exclude each other")
     given = stdin_text() if text is None else text
@@ -73,8 +80,13 @@ def command(
             print_text(name, decoded.text, as_json=as_json)
         elif chat:
             applied = apply_template(client, name, given, system)
-            print_tokens(name, applied.tokens, prompt=applied.prompt, ids_only=ids, as_json=as_json)
+            if tokens:
+                print_prompt(applied.prompt)
+                click.echo()
+                print_tokens(name, applied.tokens, prompt=None, ids_only=False, as_json=False)
+            else:
+                print_tokens(name, applied.tokens, prompt=applied.prompt, ids_only=ids, as_json=as_json)
         else:
             request = pb.TokenizeRequest(model=name, text=given, add_special=special, plain=plain)
-            tokens = client.call(client.inference.Tokenize, request).tokens
-            print_tokens(name, tokens, prompt=None, ids_only=ids, as_json=as_json)
+            found = client.call(client.inference.Tokenize, request).tokens
+            print_tokens(name, found, prompt=None, ids_only=ids, as_json=as_json)

@@ -16,10 +16,15 @@ from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import caller_of
 from lmd.daemon.config import Config
 from lmd.daemon.devices import Device
+from lmd.daemon.dropin_folder import Obstacle
 from lmd.daemon.errors import PermissionDenied
 from lmd.v1 import system_service_pb2 as pb
 from lmd.v1 import system_service_pb2_grpc as rpc
 from lmd.v1.version import API_VERSION, __version__
+
+#: Every client asks for the status first, so it stays small.
+MAX_PROBLEMS = 50
+MAX_MESSAGE_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
         shut_down: Callable[[], None],
         devices: Callable[[], Sequence[Device]],
         http: HttpGateway | None = None,
+        obstacles: Callable[[], Sequence[Obstacle]] = tuple,
     ) -> None:
         self._config = config
         self._socket = socket
@@ -53,6 +59,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
         self._shut_down = shut_down
         self._devices = devices
         self._http = http or HttpGateway()
+        self._obstacles = obstacles
         self._process = psutil.Process()
 
     async def GetStatus(
@@ -60,8 +67,7 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
     ) -> pb.GetStatusResponse:
         """Return what the daemon is and where it keeps things."""
         config = self._config
-        start_time = Timestamp()
-        start_time.FromMilliseconds(round(self._started_at * 1000))
+        obstacles = self._obstacles()
         return pb.GetStatusResponse(
             version=__version__,
             api_version=API_VERSION,
@@ -72,12 +78,14 @@ class SystemServiceServicer(rpc.SystemServiceServicer):
             http_detail=self._http.detail,
             store=str(config.store.path),
             config_file=str(config.file or ""),
-            start_time=start_time,
+            start_time=_timestamp(self._started_at),
             engine_version=engine_version(),
             devices=[_device(device) for device in await self._pool.run(self._devices)],
             rss_bytes=self._process.memory_info().rss,
             draining=self._admission.draining,
             dropin=str(config.dropin.path) if config.dropin.enabled else "",
+            dropin_problems=[_problem(obstacle) for obstacle in obstacles[:MAX_PROBLEMS]],
+            dropin_problem_count=len(obstacles),
         )
 
     async def Shutdown(
@@ -99,6 +107,24 @@ def engine_version() -> str:
         return importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMilliseconds(round(seconds * 1000))
+    return stamp
+
+
+def _problem(obstacle: Obstacle) -> pb.DropinProblem:
+    message = obstacle.message
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = f"{message[: MAX_MESSAGE_CHARS - 1]}…"
+    return pb.DropinProblem(
+        file=obstacle.file,
+        message=message,
+        since_time=_timestamp(obstacle.since),
+        waiting=obstacle.waiting,
+    )
 
 
 def _device(device: Device) -> pb.Device:

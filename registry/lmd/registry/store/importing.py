@@ -81,6 +81,15 @@ class Importer:
         finally:
             os.close(fd)
 
+    def flush(self, staged: Path) -> None:
+        """Write a file that a process of ours made to the disk. Raises: FileInvalid, DiskFull, StoreError."""
+        fd = open_regular(staged)
+        try:
+            with disk_errors("flush", self.layout.root):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def adopt(
         self, staged: Path, on_progress: Progress | None, cancelled: threading.Event | None
     ) -> tuple[Digest, int]:

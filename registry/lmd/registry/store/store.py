@@ -15,6 +15,7 @@ from lmd.registry.digest import Digest
 from lmd.registry.errors import DiskFull, TagChanged
 from lmd.registry.store import oci_view
 from lmd.registry.store.blobs import Blobs
+from lmd.registry.store.composing import Composer
 from lmd.registry.store.durable import Buffer, free_bytes
 from lmd.registry.store.gate import Gate
 from lmd.registry.store.gc import Collection, Collector
@@ -75,6 +76,7 @@ class Store:
         self._leases = Leases(LeaseTable(self._index), self._gate, clock)
         self._reservations = Reservations(self._space, str(layout.root))
         self._importer = Importer(layout, self._blobs, self._facts, self._reservations)
+        self._composer = Composer(layout, self._blobs, self._reservations)
         self._collector = Collector(
             layout,
             self._tags,
@@ -224,6 +226,13 @@ class Store:
         """
         return self._layout.temporary()
 
+    def flush(self, staged: Path) -> None:
+        """Write the file at a *staging_path* to the disk, so that `adopt` need not wait for that; it may grow still.
+
+        A failure is final: what could not be written must not be adopted. Raises: DiskFull, StoreError.
+        """
+        self._importer.flush(staged)
+
     def adopt(
         self,
         staged: Path,
@@ -236,6 +245,22 @@ class Store:
         On failure the file is gone. Raises: FileInvalid, FileChanged, PullCancelled, DiskFull, StoreError.
         """
         return self._importer.adopt(staged, on_progress, cancelled)
+
+    def compose(
+        self,
+        pieces: Iterable[Buffer],
+        size_bytes: int,
+        what: str,
+        *,
+        on_progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Digest:
+        """Store what *pieces* add up to, *size_bytes* together, hashed while it is written; durable when it returns.
+
+        Nothing stays on failure. *what* says in an error what the room is for. Without a lease, only the grace period
+        keeps the blob. Raises: PullCancelled, DiskFull before the first byte, and what *pieces* raises.
+        """
+        return self._composer.run(pieces, size_bytes, what, on_progress, cancelled)
 
     # Ingests
 

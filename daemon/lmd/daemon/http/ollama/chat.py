@@ -58,7 +58,7 @@ async def _chat(services: Services, request: Request) -> Response:
         check_images(name, [message.images for message in messages])
         tools = tools_of(body.tools)
         require(model, "chat")
-        think = effective_think(model, think, options.format)
+        think = effective_think(model, think)
         check_template_inputs(model, tools, think)
         parameters = parameters_of(body.options)
         if not messages:

@@ -63,7 +63,7 @@ async def create_steps(
         files=recipe.files,
         quantization=Quantization(services.quantizer, quantize),
     )
-    quantizing = ""
+    working = ""
     async with aclosing(steps):
         async for step in steps:
             if isinstance(step, PullEvent):
@@ -71,13 +71,15 @@ async def create_steps(
                     yield told
             elif isinstance(step, WorkProgress):
                 yield {
-                    "status": quantizing,
+                    "status": working,
                     "digest": _NO_DIGEST,
                     "total": step.total_bytes,
                     "completed": step.completed_bytes,
                 }
             elif isinstance(step, str) and step.startswith("quantizing "):
-                quantizing = step.replace(" to ", " model to ")
+                working = step.replace(" to ", " model to ")
+            elif isinstance(step, str) and step.startswith("merging "):
+                working = step
             elif isinstance(step, str) and not step.startswith(("pulling ", "creating ")):
                 yield {"status": step}
             elif isinstance(step, str) and step.startswith("pulling "):

@@ -59,7 +59,7 @@ async def _generate(services: Services, request: Request) -> Response:
             return resident_response(name, generate_content("", "", []), "unload")
         _check_combination(body)
         check_images(name, [body.images])
-        think = effective_think(model, think, options.format)
+        think = effective_think(model, think)
         parameters = parameters_of(body.options)
         if not prompt:
             await load(services, model, parameters, keep_alive, caller=caller_of(request))

@@ -121,17 +121,17 @@ def check_images(model: str, images: Iterable[Sequence[str] | None]) -> None:
         raise Refusal(400, f'"{model}" does not support images: this version has no projectors')
 
 
-def effective_think(model: AnswerableModel, asked: Think | None, wanted: Format | None = None) -> Think | None:
+def effective_think(model: AnswerableModel, asked: Think | None) -> Think | None:
     """Return what to tell the template: models that can think do so unless they are told not to.
 
-    An answer in a format begins with it, so there is no place for thoughts; the template can prepare the model for it.
+    That holds for an answer in a format, too, as with Ollama: the format begins when the thoughts are over.
 
     Raises:
         CapabilityMissing: the model cannot think.
     """
     can_think = "thinking" in model.capabilities
     if can_think:
-        return asked or (Think.OFF if wanted is not None else Think.ON)
+        return asked or Think.ON
     if asked not in (None, Think.OFF):
         raise CapabilityMissing(model.name, "thinking")
     return None
