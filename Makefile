@@ -9,7 +9,7 @@ PARALLEL := -n logical --dist loadfile
 SOURCES := registry/lmd daemon/lmd cli/lmd protos/lmd tests bench tools
 
 .PHONY: help docs demo test test-slow check lint types imports protos protos-check fmt dev build clean
-.PHONY: bench bench-serving bench-gateway
+.PHONY: bench bench-serving bench-gateway bench-residency
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -92,6 +92,7 @@ bench: $(VENV)/.test ## measure against the named peers; run on an idle machine
 	@$(BIN)/python -m bench.create
 	@$(MAKE) --no-print-directory bench-serving
 	@$(MAKE) --no-print-directory bench-gateway
+	@$(MAKE) --no-print-directory bench-residency
 
 bench-serving: $(VENV)/.test ## measure serving against llama-server, which is built first: 10 minutes, then 15
 	@PYTHON=$(BIN)/python tools/build_llama_server.sh
@@ -99,6 +100,10 @@ bench-serving: $(VENV)/.test ## measure serving against llama-server, which is b
 
 bench-gateway: $(VENV)/.test ## measure the HTTP gateway against gRPC and llama-cpp-python's server: 5 minutes
 	@$(BIN)/python -m bench.gateway
+
+bench-residency: $(VENV)/.test ## measure estimates, swaps against llama-server's router, scarce memory, the planner: 20 minutes
+	@PYTHON=$(BIN)/python tools/build_llama_server.sh
+	@$(BIN)/python -m bench.residency
 
 clean: ## remove what the other commands made, the environment too
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

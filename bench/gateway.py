@@ -19,12 +19,13 @@ import json
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.answers import Server, ask_all, check, summary
+from bench.figures import Figure, table
 from bench.gateway_client import (
     Gateway,
     fresh_request_s,
@@ -48,30 +49,6 @@ _STREAMS = 8
 _IDLE, _SLOW = 500, 50
 _CONNECTIONS = 8
 _DESCRIPTORS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One promise: *ours* beside *theirs*, what is compared, and the bar it has to keep."""
-
-    case: str
-    title: str
-    unit: str
-    ours: float
-    theirs: float
-    value: float
-    kind: str  # ">=" or "<="
-    limit: float
-    others_cores: float
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.limit if self.kind == ">=" else self.value <= self.limit
-
-    def row(self) -> str:
-        met = "yes" if self.met else "**no**"
-        ours, theirs = f"{self.ours:.4g} {self.unit}", f"{self.theirs:.4g} {self.unit}"
-        return f"| {self.title} | {ours} | {theirs} | {self.value:.3g} | {self.kind} {self.limit:g} | {met} |"
 
 
 def first_token(rounds: int) -> list[Figure]:
@@ -180,18 +157,10 @@ def main() -> None:
         whole: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
         whole["figures"] = [{**asdict(figure), "met": figure.met} for figure in figures]
         options.json.write_text(json.dumps(whole, indent=2) + "\n")
-    print(table(figures))
-    sys.exit(any(not figure.met for figure in figures))
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """Return the figures in Markdown."""
-    lines = ["| case | ours | beside | compared | bar | met |", "|---|---|---|---|---|---|"]
-    lines += [figure.row() for figure in figures]
     busy = max(figure.others_cores for figure in figures)
-    return "\n".join(
-        [*lines, "", f"Everything else on the machine used up to {busy:.2f} cores on average, the client included."]
-    )
+    print(table(figures))
+    print(f"\nEverything else on the machine used up to {busy:.2f} cores on average, the client included.")
+    sys.exit(any(not figure.met for figure in figures))
 
 
 def _options() -> argparse.Namespace:

@@ -57,31 +57,44 @@ class LlamaServer(PeerServer):
         stop: threading.Event | None = None,
         on_text: Callable[[], None] | None = None,
     ) -> Answer:
-        body = json.dumps({"prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": True})
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_TIMEOUT_S)
-        answer = Answer(now_s())
-        try:
-            connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise RuntimeError(f"llama-server answers {response.status}: {response.read(500)!r}")
-            for line in response:
-                if not line.startswith(b"data: "):
-                    continue
-                event = json.loads(line[len(b"data: ") :])
-                if event.get("content"):
-                    answer.arrivals_s.append(now_s())
-                    if on_text is not None:
-                        on_text()
-                if event.get("stop"):
-                    _finish(answer, event)
-                    break
-                if stop is not None and stop.is_set():
-                    break
-        finally:
-            connection.close()
-        answer.end_s = now_s()
-        return answer
+        return complete(self.port, prompt, tokens, stop=stop, on_text=on_text)
+
+
+def complete(
+    port: int,
+    prompt: str,
+    tokens: int,
+    *,
+    stop: threading.Event | None = None,
+    on_text: Callable[[], None] | None = None,
+    **more: object,
+) -> Answer:
+    """Have the llama-server on *port* continue *prompt*; *more* are other members of the request."""
+    body = json.dumps({"prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": True, **more})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
+    answer = Answer(now_s())
+    try:
+        connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise RuntimeError(f"llama-server answers {response.status}: {response.read(500)!r}")
+        for line in response:
+            if not line.startswith(b"data: "):
+                continue
+            event = json.loads(line[len(b"data: ") :])
+            if event.get("content"):
+                answer.arrivals_s.append(now_s())
+                if on_text is not None:
+                    on_text()
+            if event.get("stop"):
+                _finish(answer, event)
+                break
+            if stop is not None and stop.is_set():
+                break
+    finally:
+        connection.close()
+    answer.end_s = now_s()
+    return answer
 
 
 def _finish(answer: Answer, event: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from tests.support.tiny_models import CHATML, WORDS
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_CTX = 23, 1024, 16, 8, 2816, 32768
 VOCAB_SIZE = 128_256
 SEED = 20_261_125
+#: As `write_plain` writes it.
+_NAME = "noise 0.4B"
 
 _VOCAB_FILE = Path(__file__).resolve().parents[2] / "shared" / "models" / "vocab" / "ggml-vocab-llama-bpe.gguf"
 _SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -64,6 +67,30 @@ def benchmark_model() -> Path:
         unfinished.rename(path)
     finally:
         plain.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def benchmark_models(count: int) -> list[Path]:
+    """Return *count* models that cost the same but are different files: copies with other names in their headers."""
+    original = benchmark_model()
+    return [original, *(_renamed(original, chr(ord("B") + number)) for number in range(1, count))]
+
+
+def _renamed(original: Path, letter: str) -> Path:
+    """Return a copy that says *letter* in the place of its name's last one, made on first use."""
+    path = original.with_name(f"{original.stem}-{letter}{original.suffix}")
+    if path.exists():
+        return path
+    unfinished = path.with_suffix(".partial")
+    try:
+        shutil.copyfile(original, unfinished)
+        with unfinished.open("r+b") as file:
+            place = file.read(4096).index(_NAME.encode()) + len(_NAME) - 1
+            file.seek(place)
+            file.write(letter.encode())
+        unfinished.rename(path)
+    finally:
         unfinished.unlink(missing_ok=True)
     return path
 

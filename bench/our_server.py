@@ -120,20 +120,31 @@ class OurServer:
             model=MODEL, prompt=prompt, raw=True, parameters=self._parameters, keep_alive=_FOR_EVER
         )
         request.parameters.num_predict = tokens
-        answer = Answer(now_s())
-        call = self._inference.Generate(request)
-        for event in call:
-            if event.HasField("delta"):
-                answer.arrivals_s.append(now_s())
-                if on_text is not None:
-                    on_text()
-            elif event.HasField("done"):
-                answer.complete = True
-                answer.prompt_tokens = event.done.prompt_tokens
-                answer.generated_tokens = event.done.generated_tokens
-                answer.cached_tokens = event.done.cached_tokens
-            if stop is not None and stop.is_set() and not answer.complete:
-                call.cancel()
-                break
-        answer.end_s = now_s()
-        return answer
+        return generate(self._inference, request, stop=stop, on_text=on_text)
+
+
+def generate(
+    stub: InferenceServiceStub,
+    request: pb.GenerateRequest,
+    *,
+    stop: threading.Event | None = None,
+    on_text: Callable[[], None] | None = None,
+) -> Answer:
+    """Carry out *request*; hang up when *stop* is set."""
+    answer = Answer(now_s())
+    call = stub.Generate(request)
+    for event in call:
+        if event.HasField("delta"):
+            answer.arrivals_s.append(now_s())
+            if on_text is not None:
+                on_text()
+        elif event.HasField("done"):
+            answer.complete = True
+            answer.prompt_tokens = event.done.prompt_tokens
+            answer.generated_tokens = event.done.generated_tokens
+            answer.cached_tokens = event.done.cached_tokens
+        if stop is not None and stop.is_set() and not answer.complete:
+            call.cancel()
+            break
+    answer.end_s = now_s()
+    return answer

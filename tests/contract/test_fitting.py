@@ -97,8 +97,8 @@ class Bench:
         self.shelf = Shelf()
         self._pool = BlockingPool(2, "peek")
 
-    def add(self, name: str, header: GgufHeader) -> Model:
-        model = replace(self.world.model(name), header=header)
+    def add(self, name: str, header: GgufHeader, *, gpu: bool = False) -> Model:
+        model = replace(self.world.model(name, gpu=gpu), header=header)
         self.shelf.stored[name] = model
         return model
 
@@ -163,6 +163,21 @@ async def test_who_would_leave_is_named(bench: Bench) -> None:
     assert fit.fits
     assert fit.evicted == ("old:latest",)
     assert "`old:latest` leaves" in fit.reason
+
+
+async def test_what_is_said_is_what_happens(bench: Bench) -> None:
+    bench.world.gpu_free_bytes = 4 * GIB
+    old = bench.world.model("old", memory_bytes=6 * GIB, gpu=True)
+    await bench.world.ask(old, "hi")
+    assert bench.world.residency.list()[0].device == "gpu"
+    model = bench.add("large", large_header(), gpu=True)
+    fit = await bench.fit("large", {"num_ctx": 4096})
+    assert (fit.evicted, fit.shares[0][0]) == (("old:latest",), "cuda0")
+    await bench.world.ask(model, "hi", settings=bench.world.residency.settings(model, {"num_ctx": 4096}))
+    assert bench.world.state(old) is None
+    status = bench.world.status(model)
+    assert status is not None
+    assert status.device == "gpu"
 
 
 async def test_a_busy_model_is_waited_for(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -101,19 +102,45 @@ async def test_what_the_program_uses_counts_once(world: World, monkeypatch: pyte
         with pytest.raises(DeviceMemoryShort) as caught:
             await world.ask(model, "hi")
         assert caught.value.metadata["free_bytes"] == "500"
+        assert world.residency.tally(leases=True) == {"cpu": (2500, 2000)}
         # More than it leased: that is gone from the machine, and nothing is set aside any more.
         used_bytes += 1000
         world.free_bytes = 1000
         assert await world.ask(model, "hi")
 
 
-async def test_two_leases_never_get_the_same_bytes(world: World) -> None:
+async def test_a_lease_waits_for_another_one(world: World) -> None:
+    """Who asks for one can wait for hours, and leave at any time; a model's request cannot."""
     leases = world.residency.leases
-    async with granted(leases.hold(2000)):
-        with pytest.raises(LeaseMemoryShort) as caught:
-            async with granted(leases.hold(2000)):
-                pass
-        assert caught.value.metadata == {"needed_bytes": "2000", "free_bytes": "1000", "device": "cpu"}
+    first, second = leases.hold(2000, purpose="train"), leases.hold(2500)
+    assert await anext(first) == LeaseGranted("cpu", 2000)
+    waiting = await anext(second)
+    assert isinstance(waiting, LeaseWaiting)
+    assert "2.0 KiB for `train`" in waiting.detail
+    assert leases.leased_bytes("cpu") == 2000
+    await first.aclose()
+    async with granted(second) as lease:
+        assert lease == LeaseGranted("cpu", 2500)
+        assert leases.leased_bytes("cpu") == 2500
+
+
+async def test_many_leases_and_models_never_get_the_same_bytes(world: World) -> None:
+    leases, most = world.residency.leases, 0
+
+    async def borrow(size_bytes: int) -> None:
+        nonlocal most
+        async with granted(leases.hold(size_bytes)):
+            most = max(most, leases.leased_bytes("cpu"))
+            await asyncio.sleep(0)
+
+    async def ask(number: int) -> None:
+        with contextlib.suppress(DeviceMemoryShort):
+            await world.ask(world.model(f"m{number}"), "hi")
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(borrow(700 + 300 * (n % 5)) for n in range(12)), *(ask(n) for n in range(3)))
+    assert 0 < most <= 3000
+    assert leases.leased_bytes("cpu") == 0
 
 
 async def test_more_than_the_device_has_is_refused_with_numbers_and_evicts_nobody(world: World) -> None:

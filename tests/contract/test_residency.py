@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.errors import (
@@ -37,7 +38,7 @@ from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.gguf_bytes import TinyModel
 from tests.support.in_process import Host
 from tests.support.leaks import nothing_left_in, until
-from tests.support.residents import SETTINGS, Model, World, collect, header
+from tests.support.residents import LIMITS, SETTINGS, Model, World, collect, header
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
@@ -217,6 +218,30 @@ async def test_smaller_context_reuses_and_larger_reloads_once(world: World) -> N
     sizes = [2048, 4096, 1500]
     await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=n)) for n in sizes))
     assert [line.split()[0] for line in world.loads()] == ["1024", "4096"]
+
+
+async def test_what_a_load_took_is_logged_beside_the_estimate(world: World) -> None:
+    data = TinyModel().to_bytes()
+    tiny = read_header(io.BytesIO(data), len(data))
+    model = replace(world.model("a", memory_bytes=4321), header=tiny)
+    with capture_logs() as logs:
+        await world.ask(model, "x", SETTINGS)
+    (told,) = [entry for entry in logs if entry["event"] == "memory_measured"]
+    expected = estimate(tiny, num_ctx=SETTINGS.num_ctx, slots=LIMITS.slots)
+    assert told["model"] == model.name
+    assert told["weights_bytes"] == 4321
+    assert told["estimated_weights_bytes"] == expected.weights_bytes
+    assert told["estimated_kv_bytes"] == expected.kv_bytes
+    assert told["estimated_compute_bytes"] == expected.compute_bytes
+
+
+async def test_more_exact_keys_and_values_serve_and_less_exact_ones_reload_once(world: World) -> None:
+    model = world.model("a", journal=world.journal())
+    await world.ask(model, "x", LoadSettings(num_ctx=1024, kv_type="q4_0"))
+    kinds = ["q8_0", "f16", "q4_0"]
+    await asyncio.gather(*(world.ask(model, "x", LoadSettings(num_ctx=512, kv_type=kind)) for kind in kinds))
+    await world.ask(model, "x", LoadSettings(num_ctx=512, kv_type="q8_0"))
+    assert world.loads() == ["1024 0 q4_0", "512 3"]
 
 
 async def test_reload_waits_for_running_answers_and_others_queue_behind_it(world: World) -> None:

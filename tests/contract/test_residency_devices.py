@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
-from lmd.daemon.residency.values import FOR_EVER, LoadSettings
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, RunnerCrashed
+from lmd.daemon.residency.values import FOR_EVER, LoadSettings, RunnerState
 from tests.support.device_sets import GIB, SimulatedMachine, card, machine_with
-from tests.support.leaks import nothing_left_in
+from tests.support.leaks import nothing_left_in, until
 from tests.support.residents import World
 
 
@@ -99,9 +100,24 @@ async def test_an_engine_that_finds_no_card_is_refused_when_one_is_required(plac
     assert place.world.residency.tally(leases=False) == {}
 
 
-async def test_a_device_that_goes_between_plan_and_load_is_said_by_its_name(place: Place) -> None:
+async def test_a_device_that_goes_between_plan_and_load_is_looked_for_and_the_load_goes_elsewhere(place: Place) -> None:
+    world = place.world
+    await world.ask(world.model("a", gpu=True), "x", keep_alive=FOR_EVER)
+    # The driver shows the card; the engine does not find it any more.
+    place.machine.write(machine_with(card(0), devices=[]))
+    assert await world.ask(world.model("b", gpu=True, load="device gone"), "x", keep_alive=FOR_EVER) == "x "
+    assert place.device("b") == "cpu"
+    assert place.reason("b").startswith(
+        "in main memory: nvidia0 (NVIDIA L4) cannot be used: the engine does not find it"
+    )
+    assert place.machine.probes == 2
+
+
+async def test_a_required_device_that_goes_between_plan_and_load_is_said_by_its_name(place: Place) -> None:
+    place.world.require_gpu = True
     with pytest.raises(DeviceUnavailable, match="as scripted"):
         await place.world.ask(place.world.model("a", gpu=True, load="device gone"), "x")
+    assert place.machine.probes == 2, "looked for once, and not for ever"
     assert place.world.residency.tally(leases=False) == {}
 
 
@@ -126,3 +142,38 @@ async def test_free_memory_is_reckoned_where_no_driver_tells_it(place: Place) ->
     before = inventory.usable()[1].free_bytes
     await place.world.ask(place.world.model("a", gpu=True, memory_bytes=GIB), "x", keep_alive=FOR_EVER)
     assert inventory.usable()[1].free_bytes == before - GIB
+
+
+async def test_a_runner_that_dies_with_its_card_says_so_to_its_own_requests(place: Place) -> None:
+    world = place.world
+    a, b = world.model("a", gpu=True), world.model("b")
+    bystander = await world.holding(b, settings=LoadSettings(num_ctx=64, num_gpu=0))
+    own = await world.holding(a)
+    place.machine.write(machine_with(card(0, fault="GPU is lost")))
+    with pytest.raises(RunnerCrashed, match="cuda0 is lost: GPU is lost; SIGABRT"):
+        await world.ask(a, "abort")
+    with pytest.raises(RunnerCrashed, match="cuda0 is lost: GPU is lost; SIGABRT"):
+        await own
+    assert not bystander.done()
+    await until(lambda: world.state(a) is RunnerState.FAILED)
+    assert "cuda0 is lost: GPU is lost" in place.reason("a")
+    bystander.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bystander
+
+
+async def test_a_runner_that_dies_while_its_card_lives_says_nothing_of_it(place: Place) -> None:
+    a = place.world.model("a", gpu=True)
+    with pytest.raises(RunnerCrashed, match=r"died \(SIGABRT\)"):
+        await place.world.ask(a, "abort")
+    await until(lambda: place.world.state(a) is RunnerState.FAILED)
+
+
+async def test_a_driver_that_fails_then_does_not_keep_the_end_from_being_told(place: Place) -> None:
+    await place.world.ask(place.world.model("a", gpu=True), "x", keep_alive=FOR_EVER)
+    place.machine.file.unlink()
+    a = place.world.model("a", gpu=True)
+    with pytest.raises(RunnerCrashed, match=r"died \(SIGABRT\)"):
+        await place.world.ask(a, "abort")
+    await until(lambda: place.world.state(a) is RunnerState.FAILED)
+    place.machine.write(machine_with(card(0)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.residency import turns
 from lmd.daemon.residency.plans import Action
 from lmd.daemon.residency.values import LoadSettings, RunnerState
 from lmd.daemon.services.plans import decision_message
@@ -74,7 +75,8 @@ async def test_busy_models_take_turns(world: World) -> None:
     assert len(world.loads()) == 2
 
 
-async def test_what_waits_is_told_with_its_reason(world: World) -> None:
+async def test_what_waits_is_told_with_its_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "MIN_TURN_S", 60.0)
     world.free_bytes = 1000
     a, b = world.model("a"), world.model("b")
     busy = await world.holding(a)
@@ -102,3 +104,19 @@ async def test_each_action_has_its_own_word(world: World) -> None:
         decision_message(replace(decision, plan=replace(decision.plan, action=action))).action for action in Action
     }
     assert words == set(pb.Decision.Action.values()) - {pb.Decision.ACTION_UNSPECIFIED}
+
+
+async def test_a_turn_is_called_off_when_its_caller_leaves(world: World) -> None:
+    world.free_bytes = 1000
+    a, b = world.model("a", journal=world.journal()), world.model("b")
+    gate = world.path / "gate"
+    running = [await world.holding(a, f"gate {gate}") for _ in range(2)]
+    other = asyncio.create_task(world.ask(b, "y"))
+    await until(lambda: world.state(a) is RunnerState.DRAINING)
+    other.cancel()
+    await until(lambda: world.state(a) is RunnerState.READY)
+    gate.touch()
+    assert [await task for task in running] == ["x", "x"]
+    assert await world.ask(a, "again") == "again "
+    assert len(world.loads()) == 1
+    await until(lambda: world.status(b) is None)

@@ -222,7 +222,8 @@ class Fake:
 
     async def do_load(self) -> None:
         drafts = f" {' '.join(self.load.draft_paths)}" if self.load.draft_paths else ""
-        self.write_journal(f"{self.load.num_ctx} {self.load.num_thread}{drafts}")
+        kv_type = f" {self.load.kv_type}" if self.load.kv_type not in ("", "f16") else ""
+        self.write_journal(f"{self.load.num_ctx} {self.load.num_thread}{drafts}{kv_type}")
         self.check_files()
         self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
         kinds = {
@@ -232,6 +233,8 @@ class Fake:
             "device gone": frames.LoadFailed.KIND_DEVICE_GONE,
         }
         load = self.script.load
+        if load == "device gone" and not self.load.devices:
+            load = ""
         if self.script.oom_until and not Path(self.script.oom_until).exists():
             load = "oom"
         if load in kinds:

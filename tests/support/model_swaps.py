@@ -170,6 +170,7 @@ class _World:
             usage=lambda key: self.models[key].usage(),
             evict=lambda key, reason: self.models[key].evict(),
             yield_turn=lambda key, reason: self.models[key].yield_turn(),
+            keep_turn=_ignore,
         )
 
     async def read(self) -> Sequence[DeviceMemory]:
@@ -198,5 +199,5 @@ def run_swaps(load: Load) -> Outcome:
         return runner.run(_World(load).run())
 
 
-def _ignore(plan: Plan) -> None:
-    """Nobody is told."""
+def _ignore(_: Plan | str) -> None:
+    """Nobody is told, and nobody gives up."""

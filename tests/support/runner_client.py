@@ -141,6 +141,7 @@ class RunnerProcess:
         kv_dir: Path | None = None,
         kv_dir_bytes: int = 1 << 30,
         kv_ram_bytes: int = 1 << 30,
+        kv_type: str = "",
         adapters: Sequence[tuple[Path, float]] = (),
     ) -> frames_pb2.Ready:
         """Load and return `ready`, or fail with what the runner says."""
@@ -158,6 +159,7 @@ class RunnerProcess:
             kv_dir=str(kv_dir or ""),
             kv_dir_bytes=kv_dir_bytes,
             kv_ram_bytes=kv_ram_bytes,
+            kv_type=kv_type,
             adapters=adapters,
         )
         self.until(lambda: self.ready is not None or self.load_failed is not None)

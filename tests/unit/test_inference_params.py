@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -18,9 +19,12 @@ from lmd.daemon.parameters import (
     effective,
     load_settings,
     sampling,
+    usable_kv_type,
 )
 from lmd.registry.errors import InvalidRequest
+from lmd.registry.gguf import GgufHeader, read_header
 from lmd.registry.parameters import PARAMETERS, Kind
+from tests.support.gguf_bytes import Value, gguf
 
 
 def merged(requested: dict[str, object] | None = None, manifest: dict[str, object] | None = None) -> dict[str, object]:
@@ -107,6 +111,40 @@ def test_sampling_settings_reach_the_runner(data: st.DataObject) -> None:
     assert found == requested
     names = {field.name for field in made.DESCRIPTOR.fields}
     assert names == set(requested) | {"logit_bias", "stop_tokens"}
+
+
+def shaped(head: int, architecture: str = "llama") -> GgufHeader:
+    metadata: dict[str, Value] = {
+        "block_count": 1,
+        "embedding_length": head,
+        "attention.head_count": 1,
+    }
+    data = gguf({"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in metadata.items()}})
+    return read_header(io.BytesIO(data), len(data))
+
+
+def kv_type(wanted: str | None, header: GgufHeader, default: str = "f16") -> str:
+    asked = {} if wanted is None else {"kv_type": wanted}
+    made = effective(asked, {}, num_ctx=256, train_ctx=0, kv_type=usable_kv_type(header, default))
+    return load_settings(made, header).kv_type
+
+
+def test_keys_and_values_are_kept_as_the_request_the_manifest_or_the_daemon_says() -> None:
+    assert kv_type(None, shaped(64)) == "f16"
+    assert kv_type(None, shaped(64), "q8_0") == "q8_0"
+    assert kv_type("Q4_0", shaped(64), "q8_0") == "q4_0"
+
+
+def test_a_default_that_the_engine_cannot_do_for_a_model_is_not_taken_and_a_wish_refused() -> None:
+    assert kv_type(None, shaped(80), "q8_0") == "f16"
+    with pytest.raises(InvalidRequest, match="cannot be kept in q8_0: its heads have 80 numbers") as caught:
+        kv_type("q8_0", shaped(80))
+    assert caught.value.metadata == {"field": "kv_type"}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mamba"])
+def test_what_keeps_no_keys_takes_any_type(architecture: str) -> None:
+    assert kv_type("q8_0", shaped(80, architecture)) == "f16"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

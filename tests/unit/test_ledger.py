@@ -26,6 +26,7 @@ class Machine:
         self.usages: dict[str, Usage] = {}
         self.evicted: list[str] = []
         self.yielded: list[str] = []
+        self.kept: list[str] = []
         self.waits: list[Plan] = []
         self.readings = 0
         self.ledger = Ledger(
@@ -34,7 +35,12 @@ class Machine:
             usage=lambda key: self.usages.get(key, IDLE),
             evict=lambda key, reason: self.evicted.append(key),
             yield_turn=lambda key, reason: self.yielded.append(key),
+            keep_turn=self.keep_turn,
         )
+
+    def keep_turn(self, key: str) -> None:
+        self.kept.append(key)
+        self.ledger.keeps_turn(key)
 
     async def read(self) -> Sequence[DeviceMemory]:
         await asyncio.sleep(0)
@@ -163,6 +169,20 @@ async def test_a_busy_model_yields_when_somebody_has_waited_long_enough() -> Non
     assert await load == "cuda0"
 
 
+async def test_a_turn_that_nobody_wants_any_more_is_called_off() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = replace(BUSY, loaded_at=asyncio.get_running_loop().time() - 60)
+    load = asyncio.create_task(machine.admit("b"))
+    await until(lambda: bool(machine.yielded))
+    await leave(load)
+    assert machine.kept == ["a"]
+    later = asyncio.create_task(machine.admit("c"))
+    await until(lambda: bool(machine.ledger.waiting()))
+    assert machine.ledger.waiting()[0].plan.action is Action.WAIT  # who comes now has patience again
+    await leave(later)
+
+
 async def test_memory_of_who_yields_is_not_taken_by_a_later_one() -> None:
     machine = Machine(100)
     await machine.resident("a")
@@ -255,6 +275,7 @@ async def test_whoever_asks_is_told_when_the_machine_cannot_be_read() -> None:
         usage=lambda key: IDLE,
         evict=lambda key, reason: None,
         yield_turn=lambda key, reason: None,
+        keep_turn=lambda key: None,
     )
     with pytest.raises(OSError, match="driver"):
         await machine.admit("a")

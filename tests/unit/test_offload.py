@@ -29,6 +29,9 @@ class Source:
     async def known(self) -> None:
         self.waited += 1
 
+    async def refresh(self) -> None:
+        raise AssertionError("nobody asked for it")
+
     def usable(self) -> Sequence[Device]:
         assert self.waited, "nobody waited until it is known what there is"
         return self.devices

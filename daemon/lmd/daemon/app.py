@@ -200,7 +200,9 @@ class Application:
                     residency,
                     pins,
                     fitting,
-                    DeviceListing(self._inventory, residency.tally, pool, residency.speeds.bandwidth),
+                    DeviceListing(
+                        self._inventory, residency.tally, pool, residency.speeds.bandwidth, residency.leases.look
+                    ),
                 ),
             ),
             adder(

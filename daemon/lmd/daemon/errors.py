@@ -10,6 +10,7 @@ LmdError
 ├── DeviceMemoryShort         the model does not fit in memory now
 ├── LeaseMemoryShort          a device cannot have that much free for a program
 ├── DeviceUnavailable         no accelerator can be used, and main memory is not allowed
+│   └── DeviceGone              the engine does not find a device that it was told to use
 ├── ModelIncompatible         the engine refuses the model
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
@@ -143,6 +144,10 @@ class DeviceUnavailable(LmdError):
             hint="`lm devices --refresh` shows what there is",
             metadata={"name": name, "detail": detail},
         )
+
+
+class DeviceGone(DeviceUnavailable):
+    """Raised when the engine does not find a device that it was told to use: what was known of devices is outdated."""
 
 
 class ModelIncompatible(LmdError):

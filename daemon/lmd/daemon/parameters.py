@@ -11,7 +11,7 @@ from lmd.daemon.residency.values import LoadSettings
 from lmd.registry.errors import InvalidRequest
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.kv_types import DEFAULT_KV_TYPE
-from lmd.registry.memory import kv_type_problem
+from lmd.registry.memory import keeps_keys, kv_type_problem
 from lmd.registry.parameters import INT32_MAX, PARAMETERS, ParameterValue, validate
 from lmd.runner.v1 import frames_pb2 as frames
 
@@ -65,6 +65,9 @@ def load_settings(
         InvalidRequest: the engine cannot do that for this model.
     """
     kv_type = cast(str, parameters["kv_type"])
+    if header is not None and not keeps_keys(header):
+        # There is nothing to keep in any type, so nobody's wish reloads it.
+        kv_type = DEFAULT_KV_TYPE
     if header is not None and (problem := kv_type_problem(header, kv_type)):
         raise InvalidRequest(
             f"keys and values of this model cannot be kept in {kv_type}: {problem}",

@@ -17,7 +17,7 @@ import structlog
 
 from lmd.daemon.deadline import Deadline
 from lmd.daemon.errors import (
-    DeviceUnavailable,
+    DeviceGone,
     HandedBack,
     ModelIncompatible,
     RunnerCrashed,
@@ -38,6 +38,9 @@ from lmd.runner.v1 import frames_pb2 as frames
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+#: How long the end of a runner waits for word of its devices.
+DEVICES_S = 2.0
 
 #: The ping that a spare has to answer before it gets a model, and how quickly; then a fresh process is as quick.
 ADOPTION_NONCE = (1 << 32) - 1
@@ -71,6 +74,8 @@ class RunnerProcess:
         self.exit: asyncio.Future[RunnerExit] = loop.create_future()
         #: What its engine did so far; a few seconds old, None before it says so.
         self.stats: EngineStats | None = None
+        #: Asked when it ends by itself, for what is wrong with the devices that it was on; "" when nothing is.
+        self.ask_devices: Callable[[], Awaitable[str]] | None = None
         self._ready: asyncio.Future[frames.Ready] = loop.create_future()
         self._spec = spec
         self._timings = spec.timings
@@ -287,7 +292,8 @@ class RunnerProcess:
             self._link.close()
             self._log.close()
             shutil.rmtree(view, ignore_errors=True)
-            self._settle(self._describe(status))
+            device_fault = "" if self._stopping or self._killed else await self._device_fault()
+            self._settle(self._describe(status, device_fault))
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to the runner and what it started; the session is its own."""
@@ -295,7 +301,18 @@ class RunnerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
-    def _describe(self, status: int) -> RunnerExit:
+    async def _device_fault(self) -> str:
+        """Ask whether a device was lost. Whatever that comes to, the runner's end is told."""
+        if self.ask_devices is None:
+            return ""
+        try:
+            async with asyncio.timeout(DEVICES_S):
+                return await self.ask_devices()
+        except Exception as error:  # a driver that hangs or fails now is no news
+            log.warning("device_fault_unknown", model=self.name, error=f"{type(error).__name__}: {error}")
+            return ""
+
+    def _describe(self, status: int, device_fault: str = "") -> RunnerExit:
         killed_by_others = status == -signal.SIGKILL and not self._killed
         if self._link_fault is not None:
             cause = f"it sent {self._link_fault}"
@@ -305,6 +322,7 @@ class RunnerProcess:
             cause = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         else:
             cause = f"exit status {status}"
+        cause = f"{device_fault}; {cause}" if device_fault else cause
         return RunnerExit(cause, expected=self._stopping, probably_out_of_memory=killed_by_others)
 
     def _settle(self, ended: RunnerExit) -> None:
@@ -378,7 +396,7 @@ class RunnerProcess:
             case frames.LoadFailed.KIND_TEMPLATE:
                 fail(self._ready, TemplateFailed(failed.message))
             case frames.LoadFailed.KIND_DEVICE_GONE:
-                fail(self._ready, DeviceUnavailable(self.name, failed.message))
+                fail(self._ready, DeviceGone(self.name, failed.message))
             case _:
                 fail(self._ready, ModelIncompatible(self.name, failed.message))
 

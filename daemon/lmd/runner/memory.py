@@ -21,13 +21,14 @@ class Memory:
         can_shift: whether positions can be moved.
     """
 
-    def __init__(self, llama: Any, context: Any, model: Any) -> None:
+    def __init__(self, llama: Any, context: Any, model: Any, *, may_shift: bool = True) -> None:
+        """Look at the memory of *context*; positions are never moved unless *may_shift*."""
         self._llama = llama
         self._memory = llama.llama_get_memory(context)
         self._window = int(llama.llama_model_n_swa(model))
         self._recurrent = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self.shares_freely = not self._recurrent and not self._window
-        self.can_shift = self.shares_freely and bool(llama.llama_memory_can_shift(self._memory))
+        self.can_shift = may_shift and self.shares_freely and bool(llama.llama_memory_can_shift(self._memory))
 
     def reusable(self, sequence: int, length: int, shared: int, *, idle: bool) -> int:
         """Return how many of the *shared* first positions of a sequence of *length* another prompt can start from.

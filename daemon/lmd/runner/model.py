@@ -11,24 +11,14 @@ from lmd.runner.batch import Batch
 from lmd.runner.embedding_context import ContextError
 from lmd.runner.embedding_model import EmbeddingModel
 from lmd.runner.gpus import DeviceGone, Placement, engine_devices, place
-from lmd.runner.kv_types import DEFAULT, is_quantized, set_kv_type
+from lmd.runner.kv_types import DEFAULT, can_move, is_quantized, set_kv_type
 from lmd.runner.log import EngineLog
 from lmd.runner.memory import Memory
+from lmd.runner.shape import Shape
 from lmd.runner.threads import Threads, measure_threads, usable_cores
 from lmd.runner.v1 import frames_pb2
 from lmd.runner.vocab import Vocab
 from lmd.runner.weights import load_weights
-
-# Scores of plain attention that may take memory: one for each head, token of a step and token of context. On the CPU
-# plain attention is exact to the order of its sums, whatever else is in the batch, where flash attention rounds every
-# sum to 16 bits. That is worth its price for weights of 32 bits, whose answers are then the same alone and in company;
-# narrower weights round differently by batch size anyway. Flash attention suffers half as much from the cells of other
-# sequences: 2.8 instead of 5.4 ms a token for the eighth prompt of 256 (measured). Beyond this size its memory is the
-# stronger argument, too.
-_PLAIN_SCORES_BYTES = 256 << 20
-_SCORE_BYTES = 4
-# Bytes a weight, from which on nearly all of them have 32 bits.
-_WIDE_BYTES = 3.5
 
 # Sequences of prefix cache beside those of the slots. Each costs a row of scores, half a megabyte with a large
 # vocabulary, since llama.cpp keeps room for one a sequence; it can have 256 in all (LLAMA_MAX_SEQ).
@@ -77,13 +67,14 @@ class Model:
         self.kv_type = load.kv_type or DEFAULT
         self.native = self._native = self._load_weights(load, on_progress)
         self._check_kind()
+        self._shape = Shape(llama, self._native)
         # Before any context: each reserves room in its graphs for what there is.
         self.adapters = self._load_adapters(load)
         self.vocab = Vocab(llama, self._native)
         self.train_ctx = int(llama.llama_model_n_ctx_train(self._native))
         self.num_ctx = min(load.num_ctx, self.train_ctx) if self.train_ctx > 0 else load.num_ctx
         self.step_tokens = max(load.num_batch, load.slots)
-        self.sequences = self.slots + (_CACHED_SEQUENCES if self._holds_more_than_slots() else 0)
+        self.sequences = self.slots + (_CACHED_SEQUENCES if self._shape.sequences_are_free else 0)
         self.rows = self.sequences
         self.embedding = EmbeddingModel(
             llama, self._native, self.vocab, num_ctx=self.num_ctx, adapters=self.adapters, kv_type=self.kv_type
@@ -93,7 +84,9 @@ class Model:
         context = None if self.embedding.only else self._make_context()
         self.generates = context is not None
         self.context = context or self._make_embedding_context(load.num_thread)
-        self.memory = Memory(llama, self.context, self._native)
+        self.memory = Memory(
+            llama, self.context, self._native, may_shift=can_move(self.kv_type, self._shape.key_length)
+        )
         self.on_cpu = log.gpu_layers == 0
         self.parked_bytes = min(load.kv_ram_bytes, self._kv_bytes()) if self.memory.shares_freely else 0
         self.batch = Batch(llama, self.step_tokens, self.sequences)
@@ -228,7 +221,8 @@ class Model:
         params.swa_full = False
         params.no_perf = True
         set_kv_type(params, self.kv_type)
-        if self._may_be_plain() and self._scores_bytes() <= _PLAIN_SCORES_BYTES:
+        may_be_plain = self._log.gpu_layers == 0 and not is_quantized(self.kv_type)
+        if may_be_plain and self._shape.is_worth_plain(self.step_tokens, self.num_ctx * self.slots):
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.flash_attention = int(params.flash_attn_type)
         context = llama.llama_init_from_model(self._native, params)
@@ -240,30 +234,6 @@ class Model:
             return None
         self.adapters.apply(context, None)
         return context
-
-    def _holds_more_than_slots(self) -> bool:
-        """Tell whether further sequences cost nothing; recurrent state and windows take memory for each."""
-        llama, native = self.llama, self._native
-        return not (
-            llama.llama_model_n_swa(native)
-            or llama.llama_model_is_recurrent(native)
-            or llama.llama_model_is_hybrid(native)
-        )
-
-    def _may_be_plain(self) -> bool:
-        """Tell whether plain attention is possible, and worth its price."""
-        return self._log.gpu_layers == 0 and not is_quantized(self.kv_type) and self._has_wide_weights()
-
-    def _has_wide_weights(self) -> bool:
-        """Tell whether weights have 32 bits."""
-        llama = self.llama
-        size_bytes, weights = llama.llama_model_size(self._native), llama.llama_model_n_params(self._native)
-        return bool(size_bytes >= _WIDE_BYTES * weights)
-
-    def _scores_bytes(self) -> int:
-        """Return what plain attention needs for a full step at the end of a full context."""
-        heads = int(self.llama.llama_model_n_head(self._native))
-        return heads * self.step_tokens * self.num_ctx * self.slots * _SCORE_BYTES
 
     def _choose_threads(self, decode: int, prefill: int) -> Threads:
         if decode > 0:

@@ -37,7 +37,7 @@ _LIMITS = (
 def probe(env: Mapping[str, str]) -> dict[str, Any]:
     """Return what is printed."""
     llama = load_bindings()
-    log = EngineLog(llama)  # kept while the engine may write to it
+    EngineLog(llama)  # its warnings go to standard error
     llama.llama_backend_init()
     devices = []
     for device in engine_devices():
@@ -45,7 +45,7 @@ def probe(env: Mapping[str, str]) -> dict[str, Any]:
         del fields["handle"]
         devices.append(fields)
     limits = {name: env[name] for name in _LIMITS if env.get(name)}
-    return {"engine": engine_version(), "limits": limits, "devices": devices, "errors": log.errors()}
+    return {"engine": engine_version(), "limits": limits, "devices": devices}
 
 
 def main() -> int:

@@ -18,8 +18,8 @@ def command(app: App, refresh: bool, as_json: bool) -> None:
     """List what models can be loaded on: main memory, then accelerators, also those that cannot be used.
 
     FREE is what models can still get; MODELS is what those in memory hold, LEASED what `lm lease` keeps for others, and
-    OTHERS what other programs use. Files that a model maps count as held, although the system can drop them. WHY says
-    what is wrong with a device that is not used.
+    OTHERS what other programs use. Files that a model maps count as held, although the system can drop them. Below the
+    table stands why a device is not used.
 
     \b
     Examples:
@@ -29,6 +29,7 @@ def command(app: App, refresh: bool, as_json: bool) -> None:
     """
     from lmd.cli.output import print_json, print_table
     from lmd.cli.shapes import device_json
+    from lmd.cli.terminal import one_line
     from lmd.cli.units import format_size
     from lmd.v1 import runtime_service_pb2 as pb
 
@@ -37,7 +38,6 @@ def command(app: App, refresh: bool, as_json: bool) -> None:
     if as_json:
         print_json([device_json(device) for device in devices])
         return
-    headers = ["DEVICE", "DESCRIPTION", "TOTAL", "FREE", "MODELS", "LEASED", "OTHERS"]
     rows = [
         [
             device.id,
@@ -50,12 +50,11 @@ def command(app: App, refresh: bool, as_json: bool) -> None:
         ]
         for device in devices
     ]
-    if any(device.reason for device in devices):
-        headers.append("WHY")
-        rows = [[*row, device.reason] for row, device in zip(rows, devices, strict=True)]
-    print_table(
-        headers,
-        rows,
-        right=("TOTAL", "FREE", "MODELS", "LEASED", "OTHERS"),
-        optional=("LEASED", "OTHERS", "MODELS", "DESCRIPTION"),
-    )
+    sizes = ("TOTAL", "FREE", "MODELS", "LEASED", "OTHERS")
+    print_table(("DEVICE", "DESCRIPTION", *sizes), rows, right=sizes, optional=("LEASED", "OTHERS", "MODELS"))
+    # Sentences, which in a column of their own would push the others off the screen.
+    unused = [device for device in devices if not device.usable]
+    if unused:
+        click.echo()
+    for device in unused:
+        click.echo(f"{device.id} is not used: {one_line(device.reason)}")

@@ -14,6 +14,7 @@ from lmd.daemon.devices.drm import DrmCards
 from lmd.daemon.devices.engine_probe import engine_backends, probe_engine
 from lmd.daemon.devices.matching import Readings, devices_of, shortfall
 from lmd.daemon.devices.nvidia import NvidiaCards
+from lmd.daemon.devices.patience import PatientCards
 from lmd.daemon.devices.values import Card, CardReader, Device, EngineDevice, Probed
 from lmd.daemon.tasks import give_up
 
@@ -54,7 +55,8 @@ class Inventory:
         look_s: float = LOOK_S,
     ) -> None:
         self.held: Callable[[], Mapping[str, int]] = dict
-        self._readers: list[CardReader] = [NvidiaCards(), DrmCards()] if cards is None else list(cards)
+        drivers: Sequence[CardReader] = (NvidiaCards(), DrmCards()) if cards is None else cards
+        self._readers = [PatientCards(driver) for driver in drivers]
         self._probe = probe
         self._memory = memory
         self._backends = backends()

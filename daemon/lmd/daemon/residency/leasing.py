@@ -7,6 +7,7 @@ machine's figures already, so only the rest of the lease is set aside.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from lmd.daemon.errors import DeviceMemoryShort, Draining, LeaseMemoryShort
 from lmd.daemon.process_memory import ProcessTree, used_bytes
 from lmd.daemon.residency.facts import Pool
 from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
-from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Plan
+from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Held
 from lmd.daemon.tasks import give_up
-from lmd.registry.errors import InvalidRequest
+from lmd.registry.errors import InvalidRequest, size_text
 
 log = structlog.get_logger(__name__)
 
 #: A lease waits for as long as its caller does, who can hang up at any time; no wait is without an end, though.
 MAX_WAIT_S = 24 * 3600.0
 MAX_PURPOSE = 200
+#: How often a lease that waits for others looks for memory that came free otherwise.
+RECHECK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,9 @@ class _Lease:
         self.waits_for = ""
         self.changed = asyncio.Event()
 
-    def note_wait(self, plan: Plan) -> None:
-        if plan.reason != self.waits_for:
-            self.waits_for = plan.reason
+    def note_wait(self, detail: str) -> None:
+        if detail != self.waits_for:
+            self.waits_for = detail
             self.changed.set()
 
 
@@ -86,14 +89,15 @@ class Leases:
         self._leases: dict[str, _Lease] = {}
         self._numbers = itertools.count(1)
         self._draining = asyncio.Event()
+        self._ended = asyncio.Event()
 
     async def hold(
         self, size_bytes: int, *, device: str = "", purpose: str = "", tree: ProcessTree | None = None
     ) -> AsyncGenerator[LeaseWaiting | LeaseGranted, None]:
         """Hold memory until the generator is closed: yield what it waits for, then once that it holds it.
 
-        Idle models leave for it, busy ones are waited for. *device* is the accelerator with the most memory, or main
-        memory, when it is empty. What *tree* takes from now on counts as a part of the lease.
+        Idle models leave for it, busy ones and other leases are waited for. *device* is the accelerator with the most
+        memory, or main memory, when it is empty. What *tree* takes from now on counts as a part of the lease.
 
         Raises:
             InvalidRequest: there is no such device, or nothing to hold.
@@ -136,6 +140,8 @@ class Leases:
             del self._leases[key]
             if self._ledger.holding(key) is not None:
                 self._ledger.release(key)
+                self._ended.set()
+                self._ended = asyncio.Event()
                 log.info("lease_ended", lease=name, device=chosen, size_bytes=size_bytes)
             await give_up(admitted)
             await give_up(drained)
@@ -154,7 +160,7 @@ class Leases:
     def usage(self, key: str) -> Usage | None:
         """Say what a lease does, for the planner; None when *key* is no lease.
 
-        It is pinned: who could wait for its end would wait for a program of which nothing is known.
+        It is pinned: a model that waited for its end would wait for a program of which nothing is known.
         """
         lease = self._leases.get(key)
         if lease is None:
@@ -173,15 +179,35 @@ class Leases:
         return sum(resident.held_bytes for resident in held if resident is not None)
 
     async def _admit(self, key: str, lease: _Lease) -> None:
+        """Get the memory from the ledger; wait for other leases as well, which nobody else does."""
         ask = Ask.of_bytes(key, lease.name, lease.size_bytes, lease.device)
-        try:
-            await self._ledger.admit(ask, timeout_s=MAX_WAIT_S, on_wait=lease.note_wait)
-        except DeviceMemoryShort as error:
-            raise LeaseMemoryShort(
-                needed_bytes=lease.size_bytes,
-                free_bytes=int(error.metadata["free_bytes"]),
-                device=lease.device,
-            ) from error
+        while True:
+            ended = self._ended
+            try:
+                placed = await self._ledger.admit(
+                    ask, timeout_s=MAX_WAIT_S, on_wait=lambda plan: lease.note_wait(plan.reason)
+                )
+                # Unlike a model it does not load: what it has taken is known at any time.
+                self._ledger.settle(key, [Held(part.device, part.bytes, part.bytes) for part in placed.shares])
+                return
+            except DeviceMemoryShort as error:
+                if ended.is_set():
+                    continue
+                free_bytes = int(error.metadata["free_bytes"])
+                if free_bytes + self.leased_bytes(lease.device) < lease.size_bytes:
+                    raise LeaseMemoryShort(
+                        needed_bytes=lease.size_bytes, free_bytes=free_bytes, device=lease.device
+                    ) from error
+            lease.note_wait(f"waits for memory of {lease.device} that other leases hold: {self._held(lease.device)}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await ended.wait()
+
+    def _held(self, device: str) -> str:
+        holding = [lease for key, lease in self._leases.items() if self._ledger.holding(key) is not None]
+        return ", ".join(
+            f"{size_text(lease.size_bytes)} for `{lease.name}`" for lease in holding if lease.device == device
+        )
 
 
 def _choose(devices: Sequence[DeviceMemory], asked: str) -> str:

@@ -128,9 +128,10 @@ class Ledger:
         yield_turn: Callable[[str, str], None],
         keep_turn: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """*evict* tells an idle one why it has to leave; *yield_turn* tells a busy one to leave after its answers.
+        """Make a ledger of nothing.
 
-        *keep_turn* tells one that has not left yet that nobody waits for its memory any more.
+        *evict* tells an idle one why it has to leave. *yield_turn* tells a busy one to leave after its answers, and
+        *keep_turn* that it need not do so after all.
         """
         self._read_devices = read_devices
         self._reserve_bytes = reserve_bytes
@@ -141,7 +142,8 @@ class Ledger:
         self._holdings: dict[str, Resident] = {}
         self._asking: dict[str, _Asking] = {}
         self._promised: dict[str, Resident] = {}
-        self._yielding: set[str] = set()
+        #: Who gives up its turn, and for whom.
+        self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
         self._released_at = -math.inf
         #: Those that load: what they have taken already, a reading shows as well.
@@ -220,9 +222,8 @@ class Ledger:
         finally:
             del self._asking[ask.key]
             self._promised.pop(ask.key, None)
-            if not self._asking:
-                for key in list(self._yielding):
-                    self._keep_turn(key)
+            if ask.key not in self._holdings:
+                self._call_off_turns(ask.key)
             self.changed()
 
     def settle(self, key: str, held: Sequence[Held]) -> None:
@@ -233,12 +234,12 @@ class Ledger:
 
     def keeps_turn(self, key: str) -> None:
         """Note that *key* goes on after all: the turn that it should have given up was called off."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self.changed()
 
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
-        self._yielding.discard(key)
+        self._yielding.pop(key, None)
         self._unsettled.discard(key)
         resident = self._holdings.pop(key, None)
         if resident is None:
@@ -258,14 +259,15 @@ class Ledger:
     def tally(self, *, leases: bool) -> dict[str, tuple[int, int]]:
         """Return the bytes that models, or leases, hold of each device, and how many of them its readings show.
 
-        Safe from any thread.
+        Of a lease it is what its program has taken, as was looked at last. What models hold is safe from any thread.
         """
         sums: dict[str, tuple[int, int]] = {}
         for key, resident in list(self._holdings.items()):
             if key.startswith(LEASE_PREFIX) == leases:
                 for part in resident.held:
                     held_bytes, seen_bytes = sums.get(part.device, (0, 0))
-                    seen_bytes += max(part.held_bytes - part.unseen_bytes, 0)
+                    grown_bytes = self._usage(key).grown_bytes if leases else 0
+                    seen_bytes += max(part.held_bytes - part.unseen_bytes, min(grown_bytes, part.held_bytes))
                     sums[part.device] = held_bytes + part.held_bytes, seen_bytes
         return sums
 
@@ -348,9 +350,14 @@ class Ledger:
                 self._evict(victim, f"makes room for `{ask.name}`")
         elif decided.action is Action.TURN:
             for busy in decided.others:
-                self._yielding.add(busy)
+                self._yielding[busy] = ask.key
                 self._yield_turn(busy, f"gives `{ask.name}` its turn when the running answers are done")
         asking.on_wait(decided)
+
+    def _call_off_turns(self, key: str) -> None:
+        """Let those go on that only left for *key*, which wants no memory any more."""
+        for busy in [busy for busy, asking in self._yielding.items() if asking == key]:
+            self._keep_turn(busy)
 
     def _residents(self, asking: str) -> list[Resident]:
         """Return everyone as the planner sees them; earlier asks that got a place count as loading already."""

@@ -11,7 +11,7 @@ import structlog
 
 from lmd.daemon.conversations import chat_frame, conversation
 from lmd.daemon.devices import CPU
-from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.errors import DeviceGone, DeviceMemoryShort
 from lmd.daemon.residency.facts import Facts, MeasuredMemory
 from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.offload import Offload
@@ -85,6 +85,7 @@ class Loader:
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
+            DeviceUnavailable: there is no accelerator for it, and main memory is not allowed.
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
@@ -100,6 +101,23 @@ class Loader:
         raise await self._short(model, settings)
 
     async def _try(
+        self,
+        model: Loadable,
+        settings: LoadSettings,
+        waiting_since: float | None,
+        on_phase: Callable[[str, bool], None],
+        on_progress: Callable[[float], None],
+    ) -> Loaded:
+        """Load it; when a device turns out to be gone, look what is left, and load it once more."""
+        try:
+            return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+        except DeviceGone as error:
+            log.warning("load_device_gone", model=model.name, detail=error.message)
+        on_phase("looks which devices are left", True)
+        await self.offload.look_again()
+        return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+
+    async def _attempt(
         self,
         model: Loadable,
         settings: LoadSettings,
@@ -131,6 +149,9 @@ class Loader:
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
             on_phase("reads the weights", False)
             frame = await self._frame(model, settings, placement, hello.engine_version)
+            gpus = [share.device for share in placement.accelerators]
+            if gpus:
+                runner.ask_devices = lambda: self.offload.fault_now(gpus)
             ready = await runner.load(frame, on_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
             self._compare(model, settings, ready)
@@ -144,7 +165,7 @@ class Loader:
             where = _where(ready, model.header.block_count)
             remark = await self.offload.remark(
                 model.name,
-                [share.device for share in placement.accelerators],
+                gpus,
                 ready,
                 num_gpu=settings.num_gpu,
                 gpu_offload=hello.gpu_offload,

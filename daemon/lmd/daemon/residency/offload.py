@@ -23,6 +23,9 @@ class DeviceSource(Protocol):
     async def known(self) -> None:
         """Wait until it is known what there is."""
 
+    async def refresh(self) -> None:
+        """Look for devices that came or went."""
+
     def usable(self) -> Sequence[Device]:
         """Return what models can be loaded on now, main memory first; blocks for milliseconds."""
 
@@ -40,6 +43,9 @@ class FixedDevices:
     read: Callable[[], Sequence[Device]]
 
     async def known(self) -> None:
+        """Return at once."""
+
+    async def refresh(self) -> None:
         """Return at once."""
 
     def usable(self) -> Sequence[Device]:
@@ -62,6 +68,10 @@ class Offload:
     source: DeviceSource
     pool: Pool
     require_gpu: bool = False
+
+    async def look_again(self) -> None:
+        """Look for devices that came or went."""
+        await self.source.refresh()
 
     async def devices(self) -> list[DeviceMemory]:
         """Return the devices that can be used, with their memory now."""
@@ -125,6 +135,11 @@ class Offload:
         """Say which of *devices* were lost, and why; "" when none was."""
         faults = self.source.faults()
         return "; ".join(f"{device} is lost: {faults[device]}" for device in devices if device in faults)
+
+    async def fault_now(self, devices: Sequence[str]) -> str:
+        """Look at *devices*, and say which of them were lost, and why; "" when none was."""
+        await self.pool.run(self.source.usable)
+        return self.fault_of(devices)
 
     async def _usable(self) -> Sequence[Device]:
         await self.source.known()

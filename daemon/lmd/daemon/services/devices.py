@@ -37,17 +37,23 @@ class Tally(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceListing:
-    """Puts the list together. *bandwidth* tells the bytes a second that decoding reads on a device at best, or 0."""
+    """Puts the list together.
+
+    *bandwidth* tells the bytes a second that decoding reads on a device at best, or 0; *look* brings up to date what
+    the programs of leases use.
+    """
 
     inventory: DeviceInventory
     tally: Tally
     pool: Pool
     bandwidth: Callable[[str], Awaitable[int]]
+    look: Callable[[], Awaitable[None]]
 
     async def response(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
         """Answer a call."""
         if request.refresh:
             await self.inventory.refresh()
+        await self.look()
         devices = await self.pool.run(self.inventory.devices)
         models, leases = self.tally(leases=False), self.tally(leases=True)
         none = (0, 0)

@@ -78,9 +78,7 @@ class InferenceServiceServicer(rpc.InferenceServiceServicer):
 
 def requested(parameters: model_pb2.Parameters) -> dict[str, object]:
     """Return the settings that are set; the fields' names are the registry's."""
-    return {
-        field.name: value if isinstance(value, int | float) else list(value) for field, value in parameters.ListFields()
-    }
+    return {field.name: list(value) if field.is_repeated else value for field, value in parameters.ListFields()}
 
 
 def keep_alive_of(request: KeepAliveRequest) -> timedelta | None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from lmd.registry.capabilities import EMBEDDING_ARCHITECTURES
 from lmd.registry.gguf import GgufHeader
-from lmd.registry.memory.layers import Layers
+from lmd.registry.memory.layers import Layers, read_layers
 from lmd.registry.memory.numbers import first_number
+from lmd.registry.memory.remembered import once_per_header
 
 NUMBER_BYTES = 4
 CELL_PADDING = 256
@@ -61,10 +62,9 @@ def padded(number: int, multiple: int) -> int:
 def compute_bytes(header: GgufHeader, layers: Layers, context: Context) -> int:
     """Return the bytes of the graph's buffer and of the rows of scores and vectors that come out."""
     tokens, vocabulary = context.planned_tokens, _head_rows(header)
-    busiest = max(_attention(header, layers), _feed_forward(header), _experts(header), _recurrent(header, layers))
     plain = _plain_scores(header, layers, context) if context.plain else 0
     masks = _masks(layers, context)
-    in_layers = masks + tokens * NUMBER_BYTES * busiest + plain
+    in_layers = masks + tokens * NUMBER_BYTES * _busiest(header) + plain
     rows = vocabulary * context.rows * NUMBER_BYTES
     if context.embeds:
         # All tokens come out, each with its vector and scores that nobody asks for.
@@ -76,6 +76,7 @@ def compute_bytes(header: GgufHeader, layers: Layers, context: Context) -> int:
     return max(in_layers, at_the_end) + context.sequences * header.vocabulary_size * NUMBER_BYTES
 
 
+@once_per_header
 def has_wide_weights(header: GgufHeader) -> bool:
     """Tell whether weights have 32 bits: for those the runner prefers plain attention to generate with."""
     count = header.parameter_count
@@ -113,6 +114,13 @@ def _plain_scores(header: GgufHeader, layers: Layers, context: Context) -> int:
     return _scores(header, context.planned_tokens, cells)
 
 
+@once_per_header
+def _busiest(header: GgufHeader) -> int:
+    """Return the numbers for each token at the busiest point of a layer."""
+    layers = read_layers(header)
+    return max(_attention(header, layers), _feed_forward(header), _experts(header), _recurrent(header, layers))
+
+
 def _attention(header: GgufHeader, layers: Layers) -> int:
     width, heads = header.embedding_length, first_number(header, "attention.head_count")
     latent = header.arch_number("attention.kv_lora_rank")
@@ -128,11 +136,14 @@ def _attention(header: GgufHeader, layers: Layers) -> int:
 
 def _feed_forward(header: GgufHeader) -> int:
     inner, width = first_number(header, "feed_forward_length"), header.embedding_length
-    plain = any(".ffn_up." in tensor.name for tensor in header.tensors) and not any(
-        ".ffn_gate." in tensor.name or (".ffn_up." in tensor.name and tensor.shape[-1] > inner)
-        for tensor in header.tensors
-    )
-    return (inner if plain else 3 * inner) + 7 * width // 2
+    up = [tensor for tensor in header.tensors if ".ffn_up." in tensor.name]
+    if header.tensors and not up:
+        # The header of a model of experts states a width that nothing has.
+        return 0
+    # The gate can be in the same matrix.
+    fused = any(tensor.shape[-1] > inner for tensor in up)
+    gated = not up or fused or any(".ffn_gate." in tensor.name for tensor in header.tensors)
+    return (3 * inner if gated else inner) + 7 * width // 2
 
 
 def _experts(header: GgufHeader) -> int:

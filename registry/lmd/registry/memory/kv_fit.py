@@ -11,11 +11,14 @@ from lmd.registry.memory.layers import head_lengths, read_layers
 _PLAIN_ONLY = frozenset({"grok"})
 
 
+def keeps_keys(header: GgufHeader) -> bool:
+    """Tell whether a model keeps keys and values at all: encoders do not, nor do recurrent layers alone."""
+    return header.architecture not in EMBEDDING_ARCHITECTURES and read_layers(header).has_cache
+
+
 def kv_type_problem(header: GgufHeader, kv_type: str) -> str:
     """Say why the engine cannot keep this model's keys and values in *kv_type*, "" when it can."""
-    if not is_quantized(kv_type) or header.architecture in EMBEDDING_ARCHITECTURES:
-        return ""
-    if not read_layers(header).has_cache:
+    if not is_quantized(kv_type) or not keeps_keys(header):
         return ""
     if header.architecture in _PLAIN_ONLY:
         return f"models of the architecture {header.architecture} have no flash attention, which {kv_type} needs"

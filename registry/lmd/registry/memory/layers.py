@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lmd.registry.capabilities import EMBEDDING_ARCHITECTURES
 from lmd.registry.gguf import GgufHeader
 from lmd.registry.memory.numbers import first_number, layer_count, per_layer
+from lmd.registry.memory.remembered import once_per_header
 from lmd.registry.memory.windows import window_of, windowed_layers
 
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
@@ -80,6 +81,7 @@ class Layers:
         return any(kind.keys for kind in self.kinds)
 
 
+@once_per_header
 def read_layers(header: GgufHeader) -> Layers:
     """Return what the layers of *header* keep."""
     count = layer_count(header)
@@ -112,6 +114,7 @@ def read_layers(header: GgufHeader) -> Layers:
     return Layers(tuple(kinds), window_of(header), has_state=any(recurrent))
 
 
+@once_per_header
 def head_lengths(header: GgufHeader) -> set[int]:
     """Return the lengths of keys and of values that the layers have."""
     return {*_lengths(header, windowed=False), *_lengths(header, windowed=True)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lmd.registry.gguf import GgufHeader, TensorInfo
 from lmd.registry.memory.numbers import first_number, layer_count
+from lmd.registry.memory.remembered import once_per_header
 
 _LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,6})\.")
 _EMBEDDING = "token_embd.weight"
@@ -32,6 +33,7 @@ class Weights:
     active_bytes: int
 
 
+@once_per_header
 def split_weights(header: GgufHeader) -> Weights:
     """Sort the tensors of *header*, which is that of the whole model."""
     layers = [0] * layer_count(header)
