@@ -157,5 +157,5 @@ def test_sizes_that_people_type(text: str, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "8", "GiB", "-1GiB", "8GiBi", "8 G iB", "1e3B", "8bb", "8GiB 1MiB", "nanB"])
 def test_text_that_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError, match=re.escape(text) or None):
         parse_size(text)
