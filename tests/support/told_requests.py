@@ -162,7 +162,6 @@ class Requests:
 
     def _may_be(self, error: BaseException, request: Request, may_be_short: Judge) -> bool:
         assert request.ended_at is not None
-        waited_s = request.ended_at - request.asked_at
         match error:
             case Draining():
                 return self.draining
@@ -173,7 +172,7 @@ class Requests:
                 if self._waited(request) or self._explained(MemoryError, request):
                     return True
                 return may_be_short(request)
-            case RunnerStartTimeout() if waited_s >= self._wait_s:
+            case RunnerStartTimeout() if self._waited(request):
                 return True
             case _:
                 return self._explained(type(error), request)

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import pytest
 import structlog
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -381,5 +381,7 @@ TestResidencyMachine.settings = settings(
     max_examples=100,
     stateful_step_count=100,
     deadline=None,
+    # To make a failure smaller takes minutes; run it again with Phase.shrink for that.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
