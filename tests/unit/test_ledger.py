@@ -311,6 +311,7 @@ async def test_what_a_load_takes_for_a_moment_refuses_nobody(monkeypatch: pytest
     await machine.until_waiting()
     machine.free_bytes = 100
     assert await load == "cuda0"
+    assert Action.REFUSE not in [decision.plan.action for decision in machine.ledger.recent()]
 
 
 async def test_what_never_fits_is_refused_when_loads_have_settled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,11 +323,14 @@ class Ledger:
                 asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
             settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
+            if decided.action is Action.REFUSE and (settling or self._may_fit_later(decided)):
+                reason = f"waits until memory has settled: {decided.reason}"
+                decided = replace(decided, action=Action.WAIT, reason=reason)
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
                 asking.granted.set_result(decided.placement)
-            elif decided.action is Action.REFUSE and not settling and not self._may_fit_later(decided):
+            elif decided.action is Action.REFUSE:
                 asking.granted.set_exception(_short(ask, decided))
             elif now >= asking.deadline:
                 asking.granted.set_exception(self._waited_too_long(ask, decided, devices))
