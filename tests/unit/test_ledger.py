@@ -297,3 +297,30 @@ async def test_nobody_asks_twice() -> None:
     await machine.admit("a")
     with pytest.raises(ValueError, match="has memory already"):
         await machine.admit("a")
+
+
+async def test_what_a_load_takes_for_a_moment_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models that only wait for a third were refused when that was ready, by a reading of that very moment."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(200)
+    machine.usages["a"] = BUSY
+    await machine.admit("a")
+    machine.ledger.settle("a", [Held("cuda0", 100)])
+    machine.free_bytes = -50
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    machine.free_bytes = 100
+    assert await load == "cuda0"
+    assert Action.REFUSE not in [decision.plan.action for decision in machine.ledger.recent()]
+
+
+async def test_what_never_fits_is_refused_when_loads_have_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    monkeypatch.setattr(ledger_module, "LOAD_SETTLE_S", 0.05)
+    machine = Machine(200)
+    machine.usages["a"] = BUSY
+    await machine.admit("a")
+    machine.ledger.settle("a", [Held("cuda0", 100)])
+    machine.free_bytes = -50
+    with pytest.raises(DeviceMemoryShort):
+        await machine.admit("b")

@@ -12,8 +12,8 @@ from lmd.daemon.residency.values import LoadSettings
     ("num_ctx", "min_ctx", "expected"),
     [
         pytest.param(4096, 0, (4096,), id="asked for by name"),
-        pytest.param(4096, 1024, (4096, 2048, 1024), id="halves down to the floor"),
-        pytest.param(4096, 1500, (4096, 2048, 1500), id="the floor itself is the last"),
+        pytest.param(4096, 1024, (4096, 3072, 2048, 1536, 1024), id="down to the floor"),
+        pytest.param(4096, 1500, (4096, 3072, 2048, 1536, 1500), id="the floor itself is the last"),
         pytest.param(4096, 4096, (4096,), id="the floor is the wish"),
         pytest.param(1000, 4096, (1000,), id="the floor is above the wish"),
     ],
@@ -59,6 +59,6 @@ def test_only_what_nobody_asked_for_is_made_smaller() -> None:
     assert context_floor({"num_ctx": 4096}, {}, 1024) == 0
     assert context_floor({}, {"num_ctx": 4096}, 1024) == 0
     made = effective({}, {}, num_ctx=4096, train_ctx=0)
-    assert load_settings(made, min_ctx=1024).contexts() == (4096, 2048, 1024)
+    assert load_settings(made, min_ctx=1024).contexts() == (4096, 3072, 2048, 1536, 1024)
     assert load_settings(made, min_ctx=8192).contexts() == (4096,)
     assert LoadSettings(4096, min_ctx=2048).within(1000).contexts() == (1000,)

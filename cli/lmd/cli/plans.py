@@ -60,6 +60,10 @@ def print_plan(plan: pb.GetPlanResponse, now: float) -> None:
     elif is_terminal(sys.stdout):
         click.echo(palette_for(sys.stdout).faint("nothing waits for memory"))
         click.echo()
+    if not plan.recent:
+        if is_terminal(sys.stdout):
+            click.echo(palette_for(sys.stdout).faint("nothing was decided yet"))
+        return
     print_table(
         ["DECIDED", "NAME", "ACTION", "REASON"],
         [_row(decision, now) for decision in plan.recent],

@@ -20,6 +20,8 @@ log = structlog.get_logger(__name__)
 
 #: A driver shows the memory of a dead process as used for a moment.
 GPU_SETTLE_S = 3.0
+#: A runner takes more for a moment when its load ends: buffers that are copied, state that is read back.
+LOAD_SETTLE_S = 2.0
 #: How the keys of leases begin; those of models are digests.
 LEASE_PREFIX = "lease "
 #: So does the kernel, of main memory; it is not refused for good before that is over.
@@ -146,8 +148,8 @@ class Ledger:
         self._yielding: dict[str, str] = {}
         self._settling: list[tuple[float, Resident]] = []
         self._released_at = -math.inf
-        #: Those that load: what they have taken already, a reading shows as well.
-        self._unsettled: set[str] = set()
+        #: Those that load, and until when: what they have taken already, a reading shows as well.
+        self._unsettled: dict[str, float] = {}
         self._recent: deque[Decision] = deque(maxlen=REMEMBERED)
         self._version = 0
         self._changed = asyncio.Event()
@@ -229,7 +231,10 @@ class Ledger:
     def settle(self, key: str, held: Sequence[Held]) -> None:
         """Replace the estimate by what was measured, now that *key* is loaded."""
         self._holdings[key] = replace(self._holdings[key], held=tuple(held))
-        self._unsettled.discard(key)
+        if self._unsettled.get(key) == math.inf and not key.startswith(LEASE_PREFIX):
+            self._unsettled[key] = asyncio.get_running_loop().time() + LOAD_SETTLE_S
+        else:
+            self._unsettled.pop(key, None)
         self._note_change()
 
     def keeps_turn(self, key: str) -> None:
@@ -240,7 +245,7 @@ class Ledger:
     def release(self, key: str) -> None:
         """Note that *key*'s process is gone. Idempotent."""
         self._yielding.pop(key, None)
-        self._unsettled.discard(key)
+        self._unsettled.pop(key, None)
         resident = self._holdings.pop(key, None)
         if resident is None:
             return
@@ -318,11 +323,14 @@ class Ledger:
                 asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
                 continue
             settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
+            if decided.action is Action.REFUSE and (settling or self._may_fit_later(decided)):
+                reason = f"waits until memory has settled: {decided.reason}"
+                decided = replace(decided, action=Action.WAIT, reason=reason)
             self._note(asking, ask, decided, residents)
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
                 asking.granted.set_result(decided.placement)
-            elif decided.action is Action.REFUSE and not settling and not self._may_fit_later(decided):
+            elif decided.action is Action.REFUSE:
                 asking.granted.set_exception(_short(ask, decided))
             elif now >= asking.deadline:
                 asking.granted.set_exception(self._waited_too_long(ask, decided, devices))
@@ -332,7 +340,9 @@ class Ledger:
         return wake_s
 
     def _may_fit_later(self, refused: Plan) -> bool:
-        """Tell whether what loads now may be why it does not fit: some of that may have been counted twice."""
+        """Tell whether what loads, or did so a moment ago, may be why it does not fit: a part counts twice then."""
+        now = asyncio.get_running_loop().time()
+        self._unsettled = {key: until for key, until in self._unsettled.items() if until > now}
         twice_bytes = sum(
             part.held_bytes
             for key in self._unsettled
@@ -424,7 +434,7 @@ class Ledger:
 
     def _hold(self, ask: Ask, placement: Placement) -> None:
         self._holdings[ask.key] = _resident(ask, placement)
-        self._unsettled.add(ask.key)
+        self._unsettled[ask.key] = math.inf
         self._note_change()
 
     def _note_change(self) -> None:

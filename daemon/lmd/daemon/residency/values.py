@@ -117,12 +117,13 @@ class LoadSettings:
         return replace(self, kv_type=most_exact(self.kv_type, *(other.kv_type for other in others)))
 
     def contexts(self) -> tuple[int, ...]:
-        """Return the contexts that will do, the wanted one first; each is half of the one before."""
+        """Return the contexts that will do, the wanted one first: three quarters of it, half of it, and so on."""
         found = [self.num_ctx]
-        while self.min_ctx and found[-1] // 2 >= self.min_ctx:
-            found.append(found[-1] // 2)
-        if 0 < self.min_ctx < found[-1]:
-            found.append(self.min_ctx)
+        whole = self.num_ctx
+        while self.min_ctx and found[-1] > self.min_ctx:
+            found.append(max(whole * 3 // 4 if found[-1] == whole else whole // 2, self.min_ctx))
+            if found[-1] == whole // 2:
+                whole //= 2
         return tuple(found)
 
     def within(self, train_ctx: int) -> LoadSettings:
