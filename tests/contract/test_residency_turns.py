@@ -78,7 +78,7 @@ async def test_a_turn_hands_back_what_only_waits_for_a_slot(bench: Bench) -> Non
     await until(lambda: (s := world.status(model)) is not None and s.queued == 4)
     actor = actor_of(world, model)
     actor.yield_turn("somebody waits")
-    await until(lambda: actor.usage().queued == 4 and len(actor._admitted) == 2)
+    await until(lambda: actor.usage().queued == 4 and len(actor._requests.admitted) == 2)
     gate.touch()
     assert list(map(text_of, await asyncio.gather(*running))) == ["x", "x"]
     assert list(map(text_of, await asyncio.gather(*queued))) == [f"word{n} " for n in range(4)]

@@ -5,92 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
-from lmd.daemon.residency.backoff import Backoff
-from lmd.daemon.residency.keep_alive import KeepAlive
-from lmd.daemon.residency.ledger import Ledger, Usage
-from lmd.daemon.residency.loading import Loaded, Loader
-from lmd.daemon.residency.queueing import check_room, serving_all
+from lmd.daemon.residency.loading import Loaded
+from lmd.daemon.residency.queueing import check_room
+from lmd.daemon.residency.standing import Standing
 from lmd.daemon.residency.ticket import Ticket
-from lmd.daemon.residency.turns import AnswerTimes
-from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerState, RunnerStatus, Waiting
-from lmd.daemon.runner_process import RunnerProcess
-from lmd.registry.digest import Digest
+from lmd.daemon.residency.values import LoadSettings, RunnerState
 from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
 
-#: A request that comes at once is a pause all the same: 0 means that there was none.
-MIN_PAUSE_S = 1e-3
 
-
-class ModelActor:
+class ModelActor(Standing):
     """The runner of one manifest, and the queue in front of it.
 
     All state changes happen on the event loop, between awaits of the actor's own task or in plain calls from others;
     so a request never joins a runner that has been told to go, and an idle timer never fires under a request.
     """
-
-    def __init__(
-        self,
-        model: Loadable,
-        *,
-        keep_alive: timedelta,
-        limits: Limits,
-        ledger: Ledger,
-        loader: Loader,
-        on_released: Callable[[Digest], None],
-        on_end: Callable[[ModelActor], None],
-        on_change: Callable[[ModelActor], None] = lambda actor: None,
-        on_traffic: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.model = model
-        self.key = str(model.manifest_digest)
-        self.names = {model.name}
-        self.state = RunnerState.LOADING
-        self.reason = ""
-        self.announced = False
-        self._limits = limits
-        self._ledger = ledger
-        self._loader = loader
-        self._on_released = on_released
-        self._on_end = on_end
-        self._on_change = on_change
-        self._on_traffic = on_traffic
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
-        self._waiting: dict[Ticket, None] = {}
-        self._admitted: set[Ticket] = set()
-        self._runner: RunnerProcess | None = None
-        self._released = asyncio.Event()
-        self._loaded: Loaded | None = None
-        self._loading: LoadSettings | None = None
-        self._fraction: float | None = None
-        self._patient = False
-        self._preload: LoadSettings | None = None
-        #: What would have served all who wait does not fit, and nobody asked for just that: the first is tried alone.
-        self._narrow = False
-        self._keep_alive = KeepAlive(keep_alive)
-        self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
-        self._failed_at = 0.0
-        self._pin: LoadSettings | None = None
-        self._pin_fits = True
-        self._leave = False
-        self._yielding = False
-        self._force = False
-        self._saves_kv = True
-        self._closing = False
-        self._drain_until = 0.0
-        self._load_started = time.time()
-        self._load_s: float | None = None
-        self._loaded_at = 0.0
-        self._pause_s = 0.0
-        self._shared = False
-        self._answers = AnswerTimes()
 
     # Requests
 
@@ -108,11 +43,12 @@ class ModelActor:
         """
         self._check_open()
         if not again:
-            check_room(self._limits, self._waiting, self._runner, caller)
-        self._note_pause()
+            check_room(self._limits, self._requests.waiting, self._runner, caller)
+        if self.state is RunnerState.READY and not (self._requests.admitted or self._requests.waiting):
+            self._requests.note_pause(self._keep_alive.last_used)
         wish = self._keep_alive.begin(caller, keep_alive)
         ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
-        self._waiting[ticket] = None
+        self._requests.waiting[ticket] = None
         self._admit_waiting()
         self._on_traffic()
         self._wake.set()
@@ -124,19 +60,11 @@ class ModelActor:
             self._preload = settings.within(self.model.header.context_length)
         self._keep_alive.note_use()
 
-    def wait_status(self, ticket: Ticket) -> Waiting:
-        """Say what a ticket waits for."""
-        position = next((place for place, other in enumerate(self._waiting) if other is ticket), 0)
-        return Waiting(position, self._fraction, self.reason)
-
     def give_back(self, ticket: Ticket) -> None:
         """Free a ticket's place or its hold on the runner."""
-        self._waiting.pop(ticket, None)
-        served = ticket in self._admitted
+        served = self._requests.give_back(ticket)
         self._keep_alive.end(ticket.wish, served=served)
         if served:
-            self._admitted.discard(ticket)
-            self._answers.note(self._loop.time() - ticket.admitted_at)
             self._ledger.changed()
         self._on_traffic()
         # It may have been all that kept those behind it from the runner.
@@ -144,45 +72,6 @@ class ModelActor:
         self._wake.set()
 
     # Others
-
-    @property
-    def resident(self) -> bool:
-        """Whether the model is loaded, or will be."""
-        return self._runner is not None or self._loading is not None or bool(self._waiting) or self._preload is not None
-
-    @property
-    def answering(self) -> bool:
-        """Whether requests hold the runner."""
-        return bool(self._admitted)
-
-    @property
-    def name(self) -> str:
-        """One of the names it is asked for by: the first, while that means this model."""
-        return self.model.name if self.model.name in self.names else min(self.names, default=self.model.name)
-
-    @property
-    def loaded(self) -> Loaded | None:
-        """The load that it serves with now."""
-        return self._loaded
-
-    def usage(self) -> Usage:
-        """Say what the runner does, for the planner."""
-        ready = self.state is RunnerState.READY
-        leaving = self.state is RunnerState.DRAINING and not self._admitted
-        stats = self._runner.stats if self._runner is not None else None
-        return Usage(
-            busy=not leaving and (not ready or bool(self._admitted) or bool(self._waiting)),
-            last_used=self._keep_alive.last_used,
-            pinned=ready and (self._pin is not None or self._keep_alive.for_ever),
-            leaving=leaving,
-            grown_bytes=stats.parked_bytes if stats is not None else 0,
-            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
-            loaded_at=self._loaded_at if ready else 0.0,
-            pause_s=self._pause_s,
-            answer_s=self._answers.mean_s,
-            shared=self._shared,
-        )
 
     def evict(self, reason: str) -> None:
         """Leave because someone needs the memory; a busy runner stays."""
@@ -200,7 +89,7 @@ class ModelActor:
         self._yielding = True
         self._depart(reason)
         handed_back = self._runner.hand_back()
-        log.info("turn_yielded", model=self.model.name, handed_back=handed_back, running=len(self._admitted))
+        log.info("turn_yielded", model=self.model.name, handed_back=handed_back, running=len(self._requests.admitted))
 
     def keep_turn(self) -> None:
         """Call a turn off that is not over yet: nobody wants it any more."""
@@ -209,37 +98,18 @@ class ModelActor:
             self._ledger.keeps_turn(self.key)
             self._wake.set()
 
-    @property
-    def pin(self) -> LoadSettings | None:
-        """The settings that the model is pinned with; None for a model that may leave."""
-        return self._pin
-
-    @pin.setter
-    def pin(self, settings: LoadSettings | None) -> None:
-        pin = settings.within(self.model.header.context_length) if settings is not None else None
-        if pin == self._pin:
-            return
-        if pin is None:
-            self._keep_alive.note_use()
-        self._pin, self._pin_fits = pin, True
-        if self.state is RunnerState.FAILED:
-            self._preload = pin
-        self._ledger.changed()
-        self._on_traffic()
-        self._wake.set()
-
     def unload(self, *, force: bool, save_kv: bool = True) -> int:
         """Leave when the running answers are done, or cut them; return how many there are.
 
         KV is saved unless *force* or not *save_kv*.
         """
-        running = len(self._admitted)
+        running = len(self._requests.admitted)
         self._saves_kv = self._saves_kv and save_kv
         self._preload = None
         self._yielding = False
         self._force = self._force or force
         if force:
-            self._refuse_waiting(Unloaded(self.model.name))
+            self._requests.refuse(Unloaded(self.model.name))
         self._depart(f"{running} running answers finish first" if running and not force else "is unloaded")
         return running
 
@@ -249,7 +119,7 @@ class ModelActor:
         self._yielding = False
         self._drain_until = self._loop.time() + self._limits.drain_s
         self._preload = None
-        self._refuse_waiting(Draining())
+        self._requests.refuse(Draining())
         self._depart("the daemon shuts down")
 
     def cut(self) -> None:
@@ -262,34 +132,6 @@ class ModelActor:
         if self._runner is not None:
             await self._released.wait()
 
-    def status(self) -> RunnerStatus:
-        """Describe the runner."""
-        held = self._ledger.holding(self.key)
-        memory = self._loaded.memory if self._loaded is not None else None
-        settings = self._loading or (self._loaded.settings if self._loaded is not None else None)
-        idle = self.state is RunnerState.READY and not self._admitted
-        return RunnerStatus(
-            name=self.name,
-            digest=self.model.manifest_digest,
-            state=self.state,
-            memory_bytes=memory.total_bytes if memory is not None else held.held_bytes if held is not None else 0,
-            vram_bytes=memory.vram_bytes if memory is not None else 0,
-            device=self._loaded.device if self._loaded is not None else "",
-            context_length=self._loaded.num_ctx if self._loaded is not None else settings.num_ctx if settings else 0,
-            slots=self._limits.slots,
-            slots_busy=self._runner.busy if self._runner is not None else 0,
-            queued=len(self._waiting) + (self._runner.queued if self._runner is not None else 0),
-            expires_at=self._keep_alive.expiry_time() if idle and self._pin is None else None,
-            keep_forever=self._pin is None and self._keep_alive.for_ever,
-            pid=self._runner.pid if self._runner is not None else 0,
-            load_started_at=datetime.fromtimestamp(self._load_started, UTC),
-            load_duration=timedelta(seconds=self._load_s) if self._load_s is not None else None,
-            reason=self.reason,
-            stats=self._runner.stats if self._runner is not None else None,
-            pinned=self._pin is not None,
-            shares=tuple((part.device, part.held_bytes) for part in held.held) if held is not None else (),
-        )
-
     # The actor's own task
 
     async def run(self) -> None:
@@ -299,7 +141,7 @@ class ModelActor:
                 await step()
         except Exception as error:
             log.exception("residency_actor_failed", model=self.model.name)
-            self._refuse_waiting(error)
+            self._requests.refuse(error)
             raise
         finally:
             self._on_end(self)
@@ -315,7 +157,7 @@ class ModelActor:
             return self._unload if self._has_to_go() else self._rest
         if self._closing:
             return None
-        if self._waiting or self._preload is not None:
+        if self._requests.waiting or self._preload is not None:
             return self._load
         if self.state is RunnerState.FAILED and self._loop.time() < self._shown_until():
             return self._rest
@@ -326,13 +168,14 @@ class ModelActor:
         deadline = None
         if self._runner is None:
             deadline = self._shown_until()
-        elif not self._admitted and self._pin is None:
+        elif not self._requests.admitted and self._pin is None:
             deadline = self._keep_alive.expires_at()
         await self._woken(deadline)
 
     async def _load(self) -> None:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
-        settings = self._target()
+        others = [self._preload, self._pin if self._pin_fits else None]
+        settings = self._requests.target(*(other for other in others if other is not None))
         self._loading = settings
         self._show(RunnerState.LOADING, "starts the runner", anew=True)
         self._load_started, self._load_s = time.time(), None
@@ -357,20 +200,20 @@ class ModelActor:
         if (error := attempt.exception()) is not None:
             self._note_failure(error, settings)
             return
-        self._narrow = False
         self._loaded = attempt.result()
         self._runner = self._loaded.runner
         self._released = asyncio.Event()
         self._runner.exit.add_done_callback(lambda _: self._wake.set())
         self._load_s = self._loop.time() - started
-        self._loaded_at, self._pause_s, self._shared = self._loop.time(), 0.0, False
+        self._loaded_at = self._loop.time()
+        self._requests.note_loaded()
         self._pin_fits = True
         self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
         log.info("model_loaded", model=self.model.name, load_s=round(self._load_s, 3), device=self._loaded.device)
         if self._leave:
             # An unload that came during the load lets those who waited be served first.
-            self._admit_all()
+            self._requests.admit_all(self._runner, self._serves)
             self._depart("is unloaded")
         self._admit_waiting()
         self._ledger.changed()
@@ -384,7 +227,7 @@ class ModelActor:
         return await self._loader.load(
             self.model,
             settings,
-            waiting_since=min((ticket.enqueued_at for ticket in self._waiting), default=None),
+            waiting_since=self._requests.waits_since,
             on_phase=self._note_phase,
             on_progress=self._note_progress,
         )
@@ -396,7 +239,7 @@ class ModelActor:
         self._show(RunnerState.DRAINING, self._why_it_goes())
         self._ledger.changed()
         patience_ends = self._loop.time() + self._limits.wait_s
-        while self._admitted and not self._force and not runner.exit.done():
+        while self._requests.admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
                 self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
                 self._admit_waiting()
@@ -411,12 +254,12 @@ class ModelActor:
             if now >= patience_ends:
                 # Those who only queued behind a reload are served when it is given up.
                 error = RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail())
-                self._refuse_waiting(error, keep=lambda ticket: not self._leave and self._serves(ticket))
+                self._requests.refuse(error, keep=lambda ticket: not self._leave and self._serves(ticket))
                 patience_ends = now + self._limits.wait_s
                 continue
             await self._woken(self._drain_until if self._closing else patience_ends)
         # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
-        patient = not self._admitted and not self._force
+        patient = not self._requests.admitted and not self._force
         drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
         saves_kv = self._saves_kv and self._loaded is not None and self._loaded.saves_kv
         cut = Draining if self._closing else lambda: Unloaded(name)
@@ -442,17 +285,11 @@ class ModelActor:
 
     # State
 
-    def _note_pause(self) -> None:
-        """Learn how soon an idle runner is asked again; the last pause counts as much as all before."""
-        if self.state is RunnerState.READY and not (self._admitted or self._waiting):
-            pause_s = max(self._loop.time() - self._keep_alive.last_used, MIN_PAUSE_S)
-            self._pause_s = (self._pause_s + pause_s) / 2 if self._pause_s else pause_s
-
     def _load_is_unwanted(self) -> bool:
         """A load that nobody waits for any more goes on once it reads the weights: the next one may want it."""
         if self._closing or self._force:
             return True
-        return not self._waiting and (self._leave or (self._patient and self._preload is None))
+        return not self._requests.waiting and (self._leave or (self._patient and self._preload is None))
 
     def _check_open(self) -> None:
         if self._closing:
@@ -463,69 +300,30 @@ class ModelActor:
     def _has_to_go(self) -> bool:
         if self._leave:
             return True
-        if self._waiting:
-            return not self._serves(next(iter(self._waiting)))
-        return not self._admitted and self._pin is None and self._keep_alive.expired()
+        if self._requests.waiting:
+            return not self._serves(self._requests.first)
+        return not self._requests.admitted and self._pin is None and self._keep_alive.expired()
 
     def _why_it_goes(self) -> str:
         if self._leave:
             return self.reason
-        return "reloads with other settings when the running answers are done" if self._waiting else "was not used"
-
-    def _shown_until(self) -> float:
-        return self._failed_at + self._limits.failed_s
-
-    def _serves(self, ticket: Ticket) -> bool:
-        return self._loaded is not None and ticket.settings.served_by(self._loaded.settings)
-
-    def _target(self) -> LoadSettings:
-        """Return settings that serve as many of those who wait as possible, and the pin."""
-        wanted = [ticket.settings for ticket in self._waiting]
-        if self._narrow and wanted:
-            return wanted[0]
-        if self._preload is not None:
-            wanted.append(self._preload)
-        if self._pin is not None and self._pin_fits:
-            wanted.append(self._pin)
-        return serving_all(wanted)
+        return (
+            "reloads with other settings when the running answers are done"
+            if self._requests.waiting
+            else "was not used"
+        )
 
     def _admit_waiting(self) -> None:
         """Admit from the front of the queue as long as the runner serves them."""
         if self.state is not RunnerState.READY or self._runner is None or self._runner.exit.done():
             return
-        while self._waiting and self._serves(ticket := next(iter(self._waiting))):
-            self._admit(ticket)
-
-    def _admit_all(self) -> None:
-        for ticket in [ticket for ticket in self._waiting if self._serves(ticket)]:
-            self._admit(ticket)
-
-    def _admit(self, ticket: Ticket) -> None:
-        assert self._runner is not None
-        del self._waiting[ticket]
-        self._admitted.add(ticket)
-        self._shared |= len(self._admitted) > 1
-        ticket.admit(self._runner)
-
-    def _refuse_waiting(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> None:
-        for ticket in [ticket for ticket in self._waiting if not keep(ticket)]:
-            del self._waiting[ticket]
-            ticket.refuse(error)
+        self._requests.admit_front(self._runner, self._serves)
 
     def _depart(self, reason: str) -> None:
         """Begin to leave, from this very moment: whoever asks now waits for the next load."""
         self._leave = True
         self._show(RunnerState.DRAINING if self._runner is not None else None, reason)
         self._wake.set()
-
-    def _show(self, state: RunnerState | None = None, reason: str | None = None, *, anew: bool = False) -> None:
-        """Change what is listed, and tell those who watch; *anew* also when it was listed so before."""
-        before = self.state, self.reason
-        self.state = state or self.state
-        self.reason = self.reason if reason is None else reason
-        if anew or (self.state, self.reason) != before:
-            self.announced = True
-            self._on_change(self)
 
     def _note_phase(self, reason: str, patient: bool) -> None:
         self._patient = patient
@@ -545,33 +343,13 @@ class ModelActor:
             self._pin_fits = settings.num_ctx > self._pin.num_ctx
             self._preload = self._pin if self._pin_fits else None
         if isinstance(error, DeviceMemoryShort):
-            # Those who wait for less, or for another place, may still get it.
-            before = len(self._waiting)
-            self._refuse_waiting(error, keep=lambda ticket: ticket.settings.asks_less_than(settings))
-            self._narrow = 0 < before == len(self._waiting)
+            self._requests.refuse_larger(error, settings)
         else:
-            self._refuse_waiting(error)
+            self._requests.refuse(error)
         self._forget()
         if not isinstance(error, DeviceMemoryShort | DeviceUnavailable | BlobMissing):  # the runner is not to blame
             self._backoff.note_failure(error)
         self._fail(error.message)
-
-    def _fail(self, reason: str) -> None:
-        self._failed_at = self._loop.time()
-        self._show(RunnerState.FAILED, reason)
-        log.warning("runner_failed", model=self.model.name, reason=reason, failures=self._backoff.failures)
-
-    def _forget(self) -> None:
-        """Nothing of a runner is left."""
-        self._runner, self._loaded = None, None
-        self._released.set()
-        self._leave = self._force = self._yielding = False
-        self._saves_kv = True
-        if not self._waiting:
-            self._keep_alive.reset()
-        self._admitted.clear()
-        self._ledger.release(self.key)
-        self._on_released(self.model.manifest_digest)
 
     async def _woken(self, deadline: float | None) -> None:
         """Wait for a change, at most until *deadline* on the loop's clock."""

@@ -26,6 +26,7 @@ from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory
 from lmd.daemon.residency.spare import SpareRunner, SpareSettings
 from lmd.daemon.residency.speeds import Speeds
+from lmd.daemon.residency.standing import Standing
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import Limits, Loadable, LoadSettings, RunnerStatus, Waiting
 from lmd.daemon.residency.watching import RunnersSeen, Watchers
@@ -377,13 +378,13 @@ class Residency:
     def _note_released(self, digest: Digest) -> None:
         self.on_released(digest)
 
-    def _note_end(self, actor: ModelActor) -> None:
+    def _note_end(self, actor: Standing) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
         if actor.announced:
             self._watchers.note(actor.name, actor.model.manifest_digest, None, actor.reason)
 
-    def _note_change(self, actor: ModelActor) -> None:
+    def _note_change(self, actor: Standing) -> None:
         self._watchers.note(actor.name, actor.model.manifest_digest, actor.state, actor.reason)
 
     def _with_fault(self, status: RunnerStatus) -> RunnerStatus:
