@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from lmd.daemon.errors import (
+    AnswersTooLong,
     DeviceMemoryShort,
     DeviceUnavailable,
     Draining,
@@ -109,7 +110,6 @@ class Requests:
         self._wait_s = wait_s
         self._max_queue = max_queue
         self._faults: dict[str, list[tuple[float, type[Exception]]]] = defaultdict(list)
-        self._asked_at: dict[str, list[float]] = defaultdict(list)
 
     def ask(
         self,
@@ -125,7 +125,6 @@ class Requests:
         request = Request(model, settings, keep_alive, caller, prompt, expected, self._loop.time())
         request.task = self._loop.create_task(request.run(self._residency))
         self.all.append(request)
-        self.note_asked(model.name)
         return request
 
     def note_fault(self, name: str, error: type[Exception]) -> None:
@@ -168,24 +167,19 @@ class Requests:
             case QueueFull():
                 beside = len(self._beside(request)) + self.explicit_loads[request.model.name]
                 return beside >= self._max_queue * 3 // 4
+            case DeviceMemoryShort() if error.waited_s:
+                return self._waited(request)
             case DeviceMemoryShort():
-                if self._waited(request) or self._explained(MemoryError, request):
-                    return True
-                return may_be_short(request)
-            case RunnerStartTimeout() if self._waited(request):
-                return True
+                return self._explained(MemoryError, request) or may_be_short(request)
+            case AnswersTooLong():
+                return self._waited(request)
             case _:
                 return self._explained(type(error), request)
 
     def _waited(self, request: Request) -> bool:
-        """Tell whether it, or a load that it joined, has waited its time."""
+        """Tell whether it has itself waited its time."""
         assert request.ended_at is not None
-        latest = request.ended_at - self._wait_s
-        return any(latest - self._wait_s <= at <= latest for at in self._asked_at[request.model.name])
-
-    def note_asked(self, name: str) -> None:
-        """Note that somebody wants a model from now on."""
-        self._asked_at[name].append(self._loop.time())
+        return request.ended_at - request.asked_at >= self._wait_s
 
     def _beside(self, request: Request) -> Sequence[Request]:
         # Judged soon after the end, so those that were there then are there still, or ended in the same step.

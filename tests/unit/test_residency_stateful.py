@@ -174,7 +174,6 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(name=names, wish=st.sampled_from([1024, 4096]))
     def load(self, name: str, wish: int) -> None:
         self.requests.explicit_loads[name] += 1
-        self.requests.note_asked(name)
         self.loop.create_task(self.make_resident(self.models[name], wish))
         self.loop.settle()
 

@@ -15,6 +15,7 @@ LmdError
 ├── RunnerError               a runner ...
 │   ├── RunnerCrashed           ... died
 │   ├── RunnerStartTimeout      ... did not become ready in time
+│   │   └── AnswersTooLong      ... had to finish answers first, for too long
 │   ├── RunnerHung              ... stopped answering
 │   ├── EngineFailed            ... failed on one request, and goes on
 │   └── QuantizeFailed          ... cannot quantize or measure a model
@@ -106,9 +107,16 @@ class DeviceMemoryShort(LmdError):
 
     reason = "DEVICE_MEMORY"
 
-    def __init__(self, name: str, *, needed_bytes: int, free_bytes: int, device: str, hint: str = "") -> None:
+    def __init__(
+        self, name: str, *, needed_bytes: int, free_bytes: int, device: str, hint: str = "", waited_s: float = 0.0
+    ) -> None:
+        """Say that there is no room; *waited_s*, when not 0, is how long a request has waited for others to make it."""
+        self.waited_s = waited_s
         super().__init__(
-            f"model `{name}` does not fit in the memory of {device}: "
+            f"model `{name}` waited {waited_s:g} s for memory of {device}: "
+            f"{size_text(needed_bytes)} needed, {size_text(free_bytes)} free"
+            if waited_s
+            else f"model `{name}` does not fit in the memory of {device}: "
             f"{size_text(needed_bytes)} needed, {size_text(free_bytes)} can be freed",
             hint=hint or "use a smaller quantization or a smaller `num_ctx`, or stop a model with `lm stop`",
             metadata={
@@ -193,6 +201,19 @@ class RunnerStartTimeout(RunnerError):
             name=name,
             log=log,
             hint="try again when the machine has less to do",
+        )
+
+
+class AnswersTooLong(RunnerStartTimeout):
+    """Raised when a request has waited its time for the answers that its model has to finish before it loads anew."""
+
+    def __init__(self, name: str, *, timeout_s: float, log: str, purpose: str) -> None:
+        RunnerError.__init__(
+            self,
+            f"waited {timeout_s:g} s for running answers of model `{name}` to finish before it {purpose}",
+            name=name,
+            log=log,
+            hint="try again when they are done, or end them with `lm stop --force`",
         )
 
 

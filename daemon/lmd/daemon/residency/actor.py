@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable, Draining, RunnerStartTimeout, Unloaded
+from lmd.daemon.errors import AnswersTooLong, DeviceMemoryShort, DeviceUnavailable, Draining, Unloaded
 from lmd.daemon.residency.loading import Loaded
 from lmd.daemon.residency.queueing import check_room
 from lmd.daemon.residency.standing import Standing
@@ -48,7 +48,7 @@ class ModelActor(Standing):
             self._requests.note_pause(self._keep_alive.last_used)
         wish = self._keep_alive.begin(caller, keep_alive)
         ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
-        self._requests.waiting[ticket] = None
+        self._requests.add(ticket)
         self._admit_waiting()
         self._on_traffic()
         self._wake.set()
@@ -132,6 +132,46 @@ class ModelActor(Standing):
         if self._runner is not None:
             await self._released.wait()
 
+    # What a load tells
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the first of those who wait came, on the loop's clock."""
+        return self._requests.waits_since
+
+    def note_phase(self, reason: str, patient: bool) -> None:
+        """Note what the load waits for, and whether leaving off now loses no work."""
+        self._patient = patient
+        self._show(reason=reason)
+        self._wake.set()
+
+    def note_progress(self, fraction: float) -> None:
+        """Note how much of the weights is read."""
+        # No event for each: while there is progress there is nothing to explain.
+        self._fraction, self.reason = fraction, ""
+        self._on_traffic()
+
+    def wait_begins(self) -> float:
+        """Start the clock of those who wait; return when the first of them gives up."""
+        self._preload_until = self._loop.time() + self._limits.wait_s
+        self._requests.start_clock()
+        return self._wait_ends() or self._preload_until
+
+    def wait_is_over(self, error: DeviceMemoryShort) -> float | None:
+        """Refuse those whose time is up; return when the next one gives up, None when nobody is left."""
+        refused = self._requests.refuse_late(error)
+        if refused and self._requests.waiting and self._target() != self._loading:
+            self._anew = True
+            self._wake.set()
+        return self._wait_ends()
+
+    def _wait_ends(self) -> float | None:
+        """Return when the next one gives up the wait for memory: a request, or who wanted it loaded beforehand."""
+        if (deadline := self._requests.deadline()) is not None:
+            return deadline
+        wanted = self._preload is not None and self._loop.time() < self._preload_until
+        return self._preload_until if wanted else None
+
     # The actor's own task
 
     async def run(self) -> None:
@@ -174,9 +214,7 @@ class ModelActor(Standing):
 
     async def _load(self) -> None:
         """Load the runner that those who wait need; leave off when it is not wanted any more."""
-        others = [self._preload, self._pin if self._pin_fits else None]
-        settings = self._requests.target(*(other for other in others if other is not None))
-        self._loading = settings
+        self._loading = settings = self._target()
         self._show(RunnerState.LOADING, "starts the runner", anew=True)
         self._load_started, self._load_s = time.time(), None
         started = self._loop.time()
@@ -192,7 +230,7 @@ class ModelActor(Standing):
         finally:
             attempt.cancel()
             await asyncio.wait([attempt])
-            self._loading, self._fraction, self._patient = None, None, False
+            self._loading, self._fraction, self._patient, self._anew = None, None, False, False
         self._preload = None
         if attempt.cancelled():
             self._forget()
@@ -207,6 +245,7 @@ class ModelActor(Standing):
         self._load_s = self._loop.time() - started
         self._loaded_at = self._loop.time()
         self._requests.note_loaded()
+        self._requests.stop_clock()
         self._pin_fits = True
         self._show(RunnerState.READY, self._loaded.remark)
         self._keep_alive.note_use()
@@ -224,13 +263,7 @@ class ModelActor(Standing):
             self._show(reason=f"waits {pause_s:.1f} s after a failure")
             await asyncio.sleep(pause_s)
             self._patient = False
-        return await self._loader.load(
-            self.model,
-            settings,
-            waiting_since=self._requests.waits_since,
-            on_phase=self._note_phase,
-            on_progress=self._note_progress,
-        )
+        return await self._loader.load(self.model, settings, self)
 
     async def _unload(self) -> None:
         """Drain and end the runner; stop doing so when the reason goes away."""
@@ -238,26 +271,29 @@ class ModelActor(Standing):
         assert runner is not None
         self._show(RunnerState.DRAINING, self._why_it_goes())
         self._ledger.changed()
-        patience_ends = self._loop.time() + self._limits.wait_s
+        turn_ends = self._loop.time() + self._limits.wait_s
+        if self._requests.admitted:
+            self._requests.start_clock()
         while self._requests.admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
                 self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
+                self._requests.stop_clock()
                 self._admit_waiting()
                 return
             now = self._loop.time()
             if self._closing and now >= self._drain_until:
                 break
-            if now >= patience_ends and self._yielding:
+            if self._yielding and now >= turn_ends:
                 # By now whoever the turn was for has given up, and those who wait here shall not.
                 self.keep_turn()
                 continue
-            if now >= patience_ends:
-                # Those who only queued behind a reload are served when it is given up.
-                error = RunnerStartTimeout(name, timeout_s=self._limits.wait_s, log=runner.log_tail())
-                self._requests.refuse(error, keep=lambda ticket: not self._leave and self._serves(ticket))
-                patience_ends = now + self._limits.wait_s
+            deadline = turn_ends if self._yielding else self._requests.deadline(keep=self._only_queues)
+            if deadline is not None and now >= deadline:
+                purpose = "is loaded again" if self._leave else "is loaded with other settings"
+                error = AnswersTooLong(name, timeout_s=self._limits.wait_s, log=runner.log_tail(), purpose=purpose)
+                self._requests.refuse_late(error, keep=self._only_queues)
                 continue
-            await self._woken(self._drain_until if self._closing else patience_ends)
+            await self._woken(self._drain_until if self._closing else deadline)
         # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
         patient = not self._requests.admitted and not self._force
         drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
@@ -289,7 +325,18 @@ class ModelActor(Standing):
         """A load that nobody waits for any more goes on once it reads the weights: the next one may want it."""
         if self._closing or self._force:
             return True
+        if self._anew and self._patient:
+            return True
         return not self._requests.waiting and (self._leave or (self._patient and self._preload is None))
+
+    def _only_queues(self, ticket: Ticket) -> bool:
+        """Tell whether a ticket is served as soon as those before it have given up that the model is reloaded."""
+        return not self._leave and self._serves(ticket)
+
+    def _target(self) -> LoadSettings:
+        """Return settings that serve as many of those who wait as possible, and the pin."""
+        others = [self._preload, self._pin if self._pin_fits else None]
+        return self._requests.target(*(other for other in others if other is not None))
 
     def _check_open(self) -> None:
         if self._closing:
@@ -325,16 +372,6 @@ class ModelActor(Standing):
         self._show(RunnerState.DRAINING if self._runner is not None else None, reason)
         self._wake.set()
 
-    def _note_phase(self, reason: str, patient: bool) -> None:
-        self._patient = patient
-        self._show(reason=reason)
-        self._wake.set()
-
-    def _note_progress(self, fraction: float) -> None:
-        # No event for each: while there is progress there is nothing to explain.
-        self._fraction, self.reason = fraction, ""
-        self._on_traffic()
-
     def _note_failure(self, error: BaseException, settings: LoadSettings) -> None:
         if not isinstance(error, LmdError):
             raise error
@@ -342,8 +379,11 @@ class ModelActor(Standing):
             # It was ready with less before it was asked for more: that it gets again, and not more.
             self._pin_fits = settings.num_ctx > self._pin.num_ctx
             self._preload = self._pin if self._pin_fits else None
-        if isinstance(error, DeviceMemoryShort):
+        if isinstance(error, DeviceMemoryShort) and not error.waited_s:
             self._requests.refuse_larger(error, settings)
+        elif isinstance(error, DeviceMemoryShort):
+            # Who came while this was on its way has not waited yet.
+            self._requests.refuse_late(error)
         else:
             self._requests.refuse(error)
         self._forget()

@@ -103,7 +103,9 @@ class _Asking:
     ask: Ask
     since: float
     deadline: float
+    timeout_s: float
     on_wait: Callable[[Plan], None]
+    on_late: Callable[[DeviceMemoryShort], float | None]
     granted: asyncio.Future[Placement] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     decision: Decision | None = None
 
@@ -196,11 +198,22 @@ class Ledger:
 
     # What it grants
 
-    async def admit(self, ask: Ask, *, timeout_s: float, on_wait: Callable[[Plan], None]) -> Placement:
+    async def admit(
+        self,
+        ask: Ask,
+        *,
+        timeout_s: float,
+        on_wait: Callable[[Plan], None],
+        until: float = math.inf,
+        on_late: Callable[[DeviceMemoryShort], float | None] = lambda error: None,
+    ) -> Placement:
         """Wait until *ask* may have its memory, making others leave for it; return the place. Cancel to leave.
 
         What it has waited before, in a queue, counts. *on_wait* is told the plan as long as it waits. What it gets
         counts as held until `release`.
+
+        When *timeout_s* are over, or at *until* on the loop's clock, *on_late* is told and returns until when the rest
+        of those who want it wait; None when nobody is left.
 
         Raises:
             DeviceMemoryShort: it can never fit, or the memory stays in use until the deadline.
@@ -208,7 +221,8 @@ class Ledger:
         if ask.key in self._asking or ask.key in self._holdings:
             raise ValueError(f"{ask.key} has memory already, or asks for it")
         now = asyncio.get_running_loop().time()
-        asking = _Asking(ask, now - ask.waited_s, now + timeout_s, on_wait)
+        deadline = min(until, now + timeout_s)
+        asking = _Asking(ask, now - ask.waited_s, deadline, timeout_s, on_wait, on_late)
         self._asking[ask.key] = asking
         self.changed()
         if self._rounds is None or self._rounds.done():
@@ -332,8 +346,8 @@ class Ledger:
                 asking.granted.set_result(decided.placement)
             elif decided.action is Action.REFUSE:
                 asking.granted.set_exception(_short(ask, decided))
-            elif now >= asking.deadline:
-                asking.granted.set_exception(self._waited_too_long(ask, decided, devices))
+            elif now >= asking.deadline and not self._goes_on(asking, self._waited_too_long(asking, decided, devices)):
+                continue
             else:
                 self._follow(asking, decided)
                 wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
@@ -350,6 +364,15 @@ class Ledger:
             if part.device == refused.device
         )
         return refused.needed_bytes <= refused.free_bytes + twice_bytes
+
+    def _goes_on(self, asking: _Asking, late: DeviceMemoryShort) -> bool:
+        """Tell those who have waited long enough; tell whether anybody waits on."""
+        until = asking.on_late(late)
+        if until is None:
+            asking.granted.set_exception(late)
+            return False
+        asking.deadline = until
+        return True
 
     def _follow(self, asking: _Asking, decided: Plan) -> None:
         ask = asking.ask
@@ -417,7 +440,8 @@ class Ledger:
         self._recent.append(made)
         log.info("residency_plan", model=ask.name, action=decided.action.value, others=others, reason=decided.reason)
 
-    def _waited_too_long(self, ask: Ask, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
+    def _waited_too_long(self, asking: _Asking, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
+        ask = asking.ask
         free = {device.id: device.free_bytes - self._reserve_bytes for device in devices}
         for resident in self._residents(ask.key):
             for part in resident.held:
@@ -429,6 +453,7 @@ class Ledger:
             needed_bytes=share.bytes,
             free_bytes=max(0, free.get(share.device, 0)),
             device=share.device,
+            waited_s=asking.timeout_s,
             hint="other models answer with that memory; try again when they are done, or stop one with `lm stop`",
         )
 

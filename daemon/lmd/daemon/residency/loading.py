@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -51,6 +52,26 @@ class Loaded:
     remark: str = ""
 
 
+class LoadFollower(Protocol):
+    """Whom a load is for: it is told how the load goes, and bounds its wait for memory."""
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the first request for the model came, on the loop's clock: it counts for its turn."""
+
+    def note_phase(self, reason: str, patient: bool) -> None:
+        """Note what the load waits for, and whether leaving off now loses no work."""
+
+    def note_progress(self, fraction: float) -> None:
+        """Note how much of the weights is read."""
+
+    def wait_begins(self) -> float:
+        """Note that it waits for memory from now on; return until when, on the loop's clock."""
+
+    def wait_is_over(self, error: DeviceMemoryShort) -> float | None:
+        """Refuse those whose time is up; return until when the others wait, None when nobody is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loader:
     """Loads models, each in a runner of its own. Cancelling a load leaves nothing of it."""
@@ -70,18 +91,8 @@ class Loader:
     #: What makes a runner; it ends the process when it is cancelled.
     start: Callable[[RunnerSpec], Awaitable[RunnerProcess]] = RunnerProcess.start
 
-    async def load(
-        self,
-        model: Loadable,
-        settings: LoadSettings,
-        *,
-        waiting_since: float | None = None,
-        on_phase: Callable[[str, bool], None],
-        on_progress: Callable[[float], None],
-    ) -> Loaded:
-        """Load *model*; *on_phase* gets what it waits for, and whether leaving off now loses no work.
-
-        *waiting_since* is when the first request for it came, on the loop's clock: it counts for its turn.
+    async def load(self, model: Loadable, settings: LoadSettings, follower: LoadFollower) -> Loaded:
+        """Load *model*, telling *follower* how it goes.
 
         Raises:
             DeviceMemoryShort: the memory does not suffice, also with nobody idle left.
@@ -89,55 +100,45 @@ class Loader:
             RunnerError, ModelIncompatible, TemplateFailed, BlobMissing: see `RunnerProcess`.
         """
         try:
-            return await self._try(model, settings, waiting_since, on_phase, on_progress)
+            return await self._try(model, settings, follower)
         except OutOfMemory as error:
             log.warning("load_out_of_memory", model=model.name, detail=str(error))
-        on_phase("makes room after running out of memory", True)
+        follower.note_phase("makes room after running out of memory", True)
         if await self.ledger.evict_idle(str(model.manifest_digest), timeout_s=EVICT_TIMEOUT_S):
             try:
-                return await self._try(model, settings, waiting_since, on_phase, on_progress)
+                return await self._try(model, settings, follower)
             except OutOfMemory as error:
                 log.warning("load_out_of_memory_again", model=model.name, detail=str(error))
         raise await self._short(model, settings)
 
-    async def _try(
-        self,
-        model: Loadable,
-        settings: LoadSettings,
-        waiting_since: float | None,
-        on_phase: Callable[[str, bool], None],
-        on_progress: Callable[[float], None],
-    ) -> Loaded:
+    async def _try(self, model: Loadable, settings: LoadSettings, follower: LoadFollower) -> Loaded:
         """Load it; when a device turns out to be gone, look what is left, and load it once more."""
         try:
-            return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+            return await self._attempt(model, settings, follower)
         except DeviceGone as error:
             log.warning("load_device_gone", model=model.name, detail=error.message)
-        on_phase("looks which devices are left", True)
+        follower.note_phase("looks which devices are left", True)
         await self.offload.look_again()
-        return await self._attempt(model, settings, waiting_since, on_phase, on_progress)
+        return await self._attempt(model, settings, follower)
 
-    async def _attempt(
-        self,
-        model: Loadable,
-        settings: LoadSettings,
-        waiting_since: float | None,
-        on_phase: Callable[[str, bool], None],
-        on_progress: Callable[[float], None],
-    ) -> Loaded:
+    async def _attempt(self, model: Loadable, settings: LoadSettings, follower: LoadFollower) -> Loaded:
         key = str(model.manifest_digest)
-        on_phase("starts the runner", True)
+        follower.note_phase("starts the runner", True)
         clock = asyncio.get_running_loop().time
         started = clock()
         runner = await self.start(self._spec(model))
         try:
             hello = runner.hello.result()
             ask = await self.ask(model, settings, gpu_offload=hello.gpu_offload)
-            if waiting_since is not None:
-                ask = replace(ask, waited_s=clock() - waiting_since)
             asked = clock()
+            if (since := follower.waits_since) is not None:
+                ask = replace(ask, waited_s=asked - since)
             placement = await self.ledger.admit(
-                ask, timeout_s=self.wait_s, on_wait=lambda plan: on_phase(_waits_for(plan), True)
+                ask,
+                timeout_s=self.wait_s,
+                until=follower.wait_begins(),
+                on_wait=lambda plan: follower.note_phase(_waits_for(plan), True),
+                on_late=follower.wait_is_over,
             )
             if runner.exit.done():
                 # It died while it waited, maybe minutes ago, and held nothing yet: that fails nobody's request.
@@ -147,12 +148,12 @@ class Loader:
             # What somebody wanted and did not get is kept, so that it is not tried again for the next one.
             wanted_ctx = settings.num_ctx if placement.num_ctx < settings.num_ctx else 0
             settings = replace(settings, num_ctx=placement.num_ctx, wanted_ctx=wanted_ctx)
-            on_phase("reads the weights", False)
+            follower.note_phase("reads the weights", False)
             frame = await self._frame(model, settings, placement, hello.engine_version)
             gpus = [share.device for share in placement.accelerators]
             if gpus:
                 runner.ask_devices = lambda: self.offload.fault_now(gpus)
-            ready = await runner.load(frame, on_progress)
+            ready = await runner.load(frame, follower.note_progress)
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
             self._compare(model, settings, ready)
             self.ledger.settle(key, _held(ready, placement))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.queueing import serving_all
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.turns import AnswerTimes
@@ -28,13 +29,16 @@ class Requests:
             is tried alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait_s: float) -> None:
+        """Make an empty queue; *wait_s* is how long each request may wait for memory and for running answers."""
         self.waiting: dict[Ticket, None] = {}
         self.admitted: set[Ticket] = set()
         self.pause_s = 0.0
         self.shared = False
         self.answers = AnswerTimes()
         self.narrow = False
+        self._wait_s = wait_s
+        self._clock_runs = False
 
     @property
     def first(self) -> Ticket:
@@ -45,6 +49,39 @@ class Requests:
     def waits_since(self) -> float | None:
         """When the first of those who wait came, on the loop's clock."""
         return min((ticket.enqueued_at for ticket in self.waiting), default=None)
+
+    def add(self, ticket: Ticket) -> None:
+        """Put a ticket at the end of the queue."""
+        self.waiting[ticket] = None
+        if self._clock_runs:
+            ticket.short_since = _now()
+
+    def start_clock(self) -> None:
+        """Count the time of those who wait, and of those who will, from now on: memory is short, or slots."""
+        self._clock_runs = True
+        for ticket in self.waiting:
+            ticket.short_since = _now() if ticket.short_since is None else ticket.short_since
+
+    def stop_clock(self) -> None:
+        """Forget how long those who wait have waited: it was not in vain."""
+        self._clock_runs = False
+        for ticket in self.waiting:
+            ticket.short_since = None
+
+    def deadline(self, keep: Callable[[Ticket], bool] = lambda ticket: False) -> float | None:
+        """Return when the time of the next one is up, of those who do not wait for something else (*keep*)."""
+        since = [ticket.short_since for ticket in self.waiting if not keep(ticket)]
+        return min((at + self._wait_s for at in since if at is not None), default=None)
+
+    def is_late(self, ticket: Ticket) -> bool:
+        """Tell whether a ticket's time is up."""
+        return ticket.short_since is not None and _now() >= ticket.short_since + self._wait_s
+
+    def refuse_late(self, error: Exception, keep: Callable[[Ticket], bool] = lambda ticket: False) -> int:
+        """Refuse those whose time is up, unless *keep* says that they stay; return how many."""
+        before = len(self.waiting)
+        self.refuse(error, keep=lambda ticket: keep(ticket) or not self.is_late(ticket))
+        return before - len(self.waiting)
 
     def position(self, ticket: Ticket) -> int:
         """Return how many wait in front of a ticket."""
@@ -91,7 +128,7 @@ class Requests:
             del self.waiting[ticket]
             ticket.refuse(error)
 
-    def refuse_larger(self, error: Exception, refused: LoadSettings) -> None:
+    def refuse_larger(self, error: DeviceMemoryShort, refused: LoadSettings) -> None:
         """Refuse those for whom there is no memory, now that there is none for *refused*.
 
         Those who wait for less, or for another place, may still get it.

@@ -56,7 +56,7 @@ class Standing:
         self._on_traffic = on_traffic
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._requests = Requests()
+        self._requests = Requests(limits.wait_s)
         self._runner: RunnerProcess | None = None
         self._released = asyncio.Event()
         self._loaded: Loaded | None = None
@@ -64,6 +64,9 @@ class Standing:
         self._fraction: float | None = None
         self._patient = False
         self._preload: LoadSettings | None = None
+        self._preload_until = 0.0
+        #: Those that it loads for have changed: it begins anew, with what the others want.
+        self._anew = False
         self._keep_alive = KeepAlive(keep_alive)
         self._backoff = Backoff(limits.backoff_s, limits.backoff_cap_s)
         self._failed_at = 0.0
@@ -200,6 +203,7 @@ class Standing:
         self._saves_kv = True
         if not self._requests.waiting:
             self._keep_alive.reset()
+            self._requests.stop_clock()
         self._requests.admitted.clear()
         self._ledger.release(self.key)
         self._on_released(self.model.manifest_digest)

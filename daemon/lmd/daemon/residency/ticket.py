@@ -34,6 +34,8 @@ class Ticket:
         self.caller = caller
         self.enqueued_at = asyncio.get_running_loop().time()
         self.admitted_at = 0.0
+        #: Since when it has waited for memory, or for running answers of its model; None before that.
+        self.short_since: float | None = None
         self._office = office
         self._open = True
         self._admitted: asyncio.Future[RunnerProcess] = asyncio.get_running_loop().create_future()
