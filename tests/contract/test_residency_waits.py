@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lmd.daemon.errors import AnswersTooLong, DeviceMemoryShort, HandedBack
+from lmd.daemon.residency.requests import BATCH_AGES_S
 from lmd.daemon.residency.values import LoadSettings, RunnerState
 from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.in_process import Host
@@ -32,20 +33,31 @@ class Scene:
         self.world = World(directory, host=Host(), free_bytes=1000, limits=replace(LIMITS, wait_s=WAIT_S))
         self.world.memory.unknown_bytes = 600
         self.directory = directory
+        #: Requests in the order in which they ended.
+        self.ended: list[asyncio.Task[str]] = []
+
+    def state(self, model: Model) -> RunnerState | None:
+        async def look() -> RunnerState | None:
+            return self.world.state(model)
+
+        return self.loop.run_until_complete(look())
 
     def model(self, name: str, **script: Any) -> Model:
         return self.world.model(name, memory_bytes=600, **script)
 
-    def ask(self, model: Model, prompt: str, settings: LoadSettings = SETTINGS) -> asyncio.Task[str]:
+    def ask(
+        self, model: Model, prompt: str, settings: LoadSettings = SETTINGS, *, batch: bool = False
+    ) -> asyncio.Task[str]:
         """Begin a request that waits as long as it takes."""
-        task = self.loop.create_task(self._ask(model, prompt, settings))
+        task = self.loop.create_task(self._ask(model, prompt, settings, batch))
+        task.add_done_callback(self.ended.append)
         self.loop.settle()
         return task
 
-    async def _ask(self, model: Model, prompt: str, settings: LoadSettings) -> str:
+    async def _ask(self, model: Model, prompt: str, settings: LoadSettings, batch: bool) -> str:
         again, pieces = False, []
         while True:
-            with self.world.residency.enqueue(model, settings, again=again) as ticket:
+            with self.world.residency.enqueue(model, settings, again=again, batch=batch) as ticket:
                 await ticket.wait()
                 answer = await ticket.runner.submit(frames.Submit(prompt=prompt))
                 try:
@@ -76,6 +88,9 @@ def ended_at(scene: Scene, task: asyncio.Task[str]) -> float:
     while not task.done():
         scene.loop.advance(1)
     return scene.loop.time()
+
+
+# Each its own time
 
 
 def test_who_joins_a_wait_for_memory_has_its_own_time(scene: Scene) -> None:
@@ -142,7 +157,7 @@ def test_who_joins_a_reload_has_its_own_time(scene: Scene) -> None:
             refused.result()
     scene.loop.advance(1)
     assert behind.result() == "behind "
-    assert scene.world.state(model) is RunnerState.READY
+    assert scene.state(model) is RunnerState.READY
 
 
 def test_the_time_in_which_a_load_reads_weights_does_not_count(scene: Scene) -> None:
@@ -159,3 +174,74 @@ def test_the_time_in_which_a_load_reads_weights_does_not_count(scene: Scene) -> 
     (scene.directory / "gate").touch()
     ended_at(scene, larger)
     assert (running.result(), larger.result()) == ("x", "larger ")
+
+
+# Batch requests
+
+
+def test_who_answers_comes_before_a_batch_that_has_waited_longer(scene: Scene) -> None:
+    busy, batch, chat = scene.model("busy"), scene.model("batch"), scene.model("chat")
+    gate = scene.directory / "gate"
+    scene.ask(busy, f"gate {gate}")
+    scene.loop.advance(10)
+    of_batch = scene.ask(batch, "batch", batch=True)
+    scene.loop.advance(2)
+    of_chat = scene.ask(chat, "chat")
+    gate.touch()
+    ended_at(scene, of_batch)
+    assert scene.ended.index(of_chat) < scene.ended.index(of_batch)
+    assert (of_chat.result(), of_batch.result()) == ("chat ", "batch ")
+
+
+def test_a_batch_has_aged_after_a_while_and_keeps_its_place(scene: Scene) -> None:
+    busy, batch, chat = scene.model("busy"), scene.model("batch"), scene.model("chat")
+    gate = scene.directory / "gate"
+    scene.ask(busy, f"gate {gate}")
+    scene.loop.advance(10)
+    of_batch = scene.ask(batch, "batch", batch=True)
+    scene.loop.advance(BATCH_AGES_S - 5)
+    of_chat = scene.ask(chat, "chat")
+    scene.loop.advance(6)
+    gate.touch()
+    ended_at(scene, of_chat)
+    assert scene.ended.index(of_batch) < scene.ended.index(of_chat)
+
+
+def test_an_interactive_request_that_joins_a_batch_makes_it_urgent(scene: Scene) -> None:
+    busy, batch, chat = scene.model("busy"), scene.model("batch"), scene.model("chat")
+    gate = scene.directory / "gate"
+    scene.ask(busy, f"gate {gate}")
+    scene.loop.advance(10)
+    of_batch = scene.ask(batch, "batch", batch=True)
+    of_chat = scene.ask(chat, "chat")
+    scene.loop.advance(1)
+    joined = scene.ask(batch, "joined")
+    gate.touch()
+    ended_at(scene, of_chat)
+    assert scene.ended.index(of_batch) < scene.ended.index(of_chat)
+    assert joined.done()
+
+
+def test_what_only_batches_use_leaves_first(scene: Scene) -> None:
+    """It was used last, and would be the last to go otherwise."""
+    scene.world.free_bytes = 1800
+    chat, batch, wanted = scene.model("chat"), scene.model("batch"), scene.model("wanted")
+    ended_at(scene, scene.ask(chat, "x"))
+    scene.loop.advance(100)
+    ended_at(scene, scene.ask(batch, "x", batch=True))
+    scene.world.free_bytes = 1500
+    ended_at(scene, scene.ask(wanted, "x"))
+    assert scene.state(chat) is RunnerState.READY
+    assert scene.state(batch) is not RunnerState.READY
+
+
+@pytest.mark.parametrize(("batch", "yields"), [(True, False), (False, True)])
+def test_a_batch_makes_no_busy_model_yield_before_it_has_aged(scene: Scene, batch: bool, yields: bool) -> None:
+    busy, wanted = scene.model("busy"), scene.model("wanted")
+    scene.ask(busy, "hold")
+    scene.loop.advance(30)
+    scene.ask(wanted, "x", batch=batch)
+    scene.loop.advance(BATCH_AGES_S - 1)
+    assert (scene.state(busy) is RunnerState.DRAINING) == yields
+    scene.loop.advance(2)
+    assert scene.state(busy) is RunnerState.DRAINING

@@ -134,6 +134,11 @@ def test_who_leaves(residents: list[Resident], needed: int, action: Action, othe
         pytest.param([replace(LONG, resident_s=0)], 60, Action.WAIT, ("long",), id="who loads has its turn before it"),
         pytest.param([replace(LONG, pinned=True)], 60, Action.REFUSE, (), id="pinned yields to nobody"),
         pytest.param([replace(LONG, priority=1)], 60, Action.WAIT, ("long",), id="nor does the higher priority"),
+        pytest.param([replace(LONG, priority=-1)], 0, Action.TURN, ("long",), id="who has less is not waited for"),
+        pytest.param(
+            [replace(LONG, priority=-1, resident_s=12.4)], 0, Action.WAIT, ("long",), id="but its turn has to be over"
+        ),
+        pytest.param([replace(OLD, priority=-1, stay_s=9)], 0, Action.EVICT, ("old",), id="nor does it stay a moment"),
         pytest.param([replace(LONG, leaving=True)], 60, Action.WAIT, ("long",), id="who yields already is waited for"),
         pytest.param(
             [LONG, resident("longer", 30, busy=True, resident_s=600, reload_s=5)],

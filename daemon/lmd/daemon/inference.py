@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from lmd.daemon.answer_events import ChoiceDone, Done, Event, Started
-from lmd.daemon.answer_options import AnswerOptions
+from lmd.daemon.answer_options import AnswerOptions, Priority
 from lmd.daemon.config import Config
 from lmd.daemon.conversations import Think, ToolChoice, Tools, Turn, chat_frame, chat_turns, conversation
 from lmd.daemon.deadline import Deadline, shorter
@@ -188,7 +188,12 @@ class Inference:
         tries_left, again = 2, False
         while True:
             answer = None
-            with meter, self._residency.enqueue(model, settings, keep_alive, caller=caller, again=again) as ticket:
+            with (
+                meter,
+                self._residency.enqueue(
+                    model, settings, keep_alive, caller=caller, again=again, batch=options.priority is Priority.BATCH
+                ) as ticket,
+            ):
                 queued_ns = time.monotonic_ns()
                 while not await ticket.wait(deadline.within(WAITING_INTERVAL_S if shown is not None else 0)):
                     deadline.check()

@@ -30,11 +30,17 @@ class ModelActor(Standing):
     # Requests
 
     def enqueue(
-        self, settings: LoadSettings, keep_alive: timedelta | None, caller: str = "", *, again: bool = False
+        self,
+        settings: LoadSettings,
+        keep_alive: timedelta | None,
+        caller: str = "",
+        *,
+        again: bool = False,
+        batch: bool = False,
     ) -> Ticket:
         """Give a request a place; it is admitted at once when the model is ready and nobody waits.
 
-        A request that had a place before and was handed back is not counted *again*.
+        A request that had a place before and was handed back is not counted *again*. A *batch* can wait for others.
 
         Raises:
             QueueFull: too many wait, in all or of this caller.
@@ -47,7 +53,7 @@ class ModelActor(Standing):
         if self.state is RunnerState.READY and not (self._requests.admitted or self._requests.waiting):
             self._requests.note_pause(self._keep_alive.last_used)
         wish = self._keep_alive.begin(caller, keep_alive)
-        ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller)
+        ticket = Ticket(self, settings.within(self.model.header.context_length), wish, caller, batch=batch)
         self._requests.add(ticket)
         self._admit_waiting()
         self._on_traffic()
@@ -138,6 +144,11 @@ class ModelActor(Standing):
     def waits_since(self) -> float | None:
         """When the first of those who wait came, on the loop's clock."""
         return self._requests.waits_since
+
+    @property
+    def priority(self) -> int:
+        """How urgently those who wait want the model."""
+        return self._requests.asking_priority
 
     def note_phase(self, reason: str, patient: bool) -> None:
         """Note what the load waits for, and whether leaving off now loses no work."""

@@ -104,14 +104,15 @@ class _Asking:
     since: float
     deadline: float
     timeout_s: float
+    priority: Callable[[], int]
     on_wait: Callable[[Plan], None]
     on_late: Callable[[DeviceMemoryShort], float | None]
     granted: asyncio.Future[Placement] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     decision: Decision | None = None
 
     def at(self, now: float) -> Ask:
-        """Return the ask with the time it has waited."""
-        return replace(self.ask, waited_s=now - self.since)
+        """Return the ask with the time it has waited, and how urgent it is by now."""
+        return replace(self.ask, waited_s=now - self.since, priority=self.priority())
 
 
 class Ledger:
@@ -205,6 +206,7 @@ class Ledger:
         timeout_s: float,
         on_wait: Callable[[Plan], None],
         until: float = math.inf,
+        priority: Callable[[], int] | None = None,
         on_late: Callable[[DeviceMemoryShort], float | None] = lambda error: None,
     ) -> Placement:
         """Wait until *ask* may have its memory, making others leave for it; return the place. Cancel to leave.
@@ -213,7 +215,7 @@ class Ledger:
         counts as held until `release`.
 
         When *timeout_s* are over, or at *until* on the loop's clock, *on_late* is told and returns until when the rest
-        of those who want it wait; None when nobody is left.
+        of those who want it wait; None when nobody is left. *priority* is asked each time, where it may change.
 
         Raises:
             DeviceMemoryShort: it can never fit, or the memory stays in use until the deadline.
@@ -222,7 +224,9 @@ class Ledger:
             raise ValueError(f"{ask.key} has memory already, or asks for it")
         now = asyncio.get_running_loop().time()
         deadline = min(until, now + timeout_s)
-        asking = _Asking(ask, now - ask.waited_s, deadline, timeout_s, on_wait, on_late)
+        asking = _Asking(
+            ask, now - ask.waited_s, deadline, timeout_s, priority or (lambda: ask.priority), on_wait, on_late
+        )
         self._asking[ask.key] = asking
         self.changed()
         if self._rounds is None or self._rounds.done():
@@ -424,7 +428,7 @@ class Ledger:
         )
 
     def _in_order(self) -> list[_Asking]:
-        return sorted(self._asking.values(), key=lambda asking: (-asking.ask.priority, asking.since))
+        return sorted(self._asking.values(), key=lambda asking: (-asking.priority(), asking.since))
 
     def _open(self) -> list[_Asking]:
         return [asking for asking in self._in_order() if not asking.granted.done()]

@@ -59,6 +59,10 @@ class LoadFollower(Protocol):
     def waits_since(self) -> float | None:
         """When the first request for the model came, on the loop's clock: it counts for its turn."""
 
+    @property
+    def priority(self) -> int:
+        """How urgently the model is wanted, now."""
+
     def note_phase(self, reason: str, patient: bool) -> None:
         """Note what the load waits for, and whether leaving off now loses no work."""
 
@@ -137,6 +141,7 @@ class Loader:
                 ask,
                 timeout_s=self.wait_s,
                 until=follower.wait_begins(),
+                priority=lambda: follower.priority,
                 on_wait=lambda plan: follower.note_phase(_waits_for(plan), True),
                 on_late=follower.wait_is_over,
             )

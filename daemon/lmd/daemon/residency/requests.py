@@ -12,6 +12,10 @@ from lmd.daemon.residency.turns import AnswerTimes
 from lmd.daemon.residency.values import LoadSettings
 from lmd.daemon.runner_process import RunnerProcess
 
+#: What asks for memory with which priority, and who leaves first.
+INTERACTIVE, BATCH = 0, -1
+#: A batch request that has waited for so long counts as an interactive one, as it does for a runner's slots.
+BATCH_AGES_S = 20.0
 #: A request that comes at once is a pause all the same: 0 means that there was none.
 MIN_PAUSE_S = 1e-3
 
@@ -35,6 +39,8 @@ class Requests:
         self.admitted: set[Ticket] = set()
         self.pause_s = 0.0
         self.shared = False
+        #: Which kinds have held it since it was loaded: whether they were batch requests.
+        self._kinds: set[bool] = set()
         self.answers = AnswerTimes()
         self.narrow = False
         self._wait_s = wait_s
@@ -49,6 +55,18 @@ class Requests:
     def waits_since(self) -> float | None:
         """When the first of those who wait came, on the loop's clock."""
         return min((ticket.enqueued_at for ticket in self.waiting), default=None)
+
+    @property
+    def asking_priority(self) -> int:
+        """How urgently those who wait want the model: as the most urgent of them."""
+        aged = _now() - BATCH_AGES_S
+        can_wait = bool(self.waiting) and all(t.batch and t.enqueued_at > aged for t in self.waiting)
+        return BATCH if can_wait else INTERACTIVE
+
+    @property
+    def priority(self) -> int:
+        """How much the loaded model is wanted: BATCH when nothing else has used it since it was loaded."""
+        return BATCH if {*self._kinds, *(ticket.batch for ticket in self.waiting)} == {True} else INTERACTIVE
 
     def add(self, ticket: Ticket) -> None:
         """Put a ticket at the end of the queue."""
@@ -95,6 +113,7 @@ class Requests:
     def note_loaded(self) -> None:
         """Begin to learn anew: the model has just been loaded."""
         self.pause_s, self.shared, self.narrow = 0.0, False, False
+        self._kinds.clear()
 
     def give_back(self, ticket: Ticket) -> bool:
         """Forget a ticket; tell whether it held the runner."""
@@ -140,6 +159,7 @@ class Requests:
     def _admit(self, ticket: Ticket, runner: RunnerProcess) -> None:
         del self.waiting[ticket]
         self.admitted.add(ticket)
+        self._kinds.add(ticket.batch)
         self.shared |= len(self.admitted) > 1
         ticket.admit(runner)
 

@@ -210,19 +210,21 @@ class Residency:
         *,
         caller: str = "",
         again: bool = False,
+        batch: bool = False,
     ) -> Ticket:
         """Give a request a place in the queue of its model, which is loaded if it has to be.
 
         Use the ticket as a context manager: the place, and later the hold on the runner, last as long as the block.
         *keep_alive* is how long the caller wants the model to stay after its last use; negative for ever, None for
         what it asked for before. *caller* is whose request it is: one caller may fill three quarters of the queue.
-        *again* says that it had a place before, and lost it without a fault of its own: there is one for it.
+        *again* says that it had a place before, and lost it without a fault of its own: there is one for it. *batch*
+        says that it can wait while others want the memory.
 
         Raises:
             Draining, QueueFull: no more requests are taken.
             ModelIncompatible, TemplateFailed: the engine has refused the model a moment ago.
         """
-        return self._actor(model, again=again).enqueue(settings, keep_alive, caller, again=again)
+        return self._actor(model, again=again).enqueue(settings, keep_alive, caller, again=again, batch=batch)
 
     async def load(
         self,

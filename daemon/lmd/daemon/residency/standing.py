@@ -123,6 +123,7 @@ class Standing:
             queued=len(self._requests.waiting) + (self._runner.queued if self._runner is not None else 0),
             reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,
             loaded_at=self._loaded_at if ready else 0.0,
+            priority=self._requests.priority if ready else self._requests.asking_priority,
             pause_s=self._requests.pause_s,
             answer_s=self._requests.answers.mean_s,
             shared=self._requests.shared,

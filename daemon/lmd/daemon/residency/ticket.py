@@ -25,13 +25,17 @@ class Ticket:
     """A place in a queue that turns into a runner. Leave the `with` block to give either back.
 
     While an admitted ticket is held, its runner is not unloaded, except by force, and not evicted. *caller* is whose
-    request it is, and *wish* how long the caller wants the model to stay. Times are on the loop's clock.
+    request it is, *wish* how long the caller wants the model to stay, and *batch* whether it can wait for interactive
+    requests. Times are on the loop's clock.
     """
 
-    def __init__(self, office: TicketOffice, settings: LoadSettings, wish: Wish, caller: str = "") -> None:
+    def __init__(
+        self, office: TicketOffice, settings: LoadSettings, wish: Wish, caller: str = "", *, batch: bool = False
+    ) -> None:
         self.settings = settings
         self.wish = wish
         self.caller = caller
+        self.batch = batch
         self.enqueued_at = asyncio.get_running_loop().time()
         self.admitted_at = 0.0
         #: Since when it has waited for memory, or for running answers of its model; None before that.

@@ -10,6 +10,8 @@ Where a load takes as long as ten answers no choice has both: waits are a little
 - A model that answers keeps its memory for a *turn*, one answer and half a load at least.
 - After both, the model with the longest turn *yields*: it takes no new requests, finishes the running answers and
   leaves. Its own requests wait for their turn.
+- What only batch requests have used since it was loaded gives way to an interactive one without patience: idle, at
+  once; busy, after its turn. A batch asks for no turn of an interactive model before it has aged.
 - An idle model *stays* for a moment when it is likely to be asked again: as long as six answers take when it had two
   requests at once; as long as its load takes when it is asked again and again and others want its memory.
 """
@@ -71,6 +73,8 @@ def stays(ask: Ask, resident: Resident) -> bool:
     One that is asked by one client alone stays only when it was asked while *ask* waited. Where a client is all by
     himself that never happens, and each of his swaps begins at once.
     """
+    if resident.priority < ask.priority:
+        return False
     others_ask = resident.stay_s > 0 or (resident.again_s > 0 and ask.waited_s > resident.idle_s)
     return others_ask and is_patient(ask, resident)
 
@@ -88,7 +92,7 @@ def must_yield(ask: Ask, resident: Resident) -> bool:
         and 0 < resident.resident_s
         and turn_s(resident) <= resident.resident_s
         and resident.priority <= ask.priority
-        and not is_patient(ask, resident)
+        and (resident.priority < ask.priority or not is_patient(ask, resident))
     )
 
 
