@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency import ledger as ledger_module
 from lmd.daemon.residency.ledger import Ledger, Usage
 from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Plan
@@ -324,3 +324,95 @@ async def test_what_never_fits_is_refused_when_loads_have_settled(monkeypatch: p
     machine.free_bytes = -50
     with pytest.raises(DeviceMemoryShort):
         await machine.admit("b")
+
+
+async def test_what_loads_counts_twice_and_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it loads all of it counts as still to come, and a reading shows what it has taken already."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(200)
+    machine.usages["a"] = replace(BUSY, pinned=True)
+    await machine.admit("a")
+    machine.free_bytes = 100
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    assert machine.waits[0].reason.startswith("waits until memory has settled: does not fit on cuda0: 100 B needed")
+    assert {decision.plan.action for decision in machine.ledger.recent()} == {Action.LOAD, Action.WAIT}
+    machine.ledger.settle("a", [Held("cuda0", 100)])
+    assert await load == "cuda0"
+
+
+async def test_what_does_not_fit_however_a_load_counts_is_refused_at_once() -> None:
+    machine = Machine(200)
+    machine.usages["a"] = replace(BUSY, pinned=True)
+    await machine.admit("a")
+    machine.free_bytes = 100
+    with pytest.raises(DeviceMemoryShort):
+        await machine.ledger.admit(Ask.of_bytes("b", "b", 101, "cuda0"), timeout_s=20, on_wait=machine.waits.append)
+    assert machine.waits == []
+
+
+async def test_a_device_that_vanishes_while_somebody_waits_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when the ask was made; the planner knew no device that may be used, and the round failed."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = BUSY
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    machine.device = "cuda1"
+    with pytest.raises(DeviceUnavailable, match="cuda0 cannot be used any more"):
+        await load
+    assert machine.ledger.holding("b") is None
+
+
+async def test_the_refusal_at_the_deadline_tells_of_what_there_is_too_little() -> None:
+    """It said that 100 were needed and 130 free: of those, 40 are promised and a reading does not show it."""
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.ledger.settle("a", [Held("cuda0", 100, unseen_bytes=40)])
+    machine.free_bytes = 130
+    machine.usages["a"] = BUSY
+    with pytest.raises(
+        DeviceMemoryShort, match=r"waited 0.05 s for memory of cuda0: 100 B needed, 90 B free"
+    ) as caught:
+        await machine.admit("b", timeout_s=0.05)
+    assert (caught.value.metadata["needed_bytes"], caught.value.metadata["free_bytes"]) == ("100", "90")
+
+
+async def test_at_the_deadline_those_who_came_later_wait_on() -> None:
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = BUSY
+    told: list[DeviceMemoryShort] = []
+    loop = asyncio.get_running_loop()
+
+    def tell(error: DeviceMemoryShort) -> float | None:
+        told.append(error)
+        return loop.time() + 0.05 if len(told) == 1 else None
+
+    ask = Ask.of_bytes("b", "b", 100, "cuda0")
+    with pytest.raises(DeviceMemoryShort):
+        await machine.ledger.admit(ask, timeout_s=0.05, on_wait=machine.waits.append, on_late=tell)
+    assert len(told) == 2
+
+
+async def test_who_becomes_urgent_while_it_waits_is_served_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = machine.usages["first"] = machine.usages["batch"] = BUSY
+    urgent = [-1]
+    ask = Ask.of_bytes("batch", "batch", 100, "cuda0")
+    first = asyncio.create_task(machine.admit("first"))
+    await machine.until_waiting()
+    batch = asyncio.create_task(
+        machine.ledger.admit(ask, timeout_s=20, on_wait=machine.waits.append, priority=lambda: urgent[0])
+    )
+    await until(lambda: len(machine.ledger.waiting()) == 2)
+    assert [decision.name for decision in machine.ledger.waiting()] == ["first", "batch"]
+    urgent[0] = 1
+    assert [decision.name for decision in machine.ledger.waiting()] == ["batch", "first"]
+    machine.free_bytes = 100
+    machine.ledger.release("a")
+    assert (await batch).device == "cuda0"
+    await leave(first)
