@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lmd.daemon.errors import DeviceMemoryShort, QueueFull
+from lmd.daemon.errors import DeviceMemoryShort, NotPinned, QueueFull
 from lmd.daemon.residency.pins import KEY, KIND, Pins
 from lmd.daemon.residency.values import LoadSettings, RunnerState
 from lmd.daemon.residency.watching import RunnersSeen
 from lmd.registry.digest import Digest
-from lmd.registry.errors import InvalidRequest, ModelNotFound
+from lmd.registry.errors import InvalidRequest
 from tests.support.inference_bench import Bench, Catalog, text_of
 from tests.support.leaks import nothing_left_in, until
 from tests.support.residents import Model, Threads, World
@@ -264,8 +264,9 @@ async def test_a_pinned_model_is_neither_evicted_nor_expires(world: World) -> No
     assert status.pinned
     assert not status.keep_forever
     assert status.expires_at is None
-    with pytest.raises(DeviceMemoryShort):
+    with pytest.raises(DeviceMemoryShort) as caught:
         await world.ask(b, "x")
+    assert "`lm unpin a:latest`" in caught.value.hint
     assert world.state(a) is RunnerState.READY
     await pins.unpin("A")
     assert await world.ask(b, "x") == "x "
@@ -279,9 +280,11 @@ async def test_a_pin_that_does_not_fit_is_an_error_with_numbers_and_no_pin(world
     with pytest.raises(DeviceMemoryShort) as caught:
         await pinned(pins, b)
     assert caught.value.metadata["needed_bytes"] == "1000"
+    assert caught.value.hint == "`a:latest` is pinned and holds 1000 B: `lm unpin a:latest` lets it go"
     assert list(saved(world)) == [a.name]  # type: ignore[call-overload]
-    with pytest.raises(ModelNotFound, match="b"):
+    with pytest.raises(NotPinned, match="model `b` is not pinned") as unpinned:
         await pins.unpin("b")
+    assert unpinned.value.hint == "pinned are `a:latest`"
     world.memory.needs("ctx=4096", 5000)
     with pytest.raises(DeviceMemoryShort):
         await pinned(pins, a, num_ctx=4096)  # and what was pinned before stays pinned as it was

@@ -10,7 +10,7 @@ import pytest
 
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency import ledger as ledger_module
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
 from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Plan
 from tests.support.leaks import until
 
@@ -142,6 +142,9 @@ async def test_the_wait_ends_with_numbers() -> None:
     assert caught.value.metadata["free_bytes"] == "0"
     assert machine.evicted == []
     assert (machine.waits[0].action, machine.waits[0].others) == (Action.WAIT, ("a",))
+    decided = machine.ledger.recent()[0].plan
+    assert decided.action is Action.REFUSE
+    assert decided.reason.startswith("gave up after 0.1 s: waits for memory that `a` holds")
 
 
 BUSY = Usage(busy=True, last_used=0, pinned=False, leaving=False)
@@ -416,3 +419,39 @@ async def test_who_becomes_urgent_while_it_waits_is_served_first(monkeypatch: py
     machine.ledger.release("a")
     assert (await batch).device == "cuda0"
     await leave(first)
+
+
+async def test_decisions_are_listed_as_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease does not load, and what was not refused in the end was never refused."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(100)
+    ask = Ask.of_bytes(f"{LEASE_PREFIX}1", "training", 100, "cuda0")
+    await machine.ledger.admit(ask, timeout_s=20, on_wait=machine.waits.append)
+    assert [decision.plan.action for decision in machine.ledger.recent()] == [Action.HOLD]
+    machine.free_bytes = 0
+    machine.ledger.release(ask.key)
+    load = asyncio.create_task(machine.admit("b"))
+    await machine.until_waiting()
+    machine.free_bytes = 100
+    await load
+    assert [decision.plan.action for decision in machine.ledger.recent()] == [Action.LOAD, Action.WAIT, Action.HOLD]
+
+
+@pytest.mark.parametrize(
+    ("usage", "hint"),
+    [
+        (replace(BUSY, pinned=True, by_name=True), "`a` is pinned and holds 100 B: `lm unpin a` lets it go"),
+        (replace(BUSY, pinned=True), "`a` is kept for ever and holds 100 B: `lm stop a` lets it go"),
+    ],
+)
+async def test_a_refusal_names_who_may_be_let_go(usage: Usage, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LOAD_SETTLE_S", 0)
+    machine = Machine(100)
+    await machine.resident("a")
+    machine.usages["a"] = usage
+    with pytest.raises(DeviceMemoryShort) as caught:
+        await machine.admit("b")
+    assert caught.value.hint == hint
+    with pytest.raises(DeviceMemoryShort) as caught:
+        await machine.ledger.admit(Ask.of_bytes("c", "c", 101, "cuda0"), timeout_s=1, on_wait=machine.waits.append)
+    assert "lets it go" not in caught.value.hint

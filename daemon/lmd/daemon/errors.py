@@ -7,6 +7,7 @@ LmdError
 ├── QueueFull                 too many requests wait already
 ├── DeadlineExceeded          the request's own time is up
 ├── ClientStalled             the client does not take its answer
+├── NotPinned                 the model that shall not be pinned any more is not
 ├── DeviceMemoryShort         the model does not fit in memory now
 ├── LeaseMemoryShort          a device cannot have that much free for a program
 ├── DeviceUnavailable         no accelerator can be used, and main memory is not allowed
@@ -26,6 +27,8 @@ LmdError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from lmd.registry.errors import LmdError, size_text
 
@@ -99,6 +102,20 @@ class ClientStalled(LmdError):
             f"the client left more than {size_text(limit_bytes)} of the answer unread",
             hint="read the answer as it comes, or limit it with `num_predict`",
             metadata={"limit_bytes": str(limit_bytes)},
+        )
+
+
+class NotPinned(LmdError):
+    """Raised when a model shall not be pinned any more that is not; *pinned* are those that are."""
+
+    reason = "NOT_PINNED"
+
+    def __init__(self, name: str, *, pinned: Sequence[str]) -> None:
+        names = ", ".join(f"`{other}`" for other in pinned)
+        super().__init__(
+            f"model `{name}` is not pinned",
+            hint=f"pinned are {names}" if names else "no model is pinned",
+            metadata={"name": name},
         )
 
 

@@ -933,6 +933,8 @@ class Decision(_message.Message):
         """It does not fit."""
         ACTION_TURN: Decision._Action.ValueType  # 5
         """A busy model takes no new requests, so that this one gets its turn."""
+        ACTION_HOLD: Decision._Action.ValueType  # 6
+        """A lease holds the memory from now on."""
 
     class Action(_Action, metaclass=_ActionEnumTypeWrapper):
         """What was decided."""
@@ -949,6 +951,8 @@ class Decision(_message.Message):
     """It does not fit."""
     ACTION_TURN: Decision.Action.ValueType  # 5
     """A busy model takes no new requests, so that this one gets its turn."""
+    ACTION_HOLD: Decision.Action.ValueType  # 6
+    """A lease holds the memory from now on."""
 
     NAME_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int

@@ -14,7 +14,9 @@ import structlog
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
+from lmd.daemon.residency.reasons import seconds_text
 from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
+from lmd.registry.errors import size_text
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +53,7 @@ class Usage:
         pause_s: how soon it is usually asked again when it was idle; 0 when that never happened since it was loaded.
         answer_s: how long its answers take; 0 when that is not known.
         shared: whether it has had two requests at once since it was loaded.
+        by_name: whether it is pinned because somebody has pinned it, and not by a keep-alive without end.
     """
 
     busy: bool
@@ -65,6 +68,7 @@ class Usage:
     pause_s: float = 0.0
     answer_s: float = 0.0
     shared: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,14 +348,19 @@ class Ledger:
             if decided.action is Action.REFUSE and (settling or self._may_fit_later(decided)):
                 reason = f"waits until memory has settled: {decided.reason}"
                 decided = replace(decided, action=Action.WAIT, reason=reason)
+            late = now >= asking.deadline and decided.action not in (Action.LOAD, Action.REFUSE)
+            given_up = late and not self._goes_on(asking, self._waited_too_long(asking, decided, devices))
+            if given_up:
+                reason = f"gave up after {seconds_text(asking.timeout_s)}: {decided.reason}"
+                decided = replace(decided, action=Action.REFUSE, reason=reason)
             self._note(asking, ask, decided, residents)
+            if given_up:
+                continue
             if decided.action is Action.LOAD:
                 self._hold(ask, decided.placement)
                 asking.granted.set_result(decided.placement)
             elif decided.action is Action.REFUSE:
-                asking.granted.set_exception(_short(ask, decided))
-            elif now >= asking.deadline and not self._goes_on(asking, self._waited_too_long(asking, decided, devices)):
-                continue
+                asking.granted.set_exception(self._short(ask, decided, residents))
             else:
                 self._follow(asking, decided)
                 wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
@@ -435,6 +444,8 @@ class Ledger:
 
     def _note(self, asking: _Asking, ask: Ask, decided: Plan, residents: Sequence[Resident]) -> None:
         """Remember a decision that differs from the last one for the same ask."""
+        if decided.action is Action.LOAD and ask.key.startswith(LEASE_PREFIX):
+            decided = replace(decided, action=Action.HOLD)
         names = {resident.key: resident.name or resident.key for resident in residents}
         others = tuple(names[key] for key in decided.others)
         made = Decision(ask.name, decided, others, ask.waited_s, datetime.now(UTC))
@@ -461,6 +472,33 @@ class Ledger:
             hint="other models answer with that memory; try again when they are done, or stop one with `lm stop`",
         )
 
+    def _short(self, ask: Ask, refused: Plan, residents: Sequence[Resident]) -> DeviceMemoryShort:
+        """Return the refusal, with who may be let go so that it fits."""
+        return DeviceMemoryShort(
+            ask.name,
+            needed_bytes=refused.needed_bytes,
+            free_bytes=refused.free_bytes,
+            device=refused.device,
+            hint=self._who_stays(refused, residents),
+        )
+
+    def _who_stays(self, refused: Plan, residents: Sequence[Resident]) -> str:
+        """Name the models that may not leave and hold what is missing; nothing when it is too large without them."""
+        held_bytes = {
+            resident.key: sum(part.held_bytes for part in resident.held if part.device == refused.device)
+            for resident in residents
+            if resident.pinned and not resident.key.startswith(LEASE_PREFIX)
+        }
+        staying = [resident for resident in residents if held_bytes.get(resident.key)]
+        if refused.free_bytes + sum(held_bytes.values()) < refused.needed_bytes:
+            return ""
+        texts = []
+        for resident in staying:
+            how, command = ("pinned", "unpin") if self._usage(resident.key).by_name else ("kept for ever", "stop")
+            size = size_text(held_bytes[resident.key])
+            texts.append(f"{resident.label} is {how} and holds {size}: `lm {command} {resident.name}` lets it go")
+        return "; ".join(texts)
+
     def _hold(self, ask: Ask, placement: Placement) -> None:
         self._holdings[ask.key] = _resident(ask, placement)
         self._unsettled[ask.key] = math.inf
@@ -475,12 +513,6 @@ def _resident(ask: Ask, placement: Placement) -> Resident:
     """Return what gets a place: nothing of it is to be seen yet."""
     held = tuple(Held(share.device, share.bytes, share.bytes) for share in placement.shares)
     return Resident(ask.key, held, ask.name, busy=True, priority=ask.priority)
-
-
-def _short(ask: Ask, refused: Plan) -> DeviceMemoryShort:
-    return DeviceMemoryShort(
-        ask.name, needed_bytes=refused.needed_bytes, free_bytes=refused.free_bytes, device=refused.device
-    )
 
 
 def _gist(decided: Plan) -> tuple[Action, tuple[str, ...], Placement]:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 import structlog
 
+from lmd.daemon.errors import NotPinned
 from lmd.daemon.residency.facts import FactStore, Pool
 from lmd.daemon.residency.residency import Residency
 from lmd.daemon.residency.values import Loadable, RunnerStatus, Waiting
@@ -94,7 +95,7 @@ class Pins:
 
         Raises:
             InvalidRef: *text* is no model reference.
-            ModelNotFound: it is not pinned.
+            NotPinned: it is not pinned.
         """
         ref = parse_ref(text)
         name = str(ref.name)
@@ -105,8 +106,7 @@ class Pins:
             except LmdError:
                 name = ""
         if name not in self._pins:
-            names = ", ".join(f"`{pinned}`" for pinned in sorted(self._pins))
-            raise ModelNotFound(text, hint=f"it is not pinned; pinned are {names}" if names else "no model is pinned")
+            raise NotPinned(text, pinned=sorted(self._pins))
         del self._pins[name]
         self._residency.unpin(name)
         await self._save()

@@ -222,6 +222,8 @@ class Action(Enum):
     WAIT = "wait"
     TURN = "turn"
     REFUSE = "refuse"
+    #: What the planner calls LOAD is this for a lease.
+    HOLD = "hold"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def of(plan: Plan, ask: Ask, residents: Sequence[Resident], rooms: Mapping[str, 
     others = [resident for resident in residents if resident.key in plan.others]
     where = f"{place_text(plan.placement, ask)}: {_need_text(plan.placement, rooms)}"
     match plan.action:
-        case Action.LOAD:
+        case Action.LOAD | Action.HOLD:
             return f"fits {where}"
         case Action.EVICT:
             return f"{_list([_idle_text(r) for r in others])} for a place {where}"

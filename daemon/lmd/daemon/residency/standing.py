@@ -119,6 +119,7 @@ class Standing:
             last_used=self._keep_alive.last_used,
             pinned=ready and (self._pin is not None or self._keep_alive.for_ever),
             leaving=leaving,
+            by_name=self._pin is not None,
             grown_bytes=stats.parked_bytes if stats is not None else 0,
             queued=len(self._requests.waiting) + (self._runner.queued if self._runner is not None else 0),
             reload_s=self._loaded.reload_s if self._loaded is not None else 0.0,

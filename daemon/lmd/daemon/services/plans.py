@@ -16,6 +16,7 @@ _ACTIONS = {
     Action.WAIT: pb.Decision.ACTION_WAIT,
     Action.REFUSE: pb.Decision.ACTION_REFUSE,
     Action.TURN: pb.Decision.ACTION_TURN,
+    Action.HOLD: pb.Decision.ACTION_HOLD,
 }
 
 
