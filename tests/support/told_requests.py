@@ -52,6 +52,7 @@ class Request:
     prompt: str
     expected: str
     asked_at: float
+    batch: bool = False
     task: asyncio.Task[str] = field(init=False)
     cancelled: bool = False
     ended_at: float | None = None
@@ -75,7 +76,9 @@ class Request:
             self.ended_at = asyncio.get_running_loop().time()
 
     async def _try(self, residency: Residency, again: bool) -> str:
-        with residency.enqueue(self.model, self.settings, self.keep_alive, caller=self.caller, again=again) as ticket:
+        with residency.enqueue(
+            self.model, self.settings, self.keep_alive, caller=self.caller, again=again, batch=self.batch
+        ) as ticket:
             await ticket.wait()
             answer = await ticket.runner.submit(frames.Submit(prompt=self.prompt, caller=self.caller))
             answer.when_ended(self._note_end)
@@ -120,9 +123,10 @@ class Requests:
         caller: str = "",
         prompt: str = "word",
         expected: str = "word ",
+        batch: bool = False,
     ) -> Request:
         """Make a request."""
-        request = Request(model, settings, keep_alive, caller, prompt, expected, self._loop.time())
+        request = Request(model, settings, keep_alive, caller, prompt, expected, self._loop.time(), batch)
         request.task = self._loop.create_task(request.run(self._residency))
         self.all.append(request)
         return request

@@ -116,15 +116,17 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     # What clients do
 
-    @rule(name=names, wish=wishes, keep_alive=keep_alives, caller=callers)
-    def ask(self, name: str, wish: LoadSettings, keep_alive: timedelta | None, caller: str) -> None:
-        self.requests.ask(self.models[name], wish, keep_alive=keep_alive, caller=caller)
+    @rule(name=names, wish=wishes, keep_alive=keep_alives, caller=callers, batch=st.booleans())
+    def ask(self, name: str, wish: LoadSettings, keep_alive: timedelta | None, caller: str, batch: bool) -> None:
+        self.requests.ask(self.models[name], wish, keep_alive=keep_alive, caller=caller, batch=batch)
         self.loop.settle()
 
-    @rule(name=names, wish=wishes, caller=callers)
-    def ask_for_something_long(self, name: str, wish: LoadSettings, caller: str) -> None:
+    @rule(name=names, wish=wishes, caller=callers, batch=st.booleans())
+    def ask_for_something_long(self, name: str, wish: LoadSettings, caller: str, batch: bool) -> None:
         gate = self.directory / f"gate-{len(self.gates)}-{self.loop.time()}"
-        request = self.requests.ask(self.models[name], wish, caller=caller, prompt=f"gate {gate}", expected="x")
+        request = self.requests.ask(
+            self.models[name], wish, caller=caller, prompt=f"gate {gate}", expected="x", batch=batch
+        )
         self.gates.append((request, gate))
         self.loop.settle()
 
