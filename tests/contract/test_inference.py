@@ -11,7 +11,9 @@ import grpc.aio
 import pytest
 
 from lmd.daemon.answer_events import Delta, Done, Started
+from lmd.daemon.answer_options import AnswerOptions, Priority
 from lmd.daemon.errors import QueueFull, RunnerCrashed
+from lmd.daemon.residency.requests import BATCH, INTERACTIVE
 from lmd.daemon.residency.values import RunnerState, Waiting
 from lmd.registry.errors import CapabilityMissing, InvalidRequest, ModelNotFound
 from lmd.registry.lm_config import Message
@@ -248,3 +250,16 @@ async def test_full_queue_refuses(bench: Bench) -> None:
     (bench.world.path / "gate").touch()
     assert {text_of(events) for events in await asyncio.gather(*waiting)} == {"x "}
     assert bench.world.state(model) is RunnerState.READY
+
+
+async def test_what_only_batches_use_counts_as_a_batch_for_memory(bench: Bench) -> None:
+    """The priority of a request ordered only the slots of its runner: for memory all were alike."""
+    model = bench.model()
+    batch = AnswerOptions(priority=Priority.BATCH)
+    usage = bench.world.residency._usage
+    assert text_of(await bench.generate("word", options=batch)) == "word "
+    assert usage(str(model.manifest_digest)).priority == BATCH
+    assert text_of(await bench.generate("word")) == "word "
+    assert usage(str(model.manifest_digest)).priority == INTERACTIVE
+    await bench.generate("word", options=batch)
+    assert usage(str(model.manifest_digest)).priority == INTERACTIVE
