@@ -78,6 +78,7 @@ def test_a_lease_ends_with_its_command_and_with_lm(product: Product, tmp_path: P
     daemon = product.start()
     ran = product.lm("lease", "1MiB", *python("import sys; print('out'); sys.exit(7)"), code=7)
     assert ran.stdout == "out\n"
+    assert product.json("ps", "--plan")["recent"][0]["action"] == "hold"
     wait_until(lambda: daemon.log.read_text().count("lease_ended") == 1, "the lease ended")
     process = product.spawn_lm("lease", "1MiB", *python("print('ready', flush=True); import signal; signal.pause()"))
     assert process.stdout is not None

@@ -50,6 +50,8 @@ def test_a_pin_outlives_the_daemon_and_its_runner(product: Product) -> None:
     )
     product.lm("unpin", "a")
     assert listed(product)["a:latest"]["expires_at"]
+    again = product.lm("unpin", "a", code=1).stderr.split("\n")
+    assert [line for line in again if line] == ["error: model `a` is not pinned", "hint: no model is pinned"]
     product.daemons[-1].stop()
     product.start()
     assert listed(product) == {}

@@ -100,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
     ERROR_REASON_DEVICE_UNAVAILABLE: _ErrorReason.ValueType  # 38
     """No accelerator can be used for the model, and it may not go to main memory instead. Metadata: name, detail."""
+    ERROR_REASON_NOT_PINNED: _ErrorReason.ValueType  # 39
+    """The model that shall not be pinned any more is not pinned. Metadata: name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Says why a call failed, in a form that programs can act on.
@@ -186,4 +188,6 @@ ERROR_REASON_TAG_CHANGED: ErrorReason.ValueType  # 37
 """The name was pointed at another manifest meanwhile. Metadata: name, expected, actual."""
 ERROR_REASON_DEVICE_UNAVAILABLE: ErrorReason.ValueType  # 38
 """No accelerator can be used for the model, and it may not go to main memory instead. Metadata: name, detail."""
+ERROR_REASON_NOT_PINNED: ErrorReason.ValueType  # 39
+"""The model that shall not be pinned any more is not pinned. Metadata: name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -128,7 +128,7 @@ class RuntimeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnpinModel(self, request, context):
-        """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned.
+        """Lets a model leave memory again like any other. Fails with NOT_PINNED when it is not pinned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

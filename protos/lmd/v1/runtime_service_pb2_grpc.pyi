@@ -46,7 +46,7 @@ class RuntimeServiceStub:
     PinModel: _grpc.UnaryStreamMultiCallable[_runtime_service_pb2.PinModelRequest, _runtime_service_pb2.PinModelResponse]
     """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`."""
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.UnpinModelRequest, _runtime_service_pb2.UnpinModelResponse]
-    """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+    """Lets a model leave memory again like any other. Fails with NOT_PINNED when it is not pinned."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.ListDevicesRequest, _runtime_service_pb2.ListDevicesResponse]
     """Lists what models can be loaded on, main memory first."""
     FitModel: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.FitModelRequest, _runtime_service_pb2.FitModelResponse]
@@ -74,7 +74,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     PinModel: _aio.UnaryStreamMultiCallable[_runtime_service_pb2.PinModelRequest, _runtime_service_pb2.PinModelResponse]  # type: ignore[assignment]
     """Loads a model and keeps it, also over restarts of the daemon, until it is unpinned. Ends after exactly one `runner`."""
     UnpinModel: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.UnpinModelRequest, _runtime_service_pb2.UnpinModelResponse]  # type: ignore[assignment]
-    """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+    """Lets a model leave memory again like any other. Fails with NOT_PINNED when it is not pinned."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.ListDevicesRequest, _runtime_service_pb2.ListDevicesResponse]  # type: ignore[assignment]
     """Lists what models can be loaded on, main memory first."""
     FitModel: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.FitModelRequest, _runtime_service_pb2.FitModelResponse]  # type: ignore[assignment]
@@ -135,7 +135,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.UnpinModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.UnpinModelResponse, _abc.Awaitable[_runtime_service_pb2.UnpinModelResponse]]:
-        """Lets a model leave memory again like any other. Fails with MODEL_NOT_FOUND when it is not pinned."""
+        """Lets a model leave memory again like any other. Fails with NOT_PINNED when it is not pinned."""
 
     @_abc_1.abstractmethod
     def ListDevices(
