@@ -163,13 +163,12 @@ def test_who_joins_a_reload_has_its_own_time(scene: Scene) -> None:
 def test_the_time_in_which_a_load_reads_weights_does_not_count(scene: Scene) -> None:
     """Only waits for memory and for answers have this deadline; a load that makes progress may take long."""
     model = scene.model("a", gate=str(scene.directory / "loaded"))
-    first = scene.ask(model, "first")
-    scene.loop.advance(15)
-    (scene.directory / "loaded").touch()
-    ended_at(scene, first)
     running = scene.ask(model, f"gate {scene.directory / 'gate'}")
+    scene.loop.advance(1)
     larger = scene.ask(model, "larger", LARGE)
-    scene.loop.advance(WAIT_S - 5)
+    scene.loop.advance(25)
+    (scene.directory / "loaded").touch()
+    scene.loop.advance(WAIT_S - 10)
     assert not larger.done()
     (scene.directory / "gate").touch()
     ended_at(scene, larger)
