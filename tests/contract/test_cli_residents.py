@@ -78,6 +78,25 @@ def test_watching_in_a_pipe_prints_a_line_for_each_event(daemon: FakeDaemon, cap
     assert done.code == 0
 
 
+def test_a_line_is_printed_only_for_news(daemon: FakeDaemon, capsys: Capture) -> None:
+    loading, ready = pb.Runner.STATE_LOADING, pb.Runner.STATE_READY
+    at_once = picture(event=(loading, "starts the runner"))
+    at_once.events.append(picture(event=(loading, "waits for memory: 1.7 GiB needed, 584.1 MiB free")).events[0])
+    daemon.watched = [
+        at_once,
+        picture(event=(loading, "waits for memory: 1.7 GiB needed, 0 B free")),
+        picture(event=(loading, "reads the weights")),
+        picture(event=(ready, "")),
+        picture(event=(loading, "reads the weights")),
+    ]
+    assert [line.split("  ", 2)[2] for line in lm(capsys, "ps", "--watch").out.splitlines()] == [
+        "loading  waits for memory: 1.7 GiB needed, 584.1 MiB free",
+        "loading  reads the weights",
+        "ready",
+        "loading  reads the weights",
+    ]
+
+
 def test_watching_as_json_prints_a_line_for_each_picture(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.watched = [picture(), picture(runner(), event=(pb.Runner.STATE_READY, ""))]
     first, second = map(json.loads, lm(capsys, "ps", "-w", "--json").out.splitlines())
