@@ -38,7 +38,7 @@ _BEAT_S = 1.0
 def print_runners(runners: Sequence[pb.Runner]) -> None:
     """Print the table."""
     headers, rows = _cells(runners, time.time())
-    print_table(headers, rows, right=RIGHT, optional=OPTIONAL)
+    print_table(headers, rows, right=RIGHT, optional=OPTIONAL, wrapped="REASON")
 
 
 def runner_lines(runners: Sequence[pb.Runner], now: float, columns: int) -> list[str]:
