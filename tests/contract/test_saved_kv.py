@@ -190,7 +190,7 @@ async def test_a_runner_gets_the_time_it_needs_to_save(world: World) -> None:
     await leaving
     assert world.state(model) is None
     (directory,) = (world.path / "kv" / model.manifest_digest.hex).iterdir()
-    assert directory.name == "fake-ctx1024-slots2-cpu"
+    assert directory.name == "fake-ctx1024-slots2-cpu-f16"
     assert (directory / "00.kv").exists()
 
 
@@ -238,8 +238,8 @@ async def test_eviction_reload_and_shutdown_save(world: World) -> None:
     await world.residency.stop()
     assert len(saves(world)) == 3
     assert {path.name for path in (world.path / "kv" / b.manifest_digest.hex).iterdir()} == {
-        "fake-ctx1024-slots2-cpu",
-        "fake-ctx2048-slots2-cpu",
+        "fake-ctx1024-slots2-cpu-f16",
+        "fake-ctx2048-slots2-cpu-f16",
     }
 
 

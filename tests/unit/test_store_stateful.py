@@ -259,7 +259,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert_store_is_right(self.root, self.store)
 
 
-TestStoreMachine = StoreMachine.TestCase
+# It waits for the disk thousands of times, which takes a minute on a busy one.
+TestStoreMachine = pytest.mark.timeout(300)(StoreMachine.TestCase)
 TestStoreMachine.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
