@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from lmd.cli.output import table_lines
 from lmd.cli.runners import runner_lines
 from lmd.cli.terminal import cell_width
 from lmd.v1 import runtime_service_pb2 as pb
@@ -76,6 +77,25 @@ def test_watching_in_a_pipe_prints_a_line_for_each_event(daemon: FakeDaemon, cap
     ]
     assert "the daemon shuts down" in done.err
     assert done.code == 0
+
+
+def test_a_line_is_printed_only_for_news(daemon: FakeDaemon, capsys: Capture) -> None:
+    loading, ready = pb.Runner.STATE_LOADING, pb.Runner.STATE_READY
+    at_once = picture(event=(loading, "starts the runner"))
+    at_once.events.append(picture(event=(loading, "waits for memory: 1.7 GiB needed, 584.1 MiB free")).events[0])
+    daemon.watched = [
+        at_once,
+        picture(event=(loading, "waits for memory: 1.7 GiB needed, 0 B free")),
+        picture(event=(loading, "reads the weights")),
+        picture(event=(ready, "")),
+        picture(event=(loading, "reads the weights")),
+    ]
+    assert [line.split("  ", 2)[2] for line in lm(capsys, "ps", "--watch").out.splitlines()] == [
+        "loading  waits for memory: 1.7 GiB needed, 584.1 MiB free",
+        "loading  reads the weights",
+        "ready",
+        "loading  reads the weights",
+    ]
 
 
 def test_watching_as_json_prints_a_line_for_each_picture(daemon: FakeDaemon, capsys: Capture) -> None:
@@ -202,6 +222,25 @@ def test_ps_plan_tells_what_waits_and_what_was_decided(daemon: FakeDaemon, capsy
         }
     ]
     assert as_json["recent"][0]["action"] == "turn"
+
+
+def test_reasons_go_on_below_each_other_on_a_narrow_terminal() -> None:
+    rows = [["1 minute ago", "b:latest", "waits for memory that `poet:latest` holds, on main memory: 1.7 GiB needed"]]
+    assert table_lines(["DECIDED", "NAME", "REASON"], rows, wrapped="REASON", columns=60) == [
+        "DECIDED       NAME      REASON",
+        "1 minute ago  b:latest  waits for memory that `poet:latest`",
+        "                        holds, on main memory: 1.7 GiB",
+        "                        needed",
+    ]
+    assert len(table_lines(["DECIDED", "NAME", "REASON"], rows, wrapped="REASON")) == 2
+
+
+def test_reasons_leave_room_for_other_columns() -> None:
+    rows = [["b:latest", "0 B", "a reason of many words that cannot stand beside the rest"]]
+    shown = table_lines(["NAME", "MEMORY", "REASON"], rows, optional=("MEMORY",), wrapped="REASON", columns=50)
+    assert shown[0] == "NAME      MEMORY  REASON"
+    narrow = table_lines(["NAME", "MEMORY", "REASON"], rows, optional=("MEMORY",), wrapped="REASON", columns=38)
+    assert narrow[0] == "NAME      REASON"
 
 
 def test_ps_plan_is_not_watched(daemon: FakeDaemon, capsys: Capture) -> None:

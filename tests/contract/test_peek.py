@@ -123,6 +123,14 @@ def test_a_connection_that_always_breaks_is_given_up(rig: Rig) -> None:
         peek(rig)
 
 
+def test_a_network_that_is_down_is_not_a_pull_that_failed(rig: Rig, content: bytes) -> None:
+    rig.hub.add_repo(REPO, {FILE: content})
+    rig.hub.stop()
+    with pytest.raises(SourceUnavailable) as failed:
+        peek(rig)
+    assert failed.value.hint == "check the network, then try again"
+
+
 def test_gated_models_need_the_callers_token(rig: Rig, content: bytes) -> None:
     repo = rig.hub.add_repo("test/gated", {FILE: content}, gated=True)
     repo.allowed.add("hf_good")

@@ -720,7 +720,7 @@ async def test_unload_of_an_idle_model_is_done_when_it_returns(world: World) -> 
     await world.ask(model, "x")
     assert await world.residency.unload("A:Latest", force=False) == 0
     assert world.residency.resident_manifests() == set()
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFound, match="is not in memory"):
         await world.residency.unload(model.name, force=False)
 
 

@@ -238,7 +238,10 @@ def test_stop_says_when_answers_run(daemon: FakeDaemon, capsys: Capture) -> None
     daemon.runners.append(_runner())
     assert lm(capsys, "stop", "a").err == "stopped a\n"
     daemon.running_answers = 2
-    assert "when 2 answers are done" in lm(capsys, "stop", "a").err
+    assert "when 2 answers are done; `--force` cuts them" in lm(capsys, "stop", "a").err
+    daemon.running_answers = 1
+    assert "when 1 answer is done; `--force` cuts it" in lm(capsys, "stop", "a").err
+    daemon.running_answers = 2
     assert "2 answers cut" in lm(capsys, "stop", "--force", "--all").err
     assert daemon.requests("UnloadModel")[-1].force
     assert daemon.requests("UnloadModel")[-1].name == "a:latest"

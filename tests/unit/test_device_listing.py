@@ -51,6 +51,7 @@ async def test_what_nobody_of_ours_holds_is_others() -> None:
     gpu = Device("cuda0", "NVIDIA L4", 24, 4, backend="cuda")
     [entry] = await listed(gpu, tally=Tally({"cuda0": (10, 10)}, {"cuda0": (6, 2)}))
     assert (entry.held_bytes, entry.leased_bytes, entry.others_bytes) == (10, 6, 24 - 4 - 10 - 2)
+    assert entry.free_bytes == 0, "4 are free, and promised to the lease"
     assert entry.bandwidth_bytes == 300
 
 
@@ -58,6 +59,7 @@ async def test_what_is_mapped_or_still_loading_is_held_but_does_not_show() -> No
     cpu = Device("cpu", "main memory", 64, 60)
     [entry] = await listed(cpu, tally=Tally({"cpu": (30, 1)}))
     assert (entry.held_bytes, entry.others_bytes) == (30, 3)
+    assert entry.free_bytes == 64 - 30 - 3, "the columns add up to the whole"
 
 
 async def test_a_reading_that_lags_behind_leaves_nothing_to_others() -> None:

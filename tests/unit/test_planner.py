@@ -401,6 +401,14 @@ def test_context_is_sized_to_what_fits(
             [MAIN], [OLD], flat(71), "does not fit on main memory: 71 B needed, 70 B can be freed", id="refuse"
         ),
         pytest.param(
+            [DeviceMemory(CPU, 1000, 20)],
+            [],
+            WISHES,
+            "does not fit on main memory even with a context of 2048 tokens instead of 4096: 48 B needed, "
+            "20 B can be freed",
+            id="refuse any context",
+        ),
+        pytest.param(
             [ROOMY, gpu(0, 25)], [], LAYERED, "fits with 2 of 4 layers on cuda0: 25 B needed, 25 B free", id="part"
         ),
         pytest.param(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -49,6 +50,10 @@ def test_every_reason_is_documented_with_its_code() -> None:
     assert len(rows) == len(REASONS)
 
 
+#: gRPC shares connections by address within a process, so one to a server that has ended could get the next call.
+SOCKETS = itertools.count(1)
+
+
 class Client:
     """Calls the one handler with raw bytes."""
 
@@ -78,10 +83,11 @@ async def serving(
     interceptors = [error_interceptor()] + ([admission.interceptor()] if admission else [])
     server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((Handlers(),))
-    server.add_insecure_port(f"unix:{directory}/s")
+    address = f"unix:{directory}/{next(SOCKETS)}"
+    server.add_insecure_port(address)
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"unix:{directory}/s") as channel:
+        async with grpc.aio.insecure_channel(address) as channel:
             yield Client(channel)
     finally:
         await server.stop(0)

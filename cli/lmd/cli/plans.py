@@ -55,6 +55,7 @@ def print_plan(plan: pb.GetPlanResponse, now: float) -> None:
             ],
             right=("FOR", "NEEDS"),
             optional=("NEEDS",),
+            wrapped="REASON",
         )
         click.echo()
     elif is_terminal(sys.stdout):
@@ -67,6 +68,7 @@ def print_plan(plan: pb.GetPlanResponse, now: float) -> None:
     print_table(
         ["DECIDED", "NAME", "ACTION", "REASON"],
         [_row(decision, now) for decision in plan.recent],
+        wrapped="REASON",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ HEADERS = ("NAME", "STATE", "DEVICE", "MEMORY", "CONTEXT", "SLOTS", "QUEUED", "C
 RIGHT = ("MEMORY", "CONTEXT", "SLOTS", "QUEUED", "CACHE")
 #: Left out on a narrow terminal, the first first.
 OPTIONAL = ("CACHE", "CONTEXT", "QUEUED", "DEVICE")
+#: The sizes and times in a reason.
+_FIGURES = re.compile(r"\b\d[\d.]* (?:B|[KMGT]iB|s|min|h)\b")
 #: When a model leaves is told in words that change with time.
 _BEAT_S = 1.0
 
@@ -35,7 +38,7 @@ _BEAT_S = 1.0
 def print_runners(runners: Sequence[pb.Runner]) -> None:
     """Print the table."""
     headers, rows = _cells(runners, time.time())
-    print_table(headers, rows, right=RIGHT, optional=OPTIONAL)
+    print_table(headers, rows, right=RIGHT, optional=OPTIONAL, wrapped="REASON")
 
 
 def runner_lines(runners: Sequence[pb.Runner], now: float, columns: int) -> list[str]:
@@ -78,8 +81,15 @@ def _follow_as_json(pictures: Iterable[pb.WatchRunnersResponse]) -> None:
 
 
 def _follow_as_lines(pictures: Iterable[pb.WatchRunnersResponse]) -> None:
+    told: dict[str, tuple[str, str]] = {}
     for picture in pictures:
-        for event in picture.events:
+        for number, event in enumerate(picture.events):
+            news = (event_state(event), _FIGURES.sub("", event.reason))
+            later = next((other for other in picture.events[number + 1 :] if other.name == event.name), None)
+            # What passed at once, and memory that is a little more or less free than before, is nothing to read.
+            if news == told.get(event.name) or (later is not None and event_state(later) == news[0]):
+                continue
+            told[event.name] = news
             reason = f"  {event.reason}" if event.reason else ""
             click.echo(f"{time_text(event.time)}  {event.name}  {event_state(event)}{reason}")
 

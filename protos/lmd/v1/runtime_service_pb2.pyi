@@ -688,7 +688,7 @@ class ComputeDevice(_message.Message):
     total_bytes: _builtins.int
     """Memory that all of us may use."""
     free_bytes: _builtins.int
-    """Of that, what is free or can be freed at once."""
+    """Of that, what is free or can be freed at once, and is promised to no model or lease."""
     held_bytes: _builtins.int
     """What our runners hold of it."""
     leased_bytes: _builtins.int

@@ -108,12 +108,12 @@ class ModelNotFound(LmdError):
 
     reason = "MODEL_NOT_FOUND"
 
-    def __init__(self, name: str, *, suggestions: Sequence[str] = (), hint: str = "") -> None:
+    def __init__(self, name: str, *, suggestions: Sequence[str] = (), hint: str = "", message: str = "") -> None:
         metadata = {"name": name}
         if suggestions:
             metadata["suggestions"] = ",".join(suggestions)
             hint = hint or f"did you mean {' or '.join(f'`{s}`' for s in suggestions)}?"
-        super().__init__(f"model `{name}` not found", hint=hint, metadata=metadata)
+        super().__init__(message or f"model `{name}` not found", hint=hint, metadata=metadata)
         self.suggestions = tuple(suggestions)
 
 

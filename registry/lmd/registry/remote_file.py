@@ -139,7 +139,7 @@ class RemoteFile:
             raise SourceInvalid(f"the source sends {self.what} compressed although not asked to", ref=self.ref)
         served = reply.headers.get("etag")
         if self.validator is not None and self.validator.startswith('"') and served not in (None, self.validator):
-            raise SourceInvalid(f"{self.what} changed while it was fetched", ref=self.ref, hint="pull again")
+            raise SourceInvalid(f"{self.what} changed while it was fetched", ref=self.ref, hint="try again")
 
     def _check_size(self, served: int) -> None:
         if self.size_bytes is not None and served != self.size_bytes:

@@ -352,7 +352,7 @@ class Transfer:
                         raise _TooSlow(
                             f"{remote.what} arrives at less than {options.min_rate_bytes_per_s} bytes a second",
                             ref=remote.ref,
-                            hint="check the network, then pull again",
+                            hint="check the network, then try again",
                         )
                     window_start, window_bytes = now, 0
         finally:

@@ -17,9 +17,9 @@ from lmd.cli.options import json_option
 def command(app: App, refresh: bool, as_json: bool) -> None:
     """List what models can be loaded on: main memory, then accelerators, also those that cannot be used.
 
-    FREE is what models can still get; MODELS is what those in memory hold, LEASED what `lm lease` keeps for others, and
-    OTHERS what other programs use. Files that a model maps count as held, although the system can drop them. Below the
-    table stands why a device is not used.
+    FREE is what models can still get; MODELS is what those in memory hold or may still take, LEASED what `lm lease`
+    keeps for others, and OTHERS what other programs use. Files that a model maps count as held, although the system can
+    drop them. Below the table stands why a device is not used.
 
     \b
     Examples:

@@ -72,4 +72,5 @@ def _announce(model: str, running: int, *, force: bool) -> None:
     elif force:
         announce("stopped", model, f"{answers} cut")
     else:
-        announce("stopping", model, f"when {answers} are done; `--force` cuts them")
+        done, them = ("is", "it") if running == 1 else ("are", "them")
+        announce("stopping", model, f"when {answers} {done} done; `--force` cuts {them}")

@@ -12,8 +12,8 @@ def of(plan: Plan, ask: Ask, residents: Sequence[Resident], rooms: Mapping[str, 
     """Say why *plan* is what it is."""
     if plan.action is Action.REFUSE:
         return (
-            f"does not fit on {device_text(plan.device)}: {size_text(plan.needed_bytes)} needed, "
-            f"{size_text(plan.free_bytes)} can be freed"
+            f"does not fit on {device_text(plan.device)}{_context_text(plan.placement, ask, even='even ')}: "
+            f"{size_text(plan.needed_bytes)} needed, {size_text(plan.free_bytes)} can be freed"
         )
     others = [resident for resident in residents if resident.key in plan.others]
     where = f"{place_text(plan.placement, ask)}: {_need_text(plan.placement, rooms)}"
@@ -37,9 +37,14 @@ def place_text(placement: Placement, ask: Ask) -> str:
     text = "on " + _list([device_text(share.device) for share in accelerators] or [device_text(CPU)])
     if accelerators and placement.gpu_layers < layers:
         text = f"with {placement.gpu_layers} of {layers} layers {text}"
-    if placement.num_ctx < ask.needs[0].num_ctx:
-        text += f" with a context of {placement.num_ctx} tokens instead of {ask.needs[0].num_ctx}"
-    return text
+    return text + _context_text(placement, ask)
+
+
+def _context_text(placement: Placement, ask: Ask, *, even: str = "") -> str:
+    wanted = ask.needs[0].num_ctx
+    if placement.num_ctx >= wanted:
+        return ""
+    return f" {even}with a context of {placement.num_ctx} tokens instead of {wanted}"
 
 
 def device_text(device: str) -> str:

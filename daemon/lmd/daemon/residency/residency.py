@@ -295,7 +295,9 @@ class Residency:
                 if force or not running:
                     await actor.released()
                 return running
-        raise ModelNotFound(name_or_digest, hint="it is not resident; `lm ps` shows what is")
+        raise ModelNotFound(
+            name_or_digest, message=f"model `{name_or_digest}` is not in memory", hint="`lm ps` shows what is"
+        )
 
     async def unload_if_resident(self, manifest: Digest) -> None:
         """Unload a model whose last name is gone, as `unload` without *force* does; others are no error.

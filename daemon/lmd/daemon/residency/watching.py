@@ -13,6 +13,8 @@ from lmd.registry.digest import Digest
 
 #: A watcher sees changes at most so often; those in between come together.
 INTERVAL_S = 0.1
+#: What follows from a change within so short a time comes with it: a load that finds a runner ready starts at once.
+GATHER_S = 0.02
 #: What nobody announces, such as a slot that becomes busy inside of a runner, is looked at so often.
 LOOK_S = 1.0
 #: A watcher that does not read loses the oldest events, not the daemon's memory.
@@ -76,6 +78,7 @@ class Watchers:
             yield RunnersSeen(tuple(shown), ())
             while not self._over():
                 await _woken(watcher.woken)
+                await asyncio.sleep(GATHER_S)
                 watcher.woken.clear()
                 runners, changes = self._look(), tuple(watcher.changes)
                 watcher.changes.clear()

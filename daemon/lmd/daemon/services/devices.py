@@ -93,12 +93,14 @@ def _message(
     used_bytes = device.total_bytes - device.free_bytes
     # Of a device that cannot be read, nothing is known of others.
     others_bytes = max(used_bytes - seen_bytes - seen_leased_bytes, 0) if device.usable else 0
+    # What a model or a lease has not taken yet is nobody else's all the same.
+    promised_bytes = max(held_bytes - seen_bytes, 0) + max(leased_bytes - seen_leased_bytes, 0)
     return pb.ComputeDevice(
         id=device.id,
         description=device.description,
         backend=device.backend,
         total_bytes=device.total_bytes,
-        free_bytes=device.free_bytes,
+        free_bytes=max(device.free_bytes - promised_bytes, 0),
         held_bytes=held_bytes,
         leased_bytes=leased_bytes,
         others_bytes=others_bytes,

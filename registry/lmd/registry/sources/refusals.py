@@ -33,7 +33,7 @@ def refusal(
         where = f" at {page}" if page else ""
         if has_token:
             return SourceDenied(
-                f"the token has no access to the gated {what}", ref=ref, hint=f"ask for access{where}, then pull again"
+                f"the token has no access to the gated {what}", ref=ref, hint=f"ask for access{where}, then try again"
             )
         return SourceDenied(f"{what} is gated", ref=ref, hint=f"accept its terms{where}, then {_TOKEN_HINT}")
     if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") or status in (404, 410):
@@ -78,4 +78,4 @@ def unreachable(error: TransportFailed, ref: str) -> SourceError:
     """Return the error for a connection that failed."""
     if error.permanent:
         return SourceInvalid(str(error), ref=ref, hint="check the network's proxy and certificate settings")
-    return SourceUnavailable(str(error), ref=ref, hint="check the network, then pull again")
+    return SourceUnavailable(str(error), ref=ref, hint="check the network, then try again")
