@@ -315,10 +315,16 @@ async def test_context_that_does_not_fit_fails_only_those_who_asked_for_it(world
     world.memory.needs("ctx=4096", 1 << 40)
     running = await world.holding(model)
     larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
-    await until(lambda: world.state(model) is RunnerState.DRAINING)
     small = asyncio.create_task(world.ask(model, "small"))
-    await asyncio.sleep(0)
+    with pytest.raises(DeviceMemoryShort):
+        await larger
+    assert await small == "small "
+    assert not running.done()
     await cancel(running)
+    # The same when no runner is there that could serve some of them.
+    await world.residency.unload(model.name, force=True)
+    larger = asyncio.create_task(world.ask(model, "larger", LoadSettings(num_ctx=4096)))
+    small = asyncio.create_task(world.ask(model, "small"))
     with pytest.raises(DeviceMemoryShort):
         await larger
     assert await small == "small "

@@ -11,7 +11,7 @@ import pytest
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency import ledger as ledger_module
 from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
-from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Plan
+from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Plan
 from tests.support.leaks import until
 
 IDLE = Usage(busy=False, last_used=0, pinned=False, leaving=False)
@@ -352,6 +352,103 @@ async def test_what_does_not_fit_however_a_load_counts_is_refused_at_once() -> N
     with pytest.raises(DeviceMemoryShort):
         await machine.ledger.admit(Ask.of_bytes("b", "b", 101, "cuda0"), timeout_s=20, on_wait=machine.waits.append)
     assert machine.waits == []
+
+
+def with_less() -> Ask:
+    """Ask for a context of 4096 tokens, or for one of 3072 where no more fits."""
+    needs = (Need.flat(100, num_ctx=4096), Need.flat(30, num_ctx=3072))
+    return Ask("b", "b", needs, devices=("cuda0",))
+
+
+async def loading(machine: Machine) -> None:
+    """Let a model load that may take 100; it has taken 70, and a reading shows them."""
+    machine.usages["a"] = replace(BUSY, pinned=True)
+    await machine.admit("a")
+    machine.free_bytes = 130
+
+
+async def test_what_loads_counts_twice_and_makes_no_context_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that waited for another one's load got a context of 3072 tokens, with room for 4096 a moment later."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(200)
+    await loading(machine)
+    load = asyncio.create_task(machine.ledger.admit(with_less(), timeout_s=20, on_wait=machine.waits.append))
+    await until(lambda: load.done() or bool(machine.waits))
+    assert machine.waits[0].reason == "waits until memory has settled: a context of 4096 tokens may fit then"
+    machine.free_bytes = 100
+    machine.ledger.settle("a", [Held("cuda0", 100)])
+    assert (await load).num_ctx == 4096
+
+
+async def test_a_smaller_context_it_is_when_loads_have_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    monkeypatch.setattr(ledger_module, "LOAD_SETTLE_S", 0.05)
+    machine = Machine(200)
+    await loading(machine)
+    load = asyncio.create_task(machine.ledger.admit(with_less(), timeout_s=20, on_wait=machine.waits.append))
+    await machine.until_waiting()
+    machine.free_bytes = 50  # another program has taken the rest
+    machine.ledger.settle("a", [Held("cuda0", 100)])
+    assert (await load).num_ctx == 3072
+
+
+async def test_a_smaller_context_is_better_than_a_wait_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load may take longer than anybody wants to wait for the larger one."""
+    monkeypatch.setattr(ledger_module, "RECHECK_S", 0.01)
+    machine = Machine(200)
+    await loading(machine)
+    placed = await machine.ledger.admit(with_less(), timeout_s=0.05, on_wait=machine.waits.append)
+    assert placed.num_ctx == 3072
+    assert machine.waits
+
+
+async def test_a_smaller_context_that_no_settling_makes_larger_is_taken_at_once() -> None:
+    machine = Machine(200)
+    await loading(machine)
+    ask = replace(with_less(), needs=(Need.flat(200, num_ctx=4096), Need.flat(0, num_ctx=3072)))
+    machine.free_bytes = 110
+    assert (await machine.ledger.admit(ask, timeout_s=20, on_wait=machine.waits.append)).num_ctx == 3072
+    assert machine.waits == []
+
+
+async def test_whether_it_would_be_refused_counts_what_it_holds_as_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working model was unloaded for a reload that was refused then."""
+    monkeypatch.setattr(ledger_module, "LOAD_SETTLE_S", 0)
+    machine = Machine(150)
+    await machine.resident("a")
+    machine.usages["a"] = replace(BUSY, pinned=True, by_name=True)
+    assert await machine.ledger.refusal(Ask.of_bytes("a", "a", 150, "cuda0")) is None
+    refused = await machine.ledger.refusal(Ask.of_bytes("a", "a", 200, "cuda0"))
+    assert refused is not None
+    assert not refused.settling
+    assert isinstance(refused.error, DeviceMemoryShort)
+    assert (refused.error.metadata["needed_bytes"], refused.error.metadata["free_bytes"]) == ("200", "150")
+    assert "lets it go" not in refused.error.hint  # it is pinned, and would not get it by leaving
+    assert machine.ledger.recent()[0].plan.action is Action.REFUSE
+    assert machine.ledger.holding("a") is not None
+
+
+async def test_whether_it_would_be_refused_is_not_said_while_memory_settles() -> None:
+    machine = Machine(300)
+    await machine.resident("a")
+    await machine.admit("b")
+    machine.usages["b"] = replace(BUSY, pinned=True)
+    machine.free_bytes = 100  # `b` has taken its 100 already, and is promised them still
+    decided = len(machine.ledger.recent())
+    refused = await machine.ledger.refusal(Ask.of_bytes("a", "a", 200, "cuda0"))
+    assert refused is not None
+    assert refused.settling
+    assert refused.reason.startswith("waits until memory has settled: does not fit on cuda0: 200 B needed")
+    assert len(machine.ledger.recent()) == decided
+
+
+async def test_whether_it_would_be_refused_when_its_device_is_gone() -> None:
+    machine = Machine(150)
+    await machine.resident("a")
+    machine.device = "cuda1"
+    refused = await machine.ledger.refusal(Ask.of_bytes("a", "a", 100, "cuda0"))
+    assert refused is not None
+    assert isinstance(refused.error, DeviceUnavailable)
 
 
 async def test_a_device_that_vanishes_while_somebody_waits_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

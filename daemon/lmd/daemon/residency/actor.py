@@ -10,11 +10,13 @@ from datetime import timedelta
 import structlog
 
 from lmd.daemon.errors import AnswersTooLong, DeviceMemoryShort, DeviceUnavailable, Draining, Unloaded
+from lmd.daemon.residency.ledger import RECHECK_S, Refusal
 from lmd.daemon.residency.loading import Loaded
 from lmd.daemon.residency.queueing import check_room
 from lmd.daemon.residency.standing import Standing
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.values import LoadSettings, RunnerState
+from lmd.daemon.runner_process import RunnerProcess
 from lmd.registry.errors import BlobMissing, LmdError
 
 log = structlog.get_logger(__name__)
@@ -280,6 +282,9 @@ class ModelActor(Standing):
         """Drain and end the runner; stop doing so when the reason goes away."""
         runner, name = self._runner, self.model.name
         assert runner is not None
+        if self._reloads() and not await self._reload_fits(runner):
+            return
+        drains = bool(self._requests.admitted)
         self._show(RunnerState.DRAINING, self._why_it_goes())
         self._ledger.changed()
         turn_ends = self._loop.time() + self._limits.wait_s
@@ -287,9 +292,7 @@ class ModelActor(Standing):
             self._requests.start_clock()
         while self._requests.admitted and not self._force and not runner.exit.done():
             if not self._has_to_go():
-                self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
-                self._requests.stop_clock()
-                self._admit_waiting()
+                self._serve_on()
                 return
             now = self._loop.time()
             if self._closing and now >= self._drain_until:
@@ -305,6 +308,9 @@ class ModelActor(Standing):
                 self._requests.refuse_late(error, keep=self._only_queues)
                 continue
             await self._woken(self._drain_until if self._closing else deadline)
+        # While answers finished, others may have taken the memory, or whoever it would have been enough for has left.
+        if drains and self._reloads() and not await self._reload_fits(runner):
+            return
         # A runner that answers nobody has nothing to finish: one that does not go at once is stuck.
         patient = not self._requests.admitted and not self._force
         drain_s = min(self._limits.drain_s, self._loader.timings.term_s) if patient else 0.0
@@ -314,6 +320,60 @@ class ModelActor(Standing):
         await runner.gone()
         log.info("model_unloaded", model=name)
         self._forget()
+
+    async def _reload_fits(self, runner: RunnerProcess) -> bool:
+        """Tell whether the runner goes, refusing those who need a reload for which there is no memory.
+
+        It serves on while the planner is asked, and afterwards whoever needs no such reload.
+        """
+        while self._reloads() and not runner.exit.done():
+            settings = self._target()
+            question = asyncio.create_task(self._reload_refusal(runner, settings))
+            question.add_done_callback(lambda _: self._wake.set())
+            try:
+                while not question.done() and self._reloads() and not runner.exit.done():
+                    await self._woken(None)
+            finally:
+                question.cancel()
+                await asyncio.wait([question])
+            if question.cancelled() or not self._reloads() or self._target() != settings:
+                continue
+            if (refusal := question.result()) is None:
+                return True
+            if refusal.settling:
+                await self._settled(refusal)
+                continue
+            log.info("reload_refused", model=self.model.name, num_ctx=settings.num_ctx, reason=refusal.reason)
+            self._requests.refuse_larger(refusal.error, settings, keep=self._serves)
+            self._admit_waiting()
+        if self._leave or runner.exit.done():
+            return self._leave
+        self._serve_on()
+        return False
+
+    async def _reload_refusal(self, runner: RunnerProcess, settings: LoadSettings) -> Refusal | None:
+        """Return why there is no memory for the model with *settings* once its runner is gone, None when there is."""
+        try:
+            ask = await self._loader.ask(self.model, settings, gpu_offload=runner.hello.result().gpu_offload)
+        except LmdError as error:
+            return Refusal(error)
+        return await self._ledger.refusal(ask)
+
+    async def _settled(self, refusal: Refusal) -> None:
+        """Wait for a reading that may say something else; refuse those whose time is up."""
+        self._requests.start_clock()
+        self._show(reason=refusal.reason)
+        self._requests.refuse_late(refusal.error, keep=self._only_queues)
+        deadline = self._requests.deadline(keep=self._only_queues)
+        look_again = self._loop.time() + RECHECK_S
+        await self._woken(look_again if deadline is None else min(deadline, look_again))
+
+    def _serve_on(self) -> None:
+        """Go on with the runner: there is no reason any more why it should leave."""
+        self._show(RunnerState.READY, self._loaded.remark if self._loaded is not None else "")
+        self._requests.stop_clock()
+        self._requests.narrow = False
+        self._admit_waiting()
 
     async def _bury(self) -> None:
         """Note that the runner died by itself; its requests know already."""
@@ -361,6 +421,10 @@ class ModelActor(Standing):
         if self._requests.waiting:
             return not self._serves(self._requests.first)
         return not self._requests.admitted and self._pin is None and self._keep_alive.expired()
+
+    def _reloads(self) -> bool:
+        """Tell whether the runner has to go for another one with other settings, and for nothing else."""
+        return not self._leave and bool(self._requests.waiting) and self._has_to_go()
 
     def _why_it_goes(self) -> str:
         if self._leave:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
 from lmd.daemon.residency.reasons import seconds_text
 from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
-from lmd.registry.errors import size_text
+from lmd.registry.errors import LmdError, size_text
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +98,15 @@ class Picture:
         """Return the names of residents, for people."""
         named = {resident.key: resident.name or resident.key for resident in self.residents}
         return tuple(named.get(key, key) for key in keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """That there is no place for an ask, whoever leaves; *settling*: by a reading that may be wrong for a moment."""
+
+    error: LmdError
+    settling: bool = False
+    reason: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -200,6 +209,26 @@ class Ledger:
                 held = self._holdings.get(key)
                 own = [replace(self._seen(held, self._usage(key), now), leaving=True)] if held is not None else []
                 return Picture(tuple(devices), (*self._residents(key), *own), self._reserve_bytes)
+
+    async def refusal(self, ask: Ask) -> Refusal | None:
+        """Tell whether *ask* would be refused, with what it holds already counted as leaving; None when it would not.
+
+        What is refused for good is remembered as a decision: who keeps what it has, does not ask for it.
+        """
+        picture = await self.picture(ask.key)
+        others = [resident for resident in picture.residents if resident.key != ask.key]
+        try:
+            refused = picture.plan(ask)
+            decided = self._once_settled(refused, picture.devices, picture.residents, ask)
+        except ValueError:
+            return Refusal(_unavailable(ask))
+        if refused.action is not Action.REFUSE:
+            return None
+        error = self._short(ask, refused, others)
+        if decided.action is not Action.REFUSE:
+            return Refusal(error, settling=True, reason=decided.reason)
+        self._remember(Decision(ask.name, refused, (), ask.waited_s, datetime.now(UTC)))
+        return Refusal(error, reason=refused.reason)
 
     # What it grants
 
@@ -339,15 +368,10 @@ class Ledger:
             residents = self._residents(ask.key)
             try:
                 decided = plan(devices, residents, ask, reserve_bytes=self._reserve_bytes)
+                decided = self._once_settled(decided, devices, residents, ask, late=now >= asking.deadline)
             except ValueError:
-                # They were there when it asked: a device has vanished.
-                gone = " and ".join(ask.devices or ("every device",))
-                asking.granted.set_exception(DeviceUnavailable(ask.name, f"{gone} cannot be used any more"))
+                asking.granted.set_exception(_unavailable(ask))
                 continue
-            settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
-            if decided.action is Action.REFUSE and (settling or self._may_fit_later(decided)):
-                reason = f"waits until memory has settled: {decided.reason}"
-                decided = replace(decided, action=Action.WAIT, reason=reason)
             late = now >= asking.deadline and decided.action not in (Action.LOAD, Action.REFUSE)
             given_up = late and not self._goes_on(asking, self._waited_too_long(asking, decided, devices))
             if given_up:
@@ -366,17 +390,41 @@ class Ledger:
                 wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
         return wake_s
 
-    def _may_fit_later(self, refused: Plan) -> bool:
-        """Tell whether what loads, or did so a moment ago, may be why it does not fit: a part counts twice then."""
+    def _once_settled(
+        self,
+        decided: Plan,
+        devices: Sequence[DeviceMemory],
+        residents: Sequence[Resident],
+        ask: Ask,
+        *,
+        late: bool = False,
+    ) -> Plan:
+        """Make a wait of a refusal, or of a smaller context, that a reading of this moment may be wrong about.
+
+        Of what loads, or did so a moment ago, a part may count twice: as promised, and as taken. Who is *late* takes
+        the smaller context.
+        """
         now = asyncio.get_running_loop().time()
+        refused = decided.action is Action.REFUSE
+        if not refused and (late or decided.placement.num_ctx >= ask.needs[0].num_ctx):
+            return decided
+        settling = any(until > now for until, _ in self._settling) or now < self._released_at + RELEASE_S
+        hoped = plan(self._at_best(devices, now), residents, ask, reserve_bytes=self._reserve_bytes)
+        if refused and (settling or hoped.action is not Action.REFUSE):
+            return replace(decided, action=Action.WAIT, reason=f"waits until memory has settled: {decided.reason}")
+        if not refused and hoped.placement.num_ctx > decided.placement.num_ctx:
+            reason = f"waits until memory has settled: a context of {hoped.placement.num_ctx} tokens may fit then"
+            return replace(hoped, action=Action.WAIT, others=(), holds_place=False, reason=reason)
+        return decided
+
+    def _at_best(self, devices: Sequence[DeviceMemory], now: float) -> list[DeviceMemory]:
+        """Return the devices with all that may count twice as free."""
         self._unsettled = {key: until for key, until in self._unsettled.items() if until > now}
-        twice_bytes = sum(
-            part.held_bytes
-            for key in self._unsettled
-            for part in self._holdings[key].held
-            if part.device == refused.device
-        )
-        return refused.needed_bytes <= refused.free_bytes + twice_bytes
+        twice_bytes: Counter[str] = Counter()
+        for key in self._unsettled:
+            for part in self._holdings[key].held:
+                twice_bytes[part.device] += part.held_bytes
+        return [replace(device, free_bytes=device.free_bytes + twice_bytes[device.id]) for device in devices]
 
     def _goes_on(self, asking: _Asking, late: DeviceMemoryShort) -> bool:
         """Tell those who have waited long enough; tell whether anybody waits on."""
@@ -452,8 +500,14 @@ class Ledger:
         last, asking.decision = asking.decision, made
         if last is not None and _gist(last.plan) == _gist(decided):
             return
+        self._remember(made)
+
+    def _remember(self, made: Decision) -> None:
         self._recent.append(made)
-        log.info("residency_plan", model=ask.name, action=decided.action.value, others=others, reason=decided.reason)
+        decided = made.plan
+        log.info(
+            "residency_plan", model=made.name, action=decided.action.value, others=made.others, reason=decided.reason
+        )
 
     def _waited_too_long(self, asking: _Asking, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
         ask = asking.ask
@@ -513,6 +567,12 @@ def _resident(ask: Ask, placement: Placement) -> Resident:
     """Return what gets a place: nothing of it is to be seen yet."""
     held = tuple(Held(share.device, share.bytes, share.bytes) for share in placement.shares)
     return Resident(ask.key, held, ask.name, busy=True, priority=ask.priority)
+
+
+def _unavailable(ask: Ask) -> DeviceUnavailable:
+    """Return that the devices are gone which were there when it asked."""
+    gone = " and ".join(ask.devices or ("every device",))
+    return DeviceUnavailable(ask.name, f"{gone} cannot be used any more")
 
 
 def _gist(decided: Plan) -> tuple[Action, tuple[str, ...], Placement]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from lmd.daemon.errors import DeviceMemoryShort
 from lmd.daemon.residency.queueing import serving_all
 from lmd.daemon.residency.ticket import Ticket
 from lmd.daemon.residency.turns import AnswerTimes
@@ -147,13 +146,15 @@ class Requests:
             del self.waiting[ticket]
             ticket.refuse(error)
 
-    def refuse_larger(self, error: DeviceMemoryShort, refused: LoadSettings) -> None:
-        """Refuse those for whom there is no memory, now that there is none for *refused*.
+    def refuse_larger(
+        self, error: Exception, refused: LoadSettings, keep: Callable[[Ticket], bool] = lambda ticket: False
+    ) -> None:
+        """Refuse those for whom there is no memory, now that there is none for *refused*, unless *keep* says otherwise.
 
         Those who wait for less, or for another place, may still get it.
         """
         before = len(self.waiting)
-        self.refuse(error, keep=lambda ticket: ticket.settings.asks_less_than(refused))
+        self.refuse(error, keep=lambda ticket: ticket.settings.asks_less_than(refused) or keep(ticket))
         self.narrow = 0 < before == len(self.waiting)
 
     def _admit(self, ticket: Ticket, runner: RunnerProcess) -> None:
