@@ -234,7 +234,7 @@ async def test_unload_of_a_model_that_is_not_resident_names_it(bench: Bench, con
     bench.model()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="m"))
-    assert "model `m:latest` not found" in str(caught.value.details())
+    assert "model `m:latest` is not in memory" in str(caught.value.details())
 
 
 async def test_full_queue_refuses(bench: Bench) -> None:
