@@ -294,6 +294,19 @@ def test_fit_tells_people(daemon: FakeDaemon, capsys: Capture) -> None:
     assert (request.name, request.parameters.num_ctx) == ("llama", 8192)
 
 
+def test_fit_leaves_out_the_place_of_what_does_not_fit(daemon: FakeDaemon, capsys: Capture) -> None:
+    fit = pb.FitModelResponse()
+    fit.CopyFrom(FIT)
+    fit.fits, fit.reason = False, "does not fit on cuda0: 5.0 GiB needed, 2.0 GiB free"
+    daemon.fits["llama"] = fit
+    result = lm(capsys, "fit", "llama")
+    assert result.code == 1
+    assert "Place" not in result.out
+    assert "on accelerators" not in result.out
+    assert "Context" in result.out
+    assert json.loads(lm(capsys, "fit", "--json", "llama").out)["devices"]
+
+
 def test_fit_tells_programs_and_the_exit_status(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.fits["llama"] = pb.FitModelResponse(
         total_bytes=80 << 30, weights_bytes=70 << 30, kv_bytes=9 << 30, compute_bytes=1 << 30, reason="too large"

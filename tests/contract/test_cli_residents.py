@@ -159,8 +159,8 @@ def test_pin_and_unpin(daemon: FakeDaemon, capsys: Capture) -> None:
     assert (request.name, request.parameters.num_ctx) == ("poet:latest", 512)
     (pinned,) = json.loads(lm(capsys, "pin", "poet", "--json").out)
     assert pinned["pinned"]
-    assert "unpinned poet" in lm(capsys, "unpin", "poet").err
-    assert json.loads(lm(capsys, "unpin", "poet", "--json").out) == [{"name": "poet"}]
+    assert "unpinned poet:latest" in lm(capsys, "unpin", "poet").err
+    assert json.loads(lm(capsys, "unpin", "poet", "--json").out) == [{"name": "poet:latest"}]
     assert lm(capsys, "unpin", "nobody").code == 1
 
 
@@ -175,8 +175,36 @@ def test_a_model_has_to_be_named(daemon: FakeDaemon, capsys: Capture, verb: str)
 def test_stop_says_that_a_pinned_model_comes_back(daemon: FakeDaemon, capsys: Capture) -> None:
     daemon.runners = [runner(pinned=True)]
     done = lm(capsys, "stop", "poet")
-    assert "stopped poet" in done.err
-    assert "lm unpin poet" in done.err
+    assert "stopped poet:latest" in done.err
+    assert "lm unpin poet:latest" in done.err
+    (as_json,) = json.loads(lm(capsys, "stop", "poet", "--json").out)
+    assert as_json["name"] == "poet:latest"
+
+
+def test_stop_says_what_it_waits_for(daemon: FakeDaemon) -> None:
+    daemon.runners = [runner()]
+    daemon.unload_gate.clear()
+    with terminal("stop", "poet") as stop:
+        stop.expect("waiting for the runner of poet to end")
+        daemon.unload_gate.set()
+        stop.expect("stopped poet:latest")
+        assert stop.wait() == 0
+
+
+def test_stop_says_in_a_pipe_once_what_it_waits_for(
+    daemon: FakeDaemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.runners = [runner()]
+    daemon.unload_gate.clear()
+    said: list[str] = []
+
+    def note(text: str) -> None:
+        said.append(text)
+        daemon.unload_gate.set()
+
+    monkeypatch.setattr("lmd.cli.stopping.note", note)
+    assert lm(capsys, "stop", "poet").err == "stopped poet:latest\n"
+    assert said == ["waiting for the runner of poet to end"]
 
 
 def test_stop_of_all_cuts_what_stops_already_only_by_force(daemon: FakeDaemon, capsys: Capture) -> None:

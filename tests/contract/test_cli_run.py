@@ -120,7 +120,7 @@ def test_json_is_one_object_at_the_end(daemon: FakeDaemon) -> None:
 def test_timings_go_to_stderr(daemon: FakeDaemon) -> None:
     result = lm_process("run", "--verbose", "llama3", "hi")
     assert result.out == "You said: hi\n"
-    assert "prompt  12 tokens in 100ms, 80.0 tokens/s, reused 4 of 12" in result.err
+    assert "prompt  8 of 12 tokens computed in 100ms, 80.0 tokens/s, 4 reused" in result.err
     assert "answer  3 tokens in 400ms, 7.5 tokens/s" in result.err
 
 

@@ -217,7 +217,8 @@ async def test_load_and_unload_over_the_wire(bench: Bench, connection: Connectio
     assert events[-1].runner.context_length == 64
     del bench.catalog.models[model.name]  # removed from the store, still resident
     unload = runtime_service_pb2.UnloadModelRequest(name="m")
-    assert (await connection.runtime.UnloadModel(unload)).running_answers == 0
+    done = await connection.runtime.UnloadModel(unload)
+    assert (done.name, done.running_answers) == (model.name, 0)
     assert bench.world.status(model) is None
 
 
@@ -225,7 +226,8 @@ async def test_unload_by_another_name_of_the_same_model(bench: Bench, connection
     model = bench.model()
     await bench.generate("x")
     bench.catalog.add(replace(model, name="copy:latest", digest=model.manifest_digest))
-    await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="copy"))
+    done = await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="copy"))
+    assert done.name == "copy:latest"
     assert bench.world.status(model) is None
 
 
@@ -234,7 +236,7 @@ async def test_unload_of_a_model_that_is_not_resident_names_it(bench: Bench, con
     bench.model()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await connection.runtime.UnloadModel(runtime_service_pb2.UnloadModelRequest(name="m"))
-    assert "model `m:latest` not found" in str(caught.value.details())
+    assert "model `m:latest` is not in memory" in str(caught.value.details())
 
 
 async def test_full_queue_refuses(bench: Bench) -> None:

@@ -91,6 +91,16 @@ async def test_a_slow_load_delays_nobody_else(world: World) -> None:
     assert await waiting == "late "
 
 
+async def test_a_load_whose_weights_are_read_says_that_it_makes_room_for_the_context(world: World) -> None:
+    gate = world.path / "gate"
+    model = world.model("a", gate=str(gate), progress=1.0)
+    with world.residency.enqueue(model, SETTINGS) as ticket:
+        await until(lambda: ticket.status().load_fraction == 1)
+        assert ticket.status().detail == f"makes room for a context of {SETTINGS.num_ctx} tokens"
+        gate.touch()
+        assert await ticket.wait(20)
+
+
 async def test_status_while_it_loads_and_serves(world: World) -> None:
     gate = world.path / "gate"
     model = world.model("a", gate=str(gate), memory_bytes=777)
@@ -698,6 +708,9 @@ async def test_unload_lets_running_answers_finish(world: World) -> None:
     gate = world.path / "gate"
     running = await world.holding(model, f"gate {gate}")
     assert await world.residency.unload(model.name, force=False) == 1
+    leaving = world.status(model)
+    assert leaving is not None
+    assert leaving.reason == "1 running answer finishes first"
     assert world.state(model) is RunnerState.DRAINING
     newcomer = asyncio.create_task(world.ask(model, "new"))
     gate.touch()

@@ -268,7 +268,7 @@ async def test_a_pinned_model_is_neither_evicted_nor_expires(world: World) -> No
         await world.ask(b, "x")
     assert "`lm unpin a:latest`" in caught.value.hint
     assert world.state(a) is RunnerState.READY
-    await pins.unpin("A")
+    assert await pins.unpin("A") == a.name
     assert await world.ask(b, "x") == "x "
 
 

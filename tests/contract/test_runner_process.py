@@ -34,7 +34,8 @@ from lmd.runner.v1 import frames_pb2 as frames
 from tests.support.fake_runner import FAKE_COMMAND, Script, write_model
 from tests.support.leaks import nothing_left_in, until
 
-QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=0.3)
+QUICK = RunnerTimings(hello_s=30, load_stall_s=30, ping_interval_s=0.05, hang_s=20, term_s=20)
+IMPATIENT = replace(QUICK, term_s=0.3)
 
 
 def real_runner_is_here() -> bool:
@@ -382,6 +383,7 @@ async def test_crash_has_cause_and_log(fake: Subject, prompt: str, cause: str) -
 
 
 async def test_stubborn_runner_is_killed(fake: Subject) -> None:
+    fake.spec = replace(fake.spec, timings=IMPATIENT)
     fake.script(obeys_drain=False, obeys_term=False)
     runner = await fake.ready()
     answer = await runner.submit(submit("hold"))
@@ -394,7 +396,34 @@ async def test_stubborn_runner_is_killed(fake: Subject) -> None:
     await runner.gone()
 
 
+async def test_a_frozen_runner_without_requests_gets_no_time_to_save(fake: Subject) -> None:
+    fake.spec = replace(fake.spec, timings=IMPATIENT)
+    runner = await fake.ready()
+    os.kill(runner.pid, signal.SIGSTOP)
+    ended = await runner.stop(drain_s=1000, save_s=1000)
+    assert ended.expected
+    assert ended.cause == "SIGKILL"
+    assert not ended.probably_out_of_memory
+    await runner.gone()
+
+
+async def test_a_runner_that_saves_is_not_taken_for_a_frozen_one(fake: Subject, tmp_path: Path) -> None:
+    saved, journal = tmp_path / "saved", tmp_path / "journal"
+    fake.script(saving_until=str(saved), journal=str(journal))
+    fake.spec = replace(fake.spec, timings=replace(QUICK, term_s=1))
+    runner = await fake.ready()
+    stop = asyncio.create_task(runner.stop(drain_s=20, save_s=20))
+    await until(lambda: "save" in journal.read_text())
+    # By then the time of a runner that has not heard is over.
+    await asyncio.wait([stop], timeout=1.2)
+    assert not stop.done()
+    saved.touch()
+    assert (await stop).cause == "exit status 0"
+    await runner.gone()
+
+
 async def test_grandchildren_do_not_outlive_a_killed_runner(fake: Subject) -> None:
+    fake.spec = replace(fake.spec, timings=IMPATIENT)
     fake.script(child=True, obeys_drain=False, obeys_term=False)
     runner = await fake.ready()
     (child,) = psutil.Process(runner.pid).children()

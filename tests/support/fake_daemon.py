@@ -207,6 +207,9 @@ class FakeDaemon:
         #: The versions of models by their names, newest first.
         self.versions: dict[str, list[model_pb.Version]] = {}
         self.running_answers = 0
+        #: Clear it, and an unload takes until it is set.
+        self.unload_gate = threading.Event()
+        self.unload_gate.set()
         self.plan = runtime_pb.GetPlanResponse()
         #: What fits, by the name that is asked for.
         self.fits: dict[str, runtime_pb.FitModelResponse] = {}
@@ -477,8 +480,7 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     @_unary
     def UnpinModel(self, request: Any, context: Any) -> Any:
-        self.daemon.find(request.name)
-        return runtime_pb.UnpinModelResponse()
+        return runtime_pb.UnpinModelResponse(name=self.daemon.find(request.name).model.name)
 
     @_streamed
     def WatchRunners(self, request: Any, context: Any) -> Any:
@@ -486,9 +488,13 @@ class _Runtime(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     @_unary
     def UnloadModel(self, request: Any, context: Any) -> Any:
-        if not any(runner.name in (request.name, f"{request.name}:latest") for runner in self.daemon.runners):
+        names = [
+            runner.name for runner in self.daemon.runners if runner.name in (request.name, f"{request.name}:latest")
+        ]
+        if not names:
             raise not_found(request.name)
-        return runtime_pb.UnloadModelResponse(running_answers=self.daemon.running_answers)
+        self.daemon.unload_gate.wait()
+        return runtime_pb.UnloadModelResponse(name=names[0], running_answers=self.daemon.running_answers)
 
     @_unary
     def FitModel(self, request: Any, context: Any) -> Any:

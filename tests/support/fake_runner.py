@@ -78,6 +78,8 @@ class Script:
     echo_chat: bool = False
     #: Starts a child that holds our standard error.
     child: bool = False
+    #: How much of the weights a load has read when it comes to the gate.
+    progress: float = 0.5
     #: When drained with time to save KV, it says so in the journal, and goes on "saving" until this file exists.
     saving_until: str = ""
     stderr: str = "fake runner"
@@ -225,7 +227,7 @@ class Fake:
         kv_type = f" {self.load.kv_type}" if self.load.kv_type not in ("", "f16") else ""
         self.write_journal(f"{self.load.num_ctx} {self.load.num_thread}{drafts}{kv_type}")
         self.check_files()
-        self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=0.5)))
+        self.send(frames.RunnerFrame(load_progress=frames.LoadProgress(fraction=self.script.progress)))
         kinds = {
             "oom": frames.LoadFailed.KIND_OUT_OF_MEMORY,
             "incompatible": frames.LoadFailed.KIND_INCOMPATIBLE,

@@ -10,11 +10,11 @@ import grpc
 import pytest
 
 from lmd.cli.errors import BadUsage, ClientError, Unreachable, render_error
-from lmd.cli.terminal import Palette
+from lmd.cli.terminal import Palette, wrapped
 from lmd.v1 import error_reason_pb2
 from lmd.v1.endpoint import home_socket
 from lmd.v1.version import API_VERSION
-from tests.support.cli import lm
+from tests.support.cli import lm, terminal
 from tests.support.fake_daemon import FakeDaemon, FakeFailure
 
 Capture = pytest.CaptureFixture[str]
@@ -49,6 +49,45 @@ def test_colours_add_nothing_that_is_not_there_without() -> None:
     from lmd.cli.terminal import without_colour
 
     assert without_colour(coloured) == render_error(error, _PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short enough", ["short enough"]),
+        ("a message that goes on for more", ["a message that goes", "on for more"]),
+        ("then use `lm run -o a=1`, or so", ["then use", "`lm run -o a=1`, or", "so"]),
+        ("hf.co/somebody/with-a-long-name is long", ["hf.co/somebody/with-a-long-name", "is long"]),
+        ("two\nlines, of which the second is long", ["two", "lines, of which the", "second is long"]),
+        ("a tick ` that is alone, and more", ["a tick ` that is", "alone, and more"]),
+        ("\x1b[1;31merror:\x1b[0m twelve more", ["\x1b[1;31merror:\x1b[0m twelve more"]),
+        ("`lm pin` `lm pin` `lm pin`", ["`lm pin` `lm pin`", "`lm pin`"]),
+    ],
+)
+def test_long_lines_break_at_blanks_and_not_in_backticks(text: str, lines: list[str]) -> None:
+    assert wrapped(text, 20).split("\n") == lines
+    assert wrapped(text, None) == text
+
+
+def test_message_and_hint_fit_into_the_columns() -> None:
+    error = BadUsage("what was asked for is much too long for this", hint="ask for less, or see `lm ps` for what is")
+    shown = render_error(error, _PLAIN, columns=30)
+    assert shown.split("\n") == [
+        "error: what was asked for is",
+        "much too long for this",
+        "",
+        "hint: ask for less, or see",
+        "`lm ps` for what is",
+    ]
+
+
+def test_on_a_terminal_no_word_of_an_error_is_torn(daemon: FakeDaemon) -> None:
+    name = "a-name-that-does-not-exist-and-is-long"
+    with terminal("show", name, columns=50) as shown:
+        shown.wait()
+        rows = shown.rest().splitlines()
+    assert f"`{name}`" in "\n".join(rows)
+    assert max(len(row) for row in rows) <= 50
 
 
 @pytest.mark.parametrize(

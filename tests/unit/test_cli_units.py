@@ -58,7 +58,12 @@ def test_the_past(seconds: float, text: str) -> None:
     assert format_ago(seconds) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(-1, "now"), (0.2, "now"), (241, "4 minutes from now")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "now"), (0.2, "now"), (0.5, "1 second from now"), (241, "4 minutes from now"),
+                          (299.6, "5 minutes from now"), (270, "5 minutes from now"), (269, "4 minutes from now"),
+                          (59.4, "59 seconds from now"), (59.6, "1 minute from now"), (3569, "59 minutes from now"),
+                          (3570, "1 hour from now"), (86399, "1 day from now"), (5399, "1 hour from now")]
+)  # fmt: skip
 def test_the_future(seconds: float, text: str) -> None:
     assert format_until(seconds) == text
 

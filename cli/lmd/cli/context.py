@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmd.cli.terminal import palette_for, printable
+from lmd.cli.terminal import palette_for, printable, text_columns, wrapped
 
 if TYPE_CHECKING:
     from lmd.cli.client import Client
@@ -56,7 +56,7 @@ pass_app = click.make_pass_decorator(App)
 
 def note(text: str) -> None:
     """Tell the user something on stderr."""
-    click.echo(printable(text), err=True)
+    click.echo(wrapped(printable(text), text_columns(sys.stderr)), err=True)
 
 
 def announce(verb: str, subject: str, detail: str = "") -> None:
@@ -68,4 +68,5 @@ def announce(verb: str, subject: str, detail: str = "") -> None:
 
 def warn(text: str) -> None:
     """Warn the user on stderr."""
-    click.echo(f"{palette_for(sys.stderr).warning('warning:')} {printable(text)}", err=True)
+    line = f"{palette_for(sys.stderr).warning('warning:')} {printable(text)}"
+    click.echo(wrapped(line, text_columns(sys.stderr)), err=True)

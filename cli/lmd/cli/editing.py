@@ -14,8 +14,8 @@ import click
 
 from lmd.cli.context import App, note
 from lmd.cli.editor import editor_from, run_editor
-from lmd.cli.errors import UNREACHABLE, ClientError, render_error
-from lmd.cli.terminal import is_terminal, palette_for
+from lmd.cli.errors import UNREACHABLE, ClientError, show_error
+from lmd.cli.terminal import is_terminal
 
 if TYPE_CHECKING:
     from lmd.v1 import model_pb2
@@ -69,7 +69,7 @@ def _edit(app: App, info: model_pb2.ModelInfo, editor: str, path: Path) -> model
             hopeless = error.reason in (UNREACHABLE, "TAG_CHANGED")
             if hopeless or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
                 raise
-            click.echo(render_error(error, palette_for(sys.stderr)), err=True)
+            show_error(error)
             if not click.confirm("edit again?", default=True, err=True):
                 raise _GaveUp() from None
 

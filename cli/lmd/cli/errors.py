@@ -5,10 +5,13 @@ Imports nothing heavy, because every start of `lm` loads it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmd.cli.terminal import Palette, printable
+import click
+
+from lmd.cli.terminal import Palette, palette_for, printable, text_columns, wrapped
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -90,9 +93,12 @@ class BadUsage(ClientError):
         super().__init__(message, reason="USAGE", hint=hint)
 
 
-def render_error(error: ClientError, palette: Palette, *, verbose: bool = False) -> str:
-    """Return the lines for people: the message, indented context, and after a blank line the hint."""
-    lines = [f"{palette.error('error:')} {printable(error.message)}"]
+def render_error(error: ClientError, palette: Palette, *, verbose: bool = False, columns: int | None = None) -> str:
+    """Return the lines for people: the message, indented context, and after a blank line the hint.
+
+    Message and hint are broken at blanks to fit into *columns*.
+    """
+    lines = [wrapped(f"{palette.error('error:')} {printable(error.message)}", columns)]
     context = list(error.context)
     if not context and error.metadata.get("log"):
         context = ["the last lines of its log:", *(f"  {line}" for line in error.metadata["log"].splitlines())]
@@ -102,5 +108,11 @@ def render_error(error: ClientError, palette: Palette, *, verbose: bool = False)
     if context:
         lines += ["", *(f"  {printable(line)}".rstrip() for line in context)]
     if error.hint:
-        lines += ["", f"{palette.hint('hint:')} {printable(error.hint)}"]
+        lines += ["", wrapped(f"{palette.hint('hint:')} {printable(error.hint)}", columns)]
     return "\n".join(lines)
+
+
+def show_error(error: ClientError, *, verbose: bool = False) -> None:
+    """Print an error on stderr, for people."""
+    palette, columns = palette_for(sys.stderr), text_columns(sys.stderr)
+    click.echo(render_error(error, palette, verbose=verbose, columns=columns), err=True)

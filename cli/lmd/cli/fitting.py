@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fit_json(model: str, fit: pb.FitModelResponse) -> Json:
-    """Return a fit for programs; the fields are those of the API."""
+    """Return a fit for programs; the fields are those of the API, also of what does not fit."""
     return {
         "model": model,
         "fits": fit.fits,
@@ -66,14 +66,7 @@ def print_fit(model: str, fit: pb.FitModelResponse) -> None:
                     ("beside", _beside(fit)),
                 ],
             ),
-            (
-                "Place",
-                [
-                    ("devices", ", ".join(f"{format_size(share.bytes)} on {share.device}" for share in fit.shares)),
-                    ("layers", f"{fit.gpu_layers} of {fit.layers} on accelerators" if fit.gpu_layers else ""),
-                    ("leave for it", ", ".join(one_line(name) for name in fit.evicted)),
-                ],
-            ),
+            ("Place", _place(fit)),
             (
                 "Context",
                 [
@@ -92,6 +85,16 @@ def print_fit(model: str, fit: pb.FitModelResponse) -> None:
             ("Download", [("still to fetch", format_size(fit.download_bytes) if fit.download_bytes else "")]),
         ]
     )
+
+
+def _place(fit: pb.FitModelResponse) -> list[tuple[str, str]]:
+    if not fit.fits:  # there is none
+        return []
+    return [
+        ("devices", ", ".join(f"{format_size(share.bytes)} on {share.device}" for share in fit.shares)),
+        ("layers", f"{fit.gpu_layers} of {fit.layers} on accelerators" if fit.gpu_layers else ""),
+        ("leave for it", ", ".join(one_line(name) for name in fit.evicted)),
+    ]
 
 
 def _for_requests(fit: pb.FitModelResponse) -> str:

@@ -14,8 +14,8 @@ import click
 
 from lmd.cli.command_table import COMMANDS, SECTIONS
 from lmd.cli.context import App
-from lmd.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BadUsage, ClientError, render_error
-from lmd.cli.terminal import is_terminal, palette_for
+from lmd.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BadUsage, ClientError, show_error
+from lmd.cli.terminal import is_terminal
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -144,8 +144,7 @@ def _fail(error: ClientError, options: Sequence[str]) -> int:
 
         click.echo(json.dumps(error.as_json(), ensure_ascii=False), err=True)
     else:
-        verbose = "-v" in options or "--verbose" in options
-        click.echo(render_error(error, palette_for(sys.stderr), verbose=verbose), err=True)
+        show_error(error, verbose="-v" in options or "--verbose" in options)
     return error.exit_code
 
 

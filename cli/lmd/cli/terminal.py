@@ -17,6 +17,8 @@ from typing import TextIO
 # C0 without tab and line feed, DEL, C1, and the characters that reorder or hide text around them.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
+#: What stays on one line where it can: a word, or a command in backticks, which somebody may want to copy.
+_PIECE = re.compile(r"(?:`[^`\n]*`|[^\s`]|`)+")
 
 
 def printable(text: str) -> str:
@@ -77,6 +79,32 @@ def cell_width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(plain)
+
+
+def wrapped(text: str, columns: int | None) -> str:
+    """Return *text* with lines of *columns* cells at most, broken at blanks and outside of backticks only.
+
+    A piece that is longer than a line stays whole. Without *columns* nothing is broken.
+    """
+    return text if columns is None else "\n".join(_wrapped_line(line, columns) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, columns: int) -> str:
+    if cell_width(line) <= columns:
+        return line
+    lines, rest = [""], line
+    for piece in _PIECE.findall(line):
+        gap, rest = rest.split(piece, 1)
+        if lines[-1] and cell_width(lines[-1] + gap + piece) > columns:
+            lines.append(piece)
+        else:
+            lines[-1] += gap + piece
+    return "\n".join(lines)
+
+
+def text_columns(stream: TextIO | None) -> int | None:
+    """Return how wide running text on *stream* may be; None, for as wide as it is, where no terminal would break it."""
+    return terminal_size().columns if is_terminal(stream) else None
 
 
 def _owns_keyboard() -> bool:

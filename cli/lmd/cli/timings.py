@@ -12,13 +12,15 @@ from lmd.v1 import inference_service_pb2 as pb
 def print_timings(done: pb.AnswerDone) -> None:
     """Print counts and timings on stderr."""
     prompt_s, generate_s = seconds(done.prompt_duration), seconds(done.generate_duration)
-    reused = f", reused {done.cached_tokens} of {done.prompt_tokens}" if done.cached_tokens else ""
-    prompt_rate = _rate(done.prompt_tokens - done.cached_tokens, prompt_s)
+    computed = done.prompt_tokens - done.cached_tokens
+    # The time and the speed are those of what was computed, so that is what they stand beside.
+    prompt = f"{computed} of {_tokens(done.prompt_tokens)} computed" if done.cached_tokens else _tokens(computed)
+    reused = f", {done.cached_tokens} reused" if done.cached_tokens else ""
     rows = [
         ("total", format_elapsed(seconds(done.total_duration))),
         ("load", format_elapsed(seconds(done.load_duration))),
         ("queue", format_elapsed(seconds(done.queue_duration))),
-        ("prompt", f"{_tokens(done.prompt_tokens)} in {format_elapsed(prompt_s)}{prompt_rate}{reused}"),
+        ("prompt", f"{prompt} in {format_elapsed(prompt_s)}{_rate(computed, prompt_s)}{reused}"),
         (
             "answer",
             f"{_tokens(done.generated_tokens)} in {format_elapsed(generate_s)}"

@@ -10,7 +10,11 @@ _COUNT_UNITS = ("K", "M", "B", "T")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?(?:([kmgtp])(i?b)?|b)", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _DURATION_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_CALENDAR = ((86400 * 365, "year"), (86400 * 30, "month"), (86400 * 7, "week"), (86400, "day"), (3600, "hour"))
+_DAY_S = 86400
+_CALENDAR = (
+    *((1, "second"), (60, "minute"), (3600, "hour"), (_DAY_S, "day")),
+    *((7 * _DAY_S, "week"), (30 * _DAY_S, "month"), (365 * _DAY_S, "year")),
+)
 
 FOR_EVER = "for ever"
 
@@ -66,14 +70,15 @@ def format_clock(seconds: float) -> str:
 
 
 def format_span(seconds: float) -> str:
-    """Return a span in its largest unit: "5 seconds", "2 minutes", "3 weeks"."""
-    whole = max(0, round(seconds))
+    """Return a span in its largest unit, rounded to the nearest: "5 seconds", "2 minutes", "3 weeks"."""
+    elapsed_s, rounded_s, text = max(seconds, 0.0), 0, ""
     for unit_s, unit in _CALENDAR:
-        if whole >= unit_s:
-            return _counted(whole // unit_s, unit)
-    if whole >= 60:
-        return _counted(whole // 60, "minute")
-    return _counted(whole, "second")
+        # Rounding may fill a unit too: 59.5 minutes are an hour, not 60 minutes.
+        if text and max(elapsed_s, rounded_s) < unit_s:
+            break
+        number = int(elapsed_s / unit_s + 0.5)
+        rounded_s, text = number * unit_s, _counted(number, unit)
+    return text
 
 
 def format_ago(seconds: float) -> str:

@@ -46,6 +46,9 @@ DEVICES_S = 2.0
 ADOPTION_NONCE = (1 << 32) - 1
 ADOPTION_S = 0.5
 
+#: The ping before a drain, by which a runner that has nothing to do shows that it turns.
+LEAVING_NONCE = (1 << 32) - 2
+
 
 class OutOfMemory(Exception):
     """Raised by a load that the engine, or the kernel's out-of-memory killer, ended; residency decides what follows."""
@@ -87,6 +90,7 @@ class RunnerProcess:
         self._note_progress: Callable[[float], None] = lambda fraction: None
         self._pong_nonce = 0
         self._awake: asyncio.Future[None] = loop.create_future()
+        self._leaving: asyncio.Future[None] = loop.create_future()
         self._stopping = False
         self._killed = False
         self._end_error: Callable[[], LmdError] | None = None
@@ -214,13 +218,18 @@ class RunnerProcess:
     ) -> RunnerExit:
         """End the runner: drain for *drain_s* seconds, let it save KV for *save_s* more, then TERM, then KILL.
 
-        Requests that still run after the drain fail with *cut*'s error. Without a drain nothing is saved.
+        Requests that still run after the drain fail with *cut*'s error. Without a drain nothing is saved. A runner
+        that has nothing to do and does not even say that it heard of the drain, gets no more than a TERM's time.
         """
         self._stopping = True
         self._end_error = self._end_error or cut
         try:
             if drain_s > 0:
+                self._link.send(frames.DaemonFrame(ping=frames.Ping(nonce=LEAVING_NONCE)))
                 self._link.send(frames.DaemonFrame(drain=frames.Drain(save_ms=round(save_s * 1000))))
+                if not self._requests and not await self._leaves_within(self._timings.term_s):
+                    log.warning("runner_stuck", model=self.name, pid=self.pid)
+                    self.kill()
             if drain_s <= 0 or not await self._exits_within(drain_s + save_s):
                 self._signal(signal.SIGTERM)
                 if not await self._exits_within(self._timings.term_s):
@@ -369,6 +378,8 @@ class RunnerProcess:
         match frame.WhichOneof("frame"):
             case "pong" if frame.pong.nonce == ADOPTION_NONCE:
                 resolve(self._awake, None)
+            case "pong" if frame.pong.nonce == LEAVING_NONCE:
+                resolve(self._leaving, None)
             case "pong":
                 self._pong_nonce = frame.pong.nonce
                 if frame.pong.HasField("stats"):
@@ -446,6 +457,12 @@ class RunnerProcess:
             self.kill()
             await self.gone()
             raise
+
+    async def _leaves_within(self, timeout_s: float) -> bool:
+        """Return whether it has answered the ping before the drain in time, or has ended."""
+        either: list[asyncio.Future[Any]] = [self._leaving, self.exit]
+        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
 
     async def _exits_within(self, timeout_s: float) -> bool:
         await asyncio.wait([self.exit], timeout=timeout_s)

@@ -415,16 +415,20 @@ class UnloadModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNING_ANSWERS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     running_answers: _builtins.int
     """Answers that were running; they finish first unless forced."""
+    name: _builtins.str
+    """The model's full name."""
     def __init__(
         self,
         *,
         running_answers: _builtins.int = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["running_answers", b"running_answers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "running_answers", b"running_answers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,12 +609,17 @@ class UnpinModelResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model's full name."""
     def __init__(
         self,
+        *,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -823,7 +832,7 @@ class FitModelResponse(_message.Message):
     """Why it goes there, or why it does not fit, in words."""
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceShare]:
-        """Where it would go."""
+        """Where it would go; of what does not fit, what it lacks room for."""
 
     @_builtins.property
     def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

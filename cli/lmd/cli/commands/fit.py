@@ -25,7 +25,8 @@ def command(app: App, model: str, options: tuple[str, ...], as_json: bool) -> No
     The speed is the bandwidth of the memory over the weights that each token reads; of a mixture of experts those are
     its active ones. It is known once a model of about that size has answered on this machine.
 
-    The exit status is 0 when the model fits, 1 when it does not.
+    The exit status is 0 when the model fits, 1 when it does not. No place is shown then; with --json, `devices` says
+    what it lacks room for.
 
     \b
     Examples:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from lmd.cli.context import App, announce, pass_app
-from lmd.cli.errors import ClientError, render_error
+from lmd.cli.errors import ClientError, show_error
 from lmd.cli.options import MODEL, json_option
-from lmd.cli.terminal import palette_for
 
 if TYPE_CHECKING:
     from lmd.cli.client import Client
@@ -55,8 +53,10 @@ def command(app: App, models: tuple[str, ...], missing_ok: bool, as_json: bool) 
             ]
         )
     for failure in failures[:-1]:
-        text = json.dumps(failure.as_json()) if as_json else render_error(failure, palette_for(sys.stderr))
-        click.echo(text, err=True)
+        if as_json:
+            click.echo(json.dumps(failure.as_json()), err=True)
+        else:
+            show_error(failure)
     if failures:
         raise failures[-1]
 

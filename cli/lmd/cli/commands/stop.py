@@ -32,6 +32,7 @@ def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool, as_j
       lm stop llama3.2
       lm stop --all --force
     """
+    from lmd.cli.stopping import unload
     from lmd.v1 import runtime_service_pb2 as pb
 
     if bool(models) == stop_all:
@@ -41,12 +42,13 @@ def command(app: App, models: tuple[str, ...], stop_all: bool, force: bool, as_j
         runners = client.call(client.runtime.ListRunners, pb.ListRunnersRequest()).runners
         pinned = {runner.name for runner in runners if runner.pinned}
         for model in models or _resident(runners, force=force):
-            running = client.call(client.runtime.UnloadModel, pb.UnloadModelRequest(name=model, force=force))
-            stopped.append({"name": model, "running_answers": running.running_answers})
+            done = unload(client, model, force=force)
+            name = done.name or model
+            stopped.append({"name": name, "running_answers": done.running_answers})
             if not as_json:
-                _announce(model, running.running_answers, force=force)
-                if {model, f"{model}:latest"} & pinned:
-                    note(f"{model} is pinned and comes back with the next request; `lm unpin {model}` ends that")
+                _announce(name, done.running_answers, force=force)
+                if name in pinned:
+                    note(f"{name} is pinned and comes back with the next request; `lm unpin {name}` ends that")
     if as_json:
         from lmd.cli.output import print_json
 

@@ -22,10 +22,12 @@ def command(app: App, models: tuple[str, ...], as_json: bool) -> None:
     from lmd.cli.output import print_json
     from lmd.v1 import runtime_service_pb2 as pb
 
+    unpinned = []
     with app.daemon() as client:
         for model in models:
-            client.call(client.runtime.UnpinModel, pb.UnpinModelRequest(name=model))
+            name = client.call(client.runtime.UnpinModel, pb.UnpinModelRequest(name=model)).name or model
+            unpinned.append(name)
             if not as_json:
-                announce("unpinned", model)
+                announce("unpinned", name)
     if as_json:
-        print_json([{"name": model} for model in models])
+        print_json([{"name": name} for name in unpinned])

@@ -10,12 +10,12 @@ import click
 from lmd.cli.answer import Request, body_for_stdout, receive
 from lmd.cli.client import Client
 from lmd.cli.context import note
-from lmd.cli.errors import ClientError, render_error
+from lmd.cli.errors import ClientError, show_error
 from lmd.cli.loading import ensure_model, load, require_generating
 from lmd.cli.places import history_file
 from lmd.cli.repl.reader import Reader, StreamReader, read_message
 from lmd.cli.repl.slash import Slash
-from lmd.cli.terminal import is_terminal, palette_for
+from lmd.cli.terminal import is_terminal
 from lmd.cli.timings import print_timings
 from lmd.v1 import inference_service_pb2 as inference_pb
 from lmd.v1 import model_pb2
@@ -94,7 +94,7 @@ class Session:
                 return self._slash.obey(text)
             self._answer(text)
         except ClientError as error:
-            click.echo(render_error(error, palette_for(sys.stderr)), err=True)
+            show_error(error)
         except KeyboardInterrupt:
             if not self._on_terminal:
                 raise

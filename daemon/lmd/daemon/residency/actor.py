@@ -118,7 +118,8 @@ class ModelActor(Standing):
         self._force = self._force or force
         if force:
             self._requests.refuse(Unloaded(self.model.name))
-        self._depart(f"{running} running answers finish first" if running and not force else "is unloaded")
+        first = "1 running answer finishes first" if running == 1 else f"{running} running answers finish first"
+        self._depart(first if running and not force else "is unloaded")
         return running
 
     def close(self) -> None:

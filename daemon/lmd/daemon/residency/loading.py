@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -158,7 +159,7 @@ class Loader:
             gpus = [share.device for share in placement.accelerators]
             if gpus:
                 runner.ask_devices = lambda: self.offload.fault_now(gpus)
-            ready = await runner.load(frame, follower.note_progress)
+            ready = await runner.load(frame, partial(_tell_progress, follower, settings.num_ctx))
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
             self._compare(model, settings, ready)
             self.ledger.settle(key, _held(ready, placement))
@@ -304,6 +305,13 @@ class Loader:
             free_bytes=max(device.free_bytes for device in devices),
             device=", ".join(device.id for device in devices),
         )
+
+
+def _tell_progress(follower: LoadFollower, num_ctx: int, fraction: float) -> None:
+    """Tell how much is read; after that the context is made, which takes long where it is large."""
+    follower.note_progress(fraction)
+    if fraction >= 1:
+        follower.note_phase(f"makes room for a context of {num_ctx} tokens", False)
 
 
 def _manifest_chat(model: Loadable) -> frames.Chat | None:

@@ -90,8 +90,8 @@ class Pins:
                 await self._take_back(model, before)
             raise
 
-    async def unpin(self, text: str) -> None:
-        """Let a model leave like any other; it need not be in the store any more.
+    async def unpin(self, text: str) -> str:
+        """Let a model leave like any other, and return its full name; it need not be in the store any more.
 
         Raises:
             InvalidRef: *text* is no model reference.
@@ -110,6 +110,7 @@ class Pins:
         del self._pins[name]
         self._residency.unpin(name)
         await self._save()
+        return name
 
     async def _take_back(self, model: Loadable, before: dict[str, object] | None) -> None:
         if before is None:

@@ -76,8 +76,8 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
         context: grpc.aio.ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse],
     ) -> pb.UnloadModelResponse:
         """Unload a model; it need not be in the store any more."""
-        running = await unload_model(self._catalog, self._residency, request.name, force=request.force)
-        return pb.UnloadModelResponse(running_answers=running)
+        stopped = await unload_model(self._catalog, self._residency, request.name, force=request.force)
+        return pb.UnloadModelResponse(name=stopped.name, running_answers=stopped.running_answers)
 
     async def WatchRunners(
         self,
@@ -110,8 +110,7 @@ class RuntimeServiceServicer(rpc.RuntimeServiceServicer):
         context: grpc.aio.ServicerContext[pb.UnpinModelRequest, pb.UnpinModelResponse],
     ) -> pb.UnpinModelResponse:
         """Let a model leave like any other."""
-        await self._pins.unpin(request.name)
-        return pb.UnpinModelResponse()
+        return pb.UnpinModelResponse(name=await self._pins.unpin(request.name))
 
 
 def runner_message(status: RunnerStatus) -> pb.Runner:
