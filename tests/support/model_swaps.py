@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.decisions import Usage
+from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.plans import Ask, DeviceMemory, Held, Plan
 from lmd.daemon.residency.turns import AnswerTimes
 from tests.support.virtual_loop import VirtualLoop

@@ -10,7 +10,8 @@ import pytest
 
 from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
 from lmd.daemon.residency import ledger as ledger_module
-from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
+from lmd.daemon.residency.decisions import LEASE_PREFIX, Usage
+from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.plans import Action, Ask, DeviceMemory, Held, Need, Plan
 from tests.support.leaks import until
 

@@ -17,8 +17,8 @@ from lmd.daemon.adapter_scales import AdapterFile
 from lmd.daemon.blocking import BlockingPool
 from lmd.daemon.callers import Caller
 from lmd.daemon.errors import DeviceUnavailable
+from lmd.daemon.residency.decisions import Picture
 from lmd.daemon.residency.facts import MeasuredMemory
-from lmd.daemon.residency.ledger import Picture
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.plans import CPU, Action, Ask, Placement, Plan
 from lmd.daemon.residency.residency import Residency

@@ -287,7 +287,9 @@ class RunnerProcess:
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self._watch()), group.create_task(self._follow_link())]
                 await process.wait()
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started goes with it
+                # What it started goes with it. Its id is not given away while its group has members; with none left, a
+                # stranger would have to get just this id and lead a group within this line.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 for helper in helpers:
                     helper.cancel()

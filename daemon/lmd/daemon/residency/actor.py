@@ -10,7 +10,8 @@ from datetime import timedelta
 import structlog
 
 from lmd.daemon.errors import AnswersTooLong, DeviceMemoryShort, DeviceUnavailable, Draining, Unloaded
-from lmd.daemon.residency.ledger import RECHECK_S, Refusal
+from lmd.daemon.residency.decisions import Refusal
+from lmd.daemon.residency.ledger import RECHECK_S
 from lmd.daemon.residency.loading import Loaded
 from lmd.daemon.residency.queueing import check_room
 from lmd.daemon.residency.standing import Standing

@@ -16,8 +16,9 @@ import structlog
 
 from lmd.daemon.errors import DeviceMemoryShort, Draining, LeaseMemoryShort
 from lmd.daemon.process_memory import ProcessTree, used_bytes
+from lmd.daemon.residency.decisions import LEASE_PREFIX, Usage
 from lmd.daemon.residency.facts import Pool
-from lmd.daemon.residency.ledger import LEASE_PREFIX, Ledger, Usage
+from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.plans import CPU, Ask, DeviceMemory, Held
 from lmd.daemon.tasks import give_up
 from lmd.registry.errors import InvalidRequest, size_text

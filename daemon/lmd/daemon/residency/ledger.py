@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from lmd.daemon.errors import DeviceMemoryShort, DeviceUnavailable
+from lmd.daemon.errors import DeviceMemoryShort
+from lmd.daemon.residency.decisions import LEASE_PREFIX, Decision, Picture, Refusal, Usage
 from lmd.daemon.residency.planner import plan
 from lmd.daemon.residency.plans import CPU, Action, Ask, DeviceMemory, Held, Placement, Plan, Resident
 from lmd.daemon.residency.reasons import seconds_text
+from lmd.daemon.residency.refusals import devices_gone, too_large, waited_too_long
 from lmd.daemon.residency.turns import again_s, next_change_s, stay_s
-from lmd.registry.errors import LmdError, size_text
 
 log = structlog.get_logger(__name__)
 
@@ -24,8 +25,6 @@ log = structlog.get_logger(__name__)
 GPU_SETTLE_S = 3.0
 #: A runner takes more for a moment when its load ends: buffers that are copied, state that is read back.
 LOAD_SETTLE_S = 2.0
-#: How the keys of leases begin; those of models are digests.
-LEASE_PREFIX = "lease "
 #: So does the kernel, of main memory; it is not refused for good before that is over.
 RELEASE_S = 2.0
 #: Memory that other programs give back does not notify us.
@@ -34,79 +33,6 @@ RECHECK_S = 0.5
 CLOCK_SLACK_S = 0.001
 #: How many decisions are remembered.
 REMEMBERED = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a resident does now, as far as eviction cares.
-
-    Attributes:
-        busy: whether it serves, or loads for someone.
-        last_used: when it was used last, on the loop's clock.
-        pinned: whether it may not be evicted.
-        leaving: whether it is on its way out already, with nobody left to finish.
-        grown_bytes: what it has taken since it was loaded, of what it may take: the machine's figures show them.
-        queued: requests that wait for it.
-        reload_s: how long its last load took; 0 when that is not known.
-        loaded_at: when it became ready, on the loop's clock; 0 while it is not.
-        priority: who may take memory from whom: the lower goes first.
-        pause_s: how soon it is usually asked again when it was idle; 0 when that never happened since it was loaded.
-        answer_s: how long its answers take; 0 when that is not known.
-        shared: whether it has had two requests at once since it was loaded.
-        by_name: whether it is pinned because somebody has pinned it, and not by a keep-alive without end.
-    """
-
-    busy: bool
-    last_used: float
-    pinned: bool
-    leaving: bool
-    grown_bytes: int = 0
-    queued: int = 0
-    reload_s: float = 0.0
-    loaded_at: float = 0.0
-    priority: int = 0
-    pause_s: float = 0.0
-    answer_s: float = 0.0
-    shared: bool = False
-    by_name: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What was decided for an ask: the plan, for whom, when, after which wait, and the names of the others in it."""
-
-    name: str
-    plan: Plan
-    others: tuple[str, ...]
-    waited_s: float
-    time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """The machine at one moment, for asking what would be decided."""
-
-    devices: tuple[DeviceMemory, ...]
-    residents: tuple[Resident, ...]
-    reserve_bytes: int
-
-    def plan(self, ask: Ask) -> Plan:
-        """Return what would be decided for *ask*; nothing changes."""
-        return plan(self.devices, self.residents, ask, reserve_bytes=self.reserve_bytes)
-
-    def names(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of residents, for people."""
-        named = {resident.key: resident.name or resident.key for resident in self.residents}
-        return tuple(named.get(key, key) for key in keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """That there is no place for an ask, whoever leaves; *settling*: by a reading that may be wrong for a moment."""
-
-    error: LmdError
-    settling: bool = False
-    reason: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -221,10 +147,10 @@ class Ledger:
             refused = picture.plan(ask)
             decided = self._once_settled(refused, picture.devices, picture.residents, ask)
         except ValueError:
-            return Refusal(_unavailable(ask))
+            return Refusal(devices_gone(ask))
         if refused.action is not Action.REFUSE:
             return None
-        error = self._short(ask, refused, others)
+        error = self._too_large(ask, refused, others)
         if decided.action is not Action.REFUSE:
             return Refusal(error, settling=True, reason=decided.reason)
         self._remember(Decision(ask.name, refused, (), ask.waited_s, datetime.now(UTC)))
@@ -370,10 +296,10 @@ class Ledger:
                 decided = plan(devices, residents, ask, reserve_bytes=self._reserve_bytes)
                 decided = self._once_settled(decided, devices, residents, ask, late=now >= asking.deadline)
             except ValueError:
-                asking.granted.set_exception(_unavailable(ask))
+                asking.granted.set_exception(devices_gone(ask))
                 continue
             late = now >= asking.deadline and decided.action not in (Action.LOAD, Action.REFUSE)
-            given_up = late and not self._goes_on(asking, self._waited_too_long(asking, decided, devices))
+            given_up = late and not self._goes_on(asking, self._late(asking, decided, devices))
             if given_up:
                 reason = f"gave up after {seconds_text(asking.timeout_s)}: {decided.reason}"
                 decided = replace(decided, action=Action.REFUSE, reason=reason)
@@ -384,7 +310,7 @@ class Ledger:
                 self._hold(ask, decided.placement)
                 asking.granted.set_result(decided.placement)
             elif decided.action is Action.REFUSE:
-                asking.granted.set_exception(self._short(ask, decided, residents))
+                asking.granted.set_exception(self._too_large(ask, decided, residents))
             else:
                 self._follow(asking, decided)
                 wake_s = min(wake_s, asking.deadline - now, next_change_s(ask, residents) + CLOCK_SLACK_S)
@@ -509,49 +435,18 @@ class Ledger:
             "residency_plan", model=made.name, action=decided.action.value, others=made.others, reason=decided.reason
         )
 
-    def _waited_too_long(self, asking: _Asking, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
-        ask = asking.ask
-        free = {device.id: device.free_bytes - self._reserve_bytes for device in devices}
-        for resident in self._residents(ask.key):
-            for part in resident.held:
-                # A reading shows it as free, and it is not to be had.
-                free[part.device] = free.get(part.device, 0) - part.unseen_bytes
-        share = max(decided.placement.shares, key=lambda share: share.bytes - free.get(share.device, 0))
-        return DeviceMemoryShort(
-            ask.name,
-            needed_bytes=share.bytes,
-            free_bytes=max(0, free.get(share.device, 0)),
-            device=share.device,
+    def _late(self, asking: _Asking, decided: Plan, devices: Sequence[DeviceMemory]) -> DeviceMemoryShort:
+        return waited_too_long(
+            asking.ask,
+            decided,
+            devices,
+            self._residents(asking.ask.key),
+            reserve_bytes=self._reserve_bytes,
             waited_s=asking.timeout_s,
-            hint="other models answer with that memory; try again when they are done, or stop one with `lm stop`",
         )
 
-    def _short(self, ask: Ask, refused: Plan, residents: Sequence[Resident]) -> DeviceMemoryShort:
-        """Return the refusal, with who may be let go so that it fits."""
-        return DeviceMemoryShort(
-            ask.name,
-            needed_bytes=refused.needed_bytes,
-            free_bytes=refused.free_bytes,
-            device=refused.device,
-            hint=self._who_stays(refused, residents),
-        )
-
-    def _who_stays(self, refused: Plan, residents: Sequence[Resident]) -> str:
-        """Name the models that may not leave and hold what is missing; nothing when it is too large without them."""
-        held_bytes = {
-            resident.key: sum(part.held_bytes for part in resident.held if part.device == refused.device)
-            for resident in residents
-            if resident.pinned and not resident.key.startswith(LEASE_PREFIX)
-        }
-        staying = [resident for resident in residents if held_bytes.get(resident.key)]
-        if refused.free_bytes + sum(held_bytes.values()) < refused.needed_bytes:
-            return ""
-        texts = []
-        for resident in staying:
-            how, command = ("pinned", "unpin") if self._usage(resident.key).by_name else ("kept for ever", "stop")
-            size = size_text(held_bytes[resident.key])
-            texts.append(f"{resident.label} is {how} and holds {size}: `lm {command} {resident.name}` lets it go")
-        return "; ".join(texts)
+    def _too_large(self, ask: Ask, refused: Plan, residents: Sequence[Resident]) -> DeviceMemoryShort:
+        return too_large(ask, refused, residents, by_name=lambda key: self._usage(key).by_name)
 
     def _hold(self, ask: Ask, placement: Placement) -> None:
         self._holdings[ask.key] = _resident(ask, placement)
@@ -567,12 +462,6 @@ def _resident(ask: Ask, placement: Placement) -> Resident:
     """Return what gets a place: nothing of it is to be seen yet."""
     held = tuple(Held(share.device, share.bytes, share.bytes) for share in placement.shares)
     return Resident(ask.key, held, ask.name, busy=True, priority=ask.priority)
-
-
-def _unavailable(ask: Ask) -> DeviceUnavailable:
-    """Return that the devices are gone which were there when it asked."""
-    gone = " and ".join(ask.devices or ("every device",))
-    return DeviceUnavailable(ask.name, f"{gone} cannot be used any more")
 
 
 def _gist(decided: Plan) -> tuple[Action, tuple[str, ...], Placement]:

@@ -18,9 +18,10 @@ from lmd.daemon.errors import Draining
 from lmd.daemon.parameters import context_floor, effective, load_settings, usable_kv_type
 from lmd.daemon.rated_bandwidth import rated_bandwidth
 from lmd.daemon.residency.actor import ModelActor
+from lmd.daemon.residency.decisions import Decision, Usage
 from lmd.daemon.residency.facts import Facts, FactStore, Pool
 from lmd.daemon.residency.leasing import Leases
-from lmd.daemon.residency.ledger import Decision, Ledger, Usage
+from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.loading import Loader
 from lmd.daemon.residency.offload import DeviceSource, FixedDevices, Offload
 from lmd.daemon.residency.plans import DeviceMemory

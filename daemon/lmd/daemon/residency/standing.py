@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from lmd.daemon.residency.backoff import Backoff
+from lmd.daemon.residency.decisions import Usage
 from lmd.daemon.residency.keep_alive import KeepAlive
-from lmd.daemon.residency.ledger import Ledger, Usage
+from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.loading import Loaded, Loader
 from lmd.daemon.residency.requests import Requests
 from lmd.daemon.residency.ticket import Ticket

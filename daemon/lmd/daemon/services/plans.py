@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc.aio
 
-from lmd.daemon.residency.ledger import Decision
+from lmd.daemon.residency.decisions import Decision
 from lmd.daemon.residency.plans import Action
 from lmd.daemon.services.answers import duration
 from lmd.daemon.services.devices import RuntimeDevicesServicer
