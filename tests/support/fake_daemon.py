@@ -235,9 +235,9 @@ class FakeDaemon:
         self._server.add_insecure_port(f"unix:{self.socket}")
         self._server.start()
 
-    def stop(self) -> None:
-        """Stop listening; running calls are cut."""
-        self._server.stop(None).wait()
+    def stop(self, grace_s: float | None = None) -> None:
+        """Stop listening; running calls are cut, after *grace_s* if it is given."""
+        self._server.stop(grace_s).wait()
 
     def __enter__(self) -> FakeDaemon:
         self.start()
@@ -614,6 +614,8 @@ def serve(socket: Path, prepare: Callable[[FakeDaemon], None] | None = None) -> 
     signal.signal(signal.SIGTERM, lambda *_: daemon.shut_down.set())
     with daemon:
         daemon.shut_down.wait()
+        # The call that asks for it has its answer first.
+        daemon.stop(grace_s=5)
     socket.unlink(missing_ok=True)
 
 
