@@ -243,6 +243,9 @@ async def test_what_a_load_took_is_logged_beside_the_estimate(world: World) -> N
     assert told["estimated_weights_bytes"] == expected.weights_bytes
     assert told["estimated_kv_bytes"] == expected.kv_bytes
     assert told["estimated_compute_bytes"] == expected.compute_bytes
+    status = world.status(model)
+    assert status is not None
+    assert status.estimated_bytes == expected.total_bytes
 
 
 async def test_more_exact_keys_and_values_serve_and_less_exact_ones_reload_once(world: World) -> None:

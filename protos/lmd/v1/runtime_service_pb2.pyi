@@ -149,7 +149,7 @@ class Runner(_message.Message):
     pinned: _builtins.bool
     """Whether it is pinned: loaded when the daemon starts, and never evicted."""
     estimated_bytes: _builtins.int
-    """What the header said it would take, in bytes; 0 when what was measured before was used instead."""
+    """What its header says it takes, with draft and adapters, in bytes; 0 before it is loaded."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it is unloaded if nobody uses it; unset while it is busy, or when it stays for ever."""

@@ -38,7 +38,8 @@ class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
     *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
-    how long the load took, less the wait for memory; *remark* is what is noteworthy about where it is.
+    how long the load took, less the wait for memory; *estimated_bytes* is what the headers said that it takes, with draft
+    and adapters; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
@@ -50,6 +51,7 @@ class Loaded:
     reload_s: float
     placement: Placement
     active_bytes: int
+    estimated_bytes: int
     remark: str = ""
 
 
@@ -161,7 +163,8 @@ class Loader:
                 runner.ask_devices = lambda: self.offload.fault_now(gpus)
             ready = await runner.load(frame, partial(_tell_progress, follower, settings.num_ctx))
             memory = MeasuredMemory(ready.weights_bytes, ready.kv_bytes, ready.compute_bytes, ready.vram_bytes)
-            self._compare(model, settings, ready)
+            whole, beside_bytes = self.estimate(model, settings), _beside_bytes(model, settings)
+            _compare(model, settings, ready, whole, beside_bytes)
             self.ledger.settle(key, _held(ready, placement))
             if (kind := _kind(placement, memory)) is not None:
                 await self.facts.note_memory(model.manifest_digest, settings, kind, memory)
@@ -186,7 +189,8 @@ class Loader:
                 saves_kv=bool(frame.kv_dir),
                 reload_s=clock() - started,
                 placement=placement,
-                active_bytes=self.estimate(model, settings).active_bytes,
+                active_bytes=whole.active_bytes,
+                estimated_bytes=whole.total_bytes + beside_bytes,
                 remark=remark,
             )
         except BaseException:
@@ -236,25 +240,6 @@ class Loader:
             slots=self.slots,
             num_batch=settings.num_batch,
             kv_type=settings.kv_type,
-        )
-
-    def _compare(self, model: Loadable, settings: LoadSettings, ready: frames.Ready) -> None:
-        """Log what the header promised and what the engine took: what is remembered of it replaces the former."""
-        whole = self.estimate(model, settings)
-        log.info(
-            "memory_measured",
-            model=model.name,
-            num_ctx=settings.num_ctx,
-            kv_type=settings.kv_type,
-            weights_bytes=ready.weights_bytes,
-            kv_bytes=ready.kv_bytes,
-            compute_bytes=ready.compute_bytes,
-            estimated_weights_bytes=whole.weights_bytes + _beside_bytes(model, settings),
-            estimated_kv_bytes=whole.kv_bytes,
-            estimated_compute_bytes=whole.compute_bytes,
-            devices={
-                part.device: part.weights_bytes + part.kv_bytes + part.compute_bytes for part in ready.device_bytes
-            },
         )
 
     def _parked(self, kv_bytes: int) -> int:
@@ -318,6 +303,25 @@ def _manifest_chat(model: Loadable) -> frames.Chat | None:
     """Return what every chat of the model begins with, or None when there is no such thing."""
     turns = conversation(model.system, model.messages)
     return chat_frame(turns) if model.template and turns else None
+
+
+def _compare(
+    model: Loadable, settings: LoadSettings, ready: frames.Ready, whole: MemoryEstimate, beside_bytes: int
+) -> None:
+    """Log what the header promised and what the engine took: what is remembered of it replaces the former."""
+    log.info(
+        "memory_measured",
+        model=model.name,
+        num_ctx=settings.num_ctx,
+        kv_type=settings.kv_type,
+        weights_bytes=ready.weights_bytes,
+        kv_bytes=ready.kv_bytes,
+        compute_bytes=ready.compute_bytes,
+        estimated_weights_bytes=whole.weights_bytes + beside_bytes,
+        estimated_kv_bytes=whole.kv_bytes,
+        estimated_compute_bytes=whole.compute_bytes,
+        devices={part.device: part.weights_bytes + part.kv_bytes + part.compute_bytes for part in ready.device_bytes},
+    )
 
 
 def _beside_bytes(model: Loadable, settings: LoadSettings) -> int:

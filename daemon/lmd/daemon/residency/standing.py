@@ -176,6 +176,7 @@ class Standing:
             stats=self._runner.stats if self._runner is not None else None,
             pinned=self._pin is not None,
             shares=tuple((part.device, part.held_bytes) for part in held.held) if held is not None else (),
+            estimated_bytes=self._loaded.estimated_bytes if self._loaded is not None else 0,
         )
 
     def wait_status(self, ticket: Ticket) -> Waiting:

@@ -189,6 +189,7 @@ class RunnerStatus:
     pinned: bool = False
     #: What it holds of each device.
     shares: tuple[tuple[str, int], ...] = ()
+    estimated_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ def runner_message(status: RunnerStatus) -> pb.Runner:
         pid=status.pid,
         reason=status.reason,
         pinned=status.pinned,
+        estimated_bytes=status.estimated_bytes,
         shares=[
             pb.DeviceShare(device=device, bytes=held_bytes)
             # Accelerators first.
