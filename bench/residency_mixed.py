@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import statistics
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.models import benchmark_models
 from bench.prompts import prompt
 from bench.residents import LlamaRouter, ModelServer, OurModels
 from lmd.v1.runtime_service_pb2 import Runner
+from tests.support.least_recently_used import lru_loads
 
 MODELS = ("one", "two", "three")
 ROOM = 2
@@ -94,20 +94,6 @@ def fair_share_s(requests: Sequence[Request], clients: int, elapsed_s: float) ->
     """
     answered = sum(not request.error for request in requests)
     return clients * elapsed_s / answered if answered else float("inf")
-
-
-def lru_loads(models: Sequence[str], room: int) -> int:
-    """Return how many loads *models* take, in this order, where *room* fit and the least recently used leaves."""
-    resident: OrderedDict[str, None] = OrderedDict()
-    loads = 0
-    for model in models:
-        if model not in resident:
-            loads += 1
-            if len(resident) >= room:
-                resident.popitem(last=False)
-        resident[model] = None
-        resident.move_to_end(model)
-    return loads
 
 
 def mixed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +11,7 @@ from lmd.daemon.residency.decisions import Usage
 from lmd.daemon.residency.ledger import Ledger
 from lmd.daemon.residency.plans import Ask, DeviceMemory, Held, Plan
 from lmd.daemon.residency.turns import AnswerTimes
+from tests.support.least_recently_used import lru_loads
 from tests.support.virtual_loop import VirtualLoop
 
 MODEL_BYTES = 100
@@ -56,16 +56,7 @@ class Outcome:
 
     def lru_loads(self, room: int) -> int:
         """How many loads the same arrivals take when the least recently used model leaves."""
-        resident: OrderedDict[str, None] = OrderedDict()
-        loads = 0
-        for model in self.arrivals:
-            if model not in resident:
-                loads += 1
-                if len(resident) >= room:
-                    resident.popitem(last=False)
-            resident[model] = None
-            resident.move_to_end(model)
-        return loads
+        return lru_loads(self.arrivals, room)
 
 
 class _Model:

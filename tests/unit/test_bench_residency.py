@@ -7,7 +7,8 @@ from itertools import cycle, islice
 import pytest
 
 from bench.figures import Figure, table
-from bench.residency_mixed import Outcome, Request, fair_share_s, lru_loads
+from bench.residency_mixed import Outcome, Request, fair_share_s
+from tests.support.least_recently_used import lru_loads
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmd.cli.output import print_facts
+from lmd.cli.shapes import shares_json
 from lmd.cli.terminal import one_line, palette_for
 from lmd.cli.units import format_size
 
@@ -28,7 +29,7 @@ def fit_json(model: str, fit: pb.FitModelResponse) -> Json:
         "compute_bytes": fit.compute_bytes,
         "beside_bytes": fit.beside_bytes,
         "measured": fit.measured,
-        "devices": [{"device": share.device, "bytes": share.bytes} for share in fit.shares],
+        "devices": shares_json(fit.shares),
         "gpu_layers": fit.gpu_layers,
         "layers": fit.layers,
         "evicted": list(fit.evicted),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmd.cli.output import print_table
-from lmd.cli.shapes import Json, enum_text, seconds, time_text, unix_time
+from lmd.cli.shapes import Json, enum_text, seconds, shares_json, time_text, unix_time
 from lmd.cli.terminal import is_terminal, palette_for
 from lmd.cli.units import format_elapsed, format_size, format_span
 
@@ -30,7 +30,7 @@ def decision_json(decision: pb.Decision) -> Json:
     return {
         "name": decision.name,
         "action": enum_text(decision, "action"),
-        "shares": [{"device": share.device, "bytes": share.bytes} for share in decision.shares],
+        "shares": shares_json(decision.shares),
         "others": list(decision.others),
         "reason": decision.reason,
         "time": time_text(decision.time),

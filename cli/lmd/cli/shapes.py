@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -167,13 +167,18 @@ def runner_json(runner: runtime_service_pb2.Runner) -> Json:
         "expires_at": time_text(runner.expire_time),
         "keep_forever": runner.keep_forever,
         "pinned": runner.pinned,
-        "shares": [{"device": share.device, "bytes": share.bytes} for share in runner.shares],
+        "shares": shares_json(runner.shares),
         "estimated_bytes": runner.estimated_bytes,
         "pid": runner.pid,
         "loaded_at": time_text(runner.load_time),
         "load_seconds": seconds(runner.load_duration),
         "stats": {field.name: getattr(runner.stats, field.name) for field in runner.stats.DESCRIPTOR.fields},
     }
+
+
+def shares_json(shares: Iterable[runtime_service_pb2.DeviceShare]) -> list[Json]:
+    """Return how much of each device something takes."""
+    return [{"device": share.device, "bytes": share.bytes} for share in shares]
 
 
 def runner_event_json(event: runtime_service_pb2.RunnerEvent) -> Json:

@@ -38,8 +38,8 @@ class Loaded:
     """A runner that is ready, with the settings that were asked for and what came of them.
 
     *saves_kv* says that it may save KV when it leaves; *active_bytes* are the weights that a token reads; *reload_s* is
-    how long the load took, less the wait for memory; *estimated_bytes* is what the headers said that it takes, with draft
-    and adapters; *remark* is what is noteworthy about where it is.
+    how long the load took, less the wait for memory; *estimated_bytes* is what the headers said that it takes, with
+    draft and adapters; *remark* is what is noteworthy about where it is.
     """
 
     runner: RunnerProcess
